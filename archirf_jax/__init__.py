@@ -1,0 +1,1 @@
+"""archirf_jax: train, sample and judge diffusion and rectified-flow image models in JAX."""

@@ -1,0 +1,1 @@
+"""Data: sources, order, decoding, feeds, and this project's TFDS builders."""

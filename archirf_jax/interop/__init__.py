@@ -1,0 +1,1 @@
+"""Names and layouts of published weights, one file a source."""

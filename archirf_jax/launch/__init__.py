@@ -1,0 +1,1 @@
+"""How commands start: flags, configuration, messages, exit codes."""

@@ -1,0 +1,73 @@
+"""How every command starts and ends: flags, messages, the compilation cache, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import logging as std_logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+
+from archirf_jax.errors import UserError
+from archirf_jax.launch.config import explain_override
+
+PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
+FAILED = 2
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Run a command's `main(argv)` and exit: 0 on success, 2 after one line for a person's mistake."""
+    # absl leaves a wrong flag's usage page to us: a person wants the one line.
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def command_line() -> str:
+    """The command that started this process, for "run this again" messages."""
+    module = sys.modules["__main__"].__spec__
+    start = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
+    return " ".join([start, *sys.argv[1:]])
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        _fail(explain_override(argv[1:], e))
+    if len(rest) > 1:
+        _fail(f"unexpected argument {rest[1]!r}; every argument is a flag, --name=value")
+    return rest
+
+
+def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
+    _set_up_messages()
+    _set_up_compilation_cache()
+    try:
+        return main(argv)
+    except (UserError, OSError) as e:
+        _fail(str(e))
+    except KeyboardInterrupt:
+        _fail("interrupted before there was anything to save")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(FAILED)
+
+
+def _set_up_messages() -> None:
+    """This package's messages as plain lines; from libraries, warnings only."""
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno >= std_logging.WARNING or record.pathname.startswith(PACKAGE))
+    handler.setFormatter(std_logging.Formatter("%(message)s"))
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold(logging.INFO)
+
+
+def _set_up_compilation_cache() -> None:
+    """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR moves the place."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "archirf_jax", "xla"))

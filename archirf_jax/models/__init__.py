@@ -1,0 +1,1 @@
+"""Networks: pure Linen modules, one file each, found by the name of the file; each file ends in `build`."""

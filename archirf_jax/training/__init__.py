@@ -1,0 +1,1 @@
+"""Training: the one loop, state, optimizers, averages, checkpoints, signals and writers."""

@@ -1,0 +1,119 @@
+"""Checkpoints of a run: separate Orbax items `params`, `ema`, `opt`, written in the background, whole or not at all."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from archirf_jax.errors import UserError
+from archirf_jax.training.state import TrainState
+
+# What Orbax and TensorStore raise for a checkpoint that is truncated, overwritten or incomplete.
+DAMAGED = (ValueError, OSError, KeyError, TypeError)
+
+
+class Checkpoints:
+    """The checkpoints in `directory`, newest `keep` of them.
+
+    Args:
+        directory: created when something is saved.
+        keep: how many to keep; None to read only.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int | None = None) -> None:
+        self.directory = directory.absolute()
+        self._read_only = keep is None
+        policy = checkpoint_managers.LatestN(keep) if keep else None
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("params", "ema", "opt"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, create=not self._read_only, read_only=self._read_only
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, state: TrainState) -> None:
+        """Start writing `state`; returns as soon as its values are copied.
+
+        Raises:
+            UserError: this or the write before it failed, for example because the disk is full.
+        """
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "ema", "opt")}
+        try:
+            self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        except (OSError, ValueError) as e:
+            raise self._failed(e) from e
+
+    def wait(self) -> None:
+        """Return when everything is on disk.
+
+        Raises:
+            UserError: a write failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as e:
+            raise self._failed(e) from e
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest readable state, shaped and placed like `like` (arrays or ShapeDtypeStructs); None without any.
+
+        A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
+        """
+        found = self._newest({name: getattr(like, name) for name in ("params", "ema", "opt")})
+        if found is None:
+            return None
+        step, items = found
+        return TrainState(step=jax.numpy.asarray(step, "int32"), **items)
+
+    def restore_ema(self, like: Any, step: int | None = None) -> tuple[int, Any]:
+        """(step, EMA parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
+
+        Raises:
+            UserError: there is none.
+        """
+        if step is not None and step not in self.steps():
+            raise UserError(f"--step: no checkpoint of step {step}; there are {', '.join(map(str, self.steps())) or 'none'}")
+        found = self._newest({"ema": like}, only=step)
+        if found is None:
+            raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")
+        return found[0], found[1]["ema"]
+
+    def close(self) -> None:
+        """Wait for writes and release the directory."""
+        self._manager.close()
+
+    def _newest(self, like: dict[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        args = {name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)) for name, tree in like.items()}
+        for step in self.steps() if only is None else [only]:
+            try:
+                return step, dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+            except DAMAGED as e:
+                logging.warning("the checkpoint of step %d is damaged (%s)", step, " ".join(str(e).split())[:200])
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if self._read_only:
+            return
+        place = self.directory.parent / "damaged" / str(step)
+        place.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).replace(place)
+        self._manager.reload()
+        logging.warning("moved it to %s and going back to the one before", place)
+
+    def _failed(self, error: Exception) -> UserError:
+        older = [str(step) for step in self.steps()]
+        return UserError(
+            f"a checkpoint could not be written to {str(self.directory)!r}: {' '.join(str(error).split())[:200]}; "
+            f"whole checkpoints: {', '.join(older) or 'none'}; make room and start the same command again"
+        )

@@ -1,0 +1,257 @@
+"""The one training loop. It knows nothing of networks or noise: a task gives `init`, `step`, `preview`, `animate`.
+
+Order of operations, which resuming relies on:
+    1. restore the newest checkpoint, or initialise
+    2. advance up to the next boundary (log, sample, checkpoint, end) or until a signal asks to stop
+    3. at a boundary: read the metrics (a NaN stops here), write the sample grid, then save
+    4. after the last step: wait for the last save, then make the closing pictures
+Whatever is drawn or ordered depends on the seed and the step number alone, and the number of steps a dispatch runs is
+an argument of one compiled program, so a run that stopped anywhere goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+
+from archirf_jax.errors import UserError
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.preemption import StopRequest
+from archirf_jax.training.state import TrainState, purpose_key
+from archirf_jax.training.writers import Metrics, Progress, read_metrics
+from archirf_jax.visuals import pictures, plots
+
+DISPATCH_SECONDS = 0.5  # a dispatch is kept about this short, so that a signal is heard soon
+
+Advance = Callable[[TrainState, Any, int], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Task(Protocol):
+    """What the loop asks of a task."""
+
+    def init(self, key: jax.Array) -> TrainState:
+        """The state before the first step."""
+
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update and its scalar metrics, "loss" among them."""
+
+    def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
+        """(rows, columns, H, W, C) uint8 pictures."""
+
+    def animate(self, state: TrainState, key: jax.Array) -> np.ndarray:
+        """(frames, rows, columns, H, W, C) uint8 pictures."""
+
+
+class Feed(Protocol):
+    """What the loop asks of the data (`data.pipeline`)."""
+
+    dispatch: int
+
+    def chunk(self, step: int, n: int) -> Any:
+        """What `batch` needs for n steps from `step` on."""
+
+    def batch(self, chunk: Any, i: jax.Array, key: jax.Array) -> Any:
+        """The chunk's i-th batch."""
+
+    def close(self) -> None:
+        """Release what the feed holds."""
+
+
+def make_advance(task: Task, feed: Feed, seed: int) -> Advance:
+    """A compiled function that runs n <= feed.dispatch steps; metrics come back as (feed.dispatch,), n of them filled."""
+    step_key, flip_key = purpose_key(seed, "step"), purpose_key(seed, "flip")
+
+    def one(chunk: Any, i: jax.Array, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = feed.batch(chunk, i, jax.random.fold_in(flip_key, state.step))
+        return task.step(state, batch, jax.random.fold_in(step_key, state.step))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state: TrainState, chunk: Any, n: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        _, shapes = jax.eval_shape(one, chunk, jnp.int32(0), state)
+        rows = {name: jnp.zeros((feed.dispatch,), value.dtype) for name, value in shapes.items()}
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            state, rows = carry
+            state, metrics = one(chunk, i, state)
+            return state, {name: rows[name].at[i].set(value) for name, value in metrics.items()}
+
+        # The trip count is traced: one program for any n, hence the same bits however a run is cut into dispatches.
+        return jax.lax.fori_loop(0, n, body, (state, rows))
+
+    return advance
+
+
+class Meter:
+    """Reads metrics one dispatch late, so that the device always has work queued, and reports every so many steps."""
+
+    def __init__(self, report: Callable[[int, dict[str, float]], None], every: int, batch_size: int) -> None:
+        self._report, self._every, self._batch_size = report, every, batch_size
+        self._pending: deque[tuple[int, int, dict[str, jax.Array]]] = deque()
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._since = self._last = time.perf_counter()
+        self.seconds_per_step = math.inf
+
+    def add(self, step: int, n: int, rows: dict[str, jax.Array]) -> None:
+        """Take the metrics of the n steps that end at `step`, and read those of the dispatch before."""
+        self._pending.append((step, n, rows))
+        self.settle(keep=1)
+
+    def settle(self, keep: int = 0) -> None:
+        """Read all but the newest `keep` dispatches.
+
+        Raises:
+            UserError: a metric is not finite; names it and the step.
+        """
+        while len(self._pending) > keep:
+            step, n, rows = self._pending.popleft()
+            values = {name: np.asarray(row)[:n] for name, row in rows.items()}
+            now = time.perf_counter()
+            self.seconds_per_step, self._last = (now - self._last) / n, now
+            _check_finite(step - n, values)
+            for name, row in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(row, dtype=np.float64))
+            self._count += n
+            if step % self._every == 0:
+                self._flush(step, now)
+
+    def pause(self) -> Callable[[], None]:
+        """Stop the clock for work that is not training; call the result to start it again."""
+        begun = time.perf_counter()
+
+        def resume() -> None:
+            away = time.perf_counter() - begun
+            self._since, self._last = self._since + away, self._last + away
+
+        return resume
+
+    def _flush(self, step: int, now: float) -> None:
+        row = {name: value / self._count for name, value in self._sums.items()}
+        seconds = (now - self._since) / self._count
+        row |= {"images_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
+        self._report(step, row)
+        self._sums, self._count, self._since = {}, 0, now
+
+
+def train(task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: str) -> bool:
+    """Train to `config.steps`, from the newest checkpoint in `workdir` where there is one.
+
+    Args:
+        task: what to train.
+        feed: its data.
+        config: steps, batch_size, seed, and the groups log, checkpoint and sample.
+        workdir: the run directory.
+        again: the command that resumes, for messages.
+
+    Returns:
+        True at the end, False when a signal stopped the run after a save.
+
+    Raises:
+        UserError: a metric is not finite, or a checkpoint cannot be written.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+    with StopRequest() as stop:
+        try:
+            state = _start(task, config.seed, checkpoints)
+            state = _run(task, feed, config, workdir, checkpoints, state, stop)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+            feed.close()
+    if int(state.step) < config.steps:
+        logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
+        return False
+    _closing_pictures(task, config, workdir, state)
+    return True
+
+
+def _start(task: Task, seed: int, checkpoints: Checkpoints) -> TrainState:
+    init = functools.partial(task.init, purpose_key(seed, "init"))
+    state = checkpoints.restore(jax.eval_shape(init))
+    if state is None:
+        state = jax.jit(init)()
+        logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    else:
+        logging.info("going on from the checkpoint of step %d", int(state.step))
+    return state
+
+
+def _run(
+    task: Task,
+    feed: Feed,
+    config: Any,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    stop: StopRequest,
+) -> TrainState:
+    step = int(state.step)
+    metrics, progress = Metrics(workdir, step, config.log.tensorboard), Progress(step, config.steps)
+    advance, preview_key = make_advance(task, feed, config.seed), purpose_key(config.seed, "preview")
+
+    def report(at: int, row: dict[str, float]) -> None:
+        metrics.write(at, row)
+        progress.report(at, row)
+
+    meter = Meter(report, config.log.every_steps, config.batch_size)
+    periods = (config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps)
+    try:
+        while step < config.steps and not stop.name:
+            boundary = min([config.steps, *(step - step % every + every for every in periods)])
+            n = min(boundary - step, feed.dispatch, max(1, int(DISPATCH_SECONDS / meter.seconds_per_step)))
+            state, rows = advance(state, feed.chunk(step, n), n)
+            step += n
+            meter.add(step, n, rows)
+            progress.update(step)
+            ends = step == config.steps or bool(stop.name)
+            sampling = step % config.sample.every_steps == 0 or step == config.steps
+            saving = step % config.checkpoint.every_steps == 0 or ends
+            if sampling or saving:
+                meter.settle()
+                resume = meter.pause()
+                if sampling:
+                    _write_preview(task.preview(state, preview_key), workdir, step)
+                if saving:
+                    checkpoints.save(state)
+                resume()
+    except UserError as e:
+        checkpoints.wait()
+        raise UserError(f"{e}; whole checkpoints: {', '.join(map(str, checkpoints.steps())) or 'none'}") from e
+    finally:
+        metrics.close()
+        progress.close()
+    return state
+
+
+def _check_finite(before: int, values: dict[str, np.ndarray]) -> None:
+    bad = [(int(np.argmin(np.isfinite(row))), name) for name, row in values.items() if not np.all(np.isfinite(row))]
+    if bad:
+        i, name = min(bad, key=lambda place: place[0])
+        raise UserError(
+            f"{name} is {values[name][i]} at step {before + i + 1}; "
+            "try a lower optimizer.learning_rate, a longer schedule.warmup_steps or optimizer.clip_norm"
+        )
+
+
+def _write_preview(images: np.ndarray, workdir: pathlib.Path, step: int) -> None:
+    pictures.save_png(pictures.grid(images), workdir / "samples" / f"{step:08}.png")
+
+
+def _closing_pictures(task: Task, config: Any, workdir: pathlib.Path, state: TrainState) -> None:
+    rows = read_metrics(workdir)
+    plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
+    shown = [pictures.load_png(path) for path in sorted((workdir / "samples").glob("*.png"))]
+    pictures.save_gif(shown, workdir / "progress.gif")
+    frames = task.animate(state, purpose_key(config.seed, "preview"))
+    pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")

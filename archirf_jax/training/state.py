@@ -1,0 +1,31 @@
+"""What a run carries from step to step, and how random keys are derived."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a checkpoint restores.
+
+    Attributes:
+        step: () int32, updates done.
+        params: the network's parameters.
+        ema: their moving average, float32.
+        opt: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt: Any
+
+
+def purpose_key(seed: int, purpose: str) -> jax.Array:
+    """The root key of one purpose ("train", "flip", "preview", ...); steps and images are folded into it."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))

@@ -1,0 +1,88 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import tqdm
+from absl import logging
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Metrics:
+    """metrics.jsonl, one object a line with "step", and TensorBoard events of the same numbers.
+
+    Args:
+        workdir: where both are written.
+        step: the step the run starts from; later lines of an interrupted run are cut off.
+        tensorboard: whether to write events.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool) -> None:
+        path = workdir / METRICS
+        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if tensorboard else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one row."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """All rows of a run's metrics.jsonl, without a last line that a crash cut short; [] where there is none."""
+    path = workdir / METRICS
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class Progress:
+    """A bar with loss, images/s and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self._bar = None
+        self._steps = steps
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int) -> None:
+        """Move the bar to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Show loss and speed."""
+        rate = f"{values['images_per_second']:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate}")
+        else:
+            left = (self._steps - step) * values["seconds_per_step"]
+            logging.info("step %d/%d  loss %.4f  %s  %s left", step, self._steps, values["loss"], rate, _clock(left))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

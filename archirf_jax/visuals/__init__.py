@@ -1,0 +1,1 @@
+"""Pictures of a run: grids, animations and plots."""

@@ -1,0 +1,71 @@
+"""Every field of a configuration, its unit and its default. A configuration starts from here and sets what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults, locked: a name that is not listed here is an error. `model` is filled by each configuration."""
+    config = ConfigDict()
+    config.task = "diffusion"  # what is trained: a file of archirf_jax/tasks
+    config.seed = 0  # of parameters, order of examples, noise
+    config.steps = 10_000  # optimizer steps
+    config.batch_size = 128  # images a step
+    config.steps_per_dispatch = 25  # most steps the device runs between two words from the host
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # TFDS name, or folder:PATH
+    data.dir = "data"  # folder of prepared TFDS sets
+    data.split = "train"  # TFDS split
+    data.label_key = "label"  # TFDS feature with the class; "" = no labels, one class
+    data.image_size = 8  # pixels a side after crop and resize
+    data.channels = 1  # 1 grey, 3 RGB
+    data.num_classes = 0  # 0 = as many as the set has; the run's saved configuration holds the number
+    data.flip = False  # mirror images at random
+    data.resident_mib = 2048  # sets whose decoded images take at most this many MiB lie on the device
+    data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing
+
+    config.model = ConfigDict()
+    config.model.name = "dit"  # a file of archirf_jax/models; the other fields are its attributes
+
+    config.process = process = ConfigDict()
+    process.name = "rectified_flow"  # a file of archirf_jax/processes; the other fields are its attributes
+    process.time_distribution = "logit_normal"  # training times: uniform or logit_normal
+    process.logit_mean = 0.0  # mean of logit(t), for logit_normal
+    process.logit_std = 1.0  # standard deviation of logit(t)
+    process.shift = 1.0  # SD3's timestep shift of the training times; 1 = none
+    process.time_scale = 1000.0  # the network is told time_scale * t
+    process.condition_dropout = 0.1  # share of images trained without label
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 1e-4  # peak
+    optimizer.b1 = 0.9  # decay of the first moment
+    optimizer.b2 = 0.999  # decay of the second moment
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.0  # of kernels only
+    optimizer.clip_norm = 1.0  # longest gradient; 0 = no clipping
+
+    config.schedule = schedule = ConfigDict()
+    schedule.name = "constant"  # after the warm-up: constant, or cosine down to 0 at the last step
+    schedule.warmup_steps = 1000  # steps of linear warm-up
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.9999  # of the parameters' moving average, which samples are drawn with
+
+    config.log = ConfigDict()
+    config.log.every_steps = 100
+    config.log.tensorboard = True  # TensorBoard events beside metrics.jsonl
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 1000
+    checkpoint.keep = 3  # newest ones
+
+    config.sample = sample = ConfigDict()
+    sample.every_steps = 1000  # steps between two sample grids
+    sample.solver = "euler"  # a file of archirf_jax/samplers/solvers
+    sample.steps = 50  # solver steps
+    sample.shift = 1.0  # SD3's timestep shift of the sampling times; 1 = none
+    sample.guidance_scale = 1.5  # classifier-free guidance; 1 = off
+    sample.classes = 10  # rows of a grid, at most
+    sample.per_class = 8  # columns of a grid
+    return config.lock()

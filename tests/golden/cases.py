@@ -1,0 +1,65 @@
+"""Reading golden cases and comparing: a case is an .npz with `meta` (JSON), `in/*`, `out/*` and `param/*` arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from tests.golden import dit
+from tests.golden.synthetic import synthetic
+
+# The start of a case's `source` line -> (function of the case, largest relative error that counts as agreement).
+SOURCES: dict[str, tuple[Callable[["Case"], dict[str, np.ndarray]], float]] = {
+    "facebookresearch/DiT models.py DiT": (dit.run, 1e-4),
+}
+
+
+class UnsupportedSource(ValueError):
+    """No network of this project stands against the case's source."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One golden case; arrays are as the reference stored them (images NCHW)."""
+
+    source: str
+    hyperparameters: dict[str, Any]
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    params: dict[str, np.ndarray]
+
+
+def load(path: pathlib.Path) -> Case:
+    """The case in `path`, its synthetic parameters filled in."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    meta = json.loads(str(arrays.pop("meta")))
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+    params = {name: synthetic(name, shape) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
+    return Case(meta["source"], meta["hyperparameters"], part("in/"), part("out/"), params)
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max |ours - theirs| / max |theirs|; infinite where the shapes differ or a value is not finite."""
+    if ours.shape != theirs.shape or not np.all(np.isfinite(ours)):
+        return float("inf")
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def compare(case: Case) -> tuple[float, float]:
+    """(largest relative error over all outputs, the error allowed); accelerators multiply in full float32."""
+    for prefix, (run, tolerance) in SOURCES.items():
+        if case.source.startswith(prefix):
+            with jax.default_matmul_precision("highest"):
+                ours = run(case)
+            return max(relative_error(ours[name], theirs) for name, theirs in case.outputs.items()), tolerance
+    raise UnsupportedSource(f"unsupported source {case.source!r}; supported: {', '.join(SOURCES)}")
