@@ -148,7 +148,8 @@ class StreamFeed:
 
     def batch(self, chunk: Any, i: jax.Array, key: jax.Array) -> Batch:
         """The chunk's only batch."""
-        return _finish(*chunk, self.flip, key)
+        images, labels = chunk
+        return _finish(images, labels, self.flip, key)
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging as std_logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.launch.config import explain_override
+from archirf_jax.launch.config import explain
 
 PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 FAILED = 2
@@ -35,10 +37,18 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        _fail(explain_override(argv[1:], e))
+        _fail(explain(argv[1:]) or _explain_flag(e))
+    if "config" in flags.FLAGS and (wrong := explain(argv[1:])):
+        _fail(wrong)
     if len(rest) > 1:
         _fail(f"unexpected argument {rest[1]!r}; every argument is a flag, --name=value")
     return rest
+
+
+def _explain_flag(error: Exception) -> str:
+    missing = re.match(r"flag --(\w+)=None", str(error))
+    example = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits"}
+    return f"--{missing[1]} is missing; give one, such as --{missing[1]}={example[missing[1]]}" if missing else str(error)
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
@@ -52,15 +62,15 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
         _fail("interrupted before there was anything to save")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.exit(FAILED)
 
 
 def _set_up_messages() -> None:
-    """This package's messages as plain lines; from libraries, warnings only."""
+    """This package's messages as plain lines; from libraries, errors only: Orbax warns of its own choices."""
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= std_logging.WARNING or record.pathname.startswith(PACKAGE))
+    handler.addFilter(lambda record: record.levelno >= std_logging.ERROR or record.pathname.startswith(PACKAGE))
     handler.setFormatter(std_logging.Formatter("%(message)s"))
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -15,12 +15,24 @@ from archirf_jax.errors import UserError, nearest
 
 FILE = "config.json"
 
-POSITIVE = ("steps", "batch_size", "steps_per_dispatch", "data.image_size", "optimizer.learning_rate", "log.every_steps",
-            "checkpoint.every_steps", "checkpoint.keep", "sample.every_steps", "sample.steps", "sample.per_class",
-            "sample.classes", "sample.shift")
-NOT_NEGATIVE = ("seed", "data.resident_mib", "optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_steps",
-                "sample.guidance_scale", "data.num_classes")
+POSITIVE = (
+    *("steps", "batch_size", "steps_per_dispatch", "data.image_size", "optimizer.learning_rate", "optimizer.eps"),
+    *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "sample.every_steps"),
+    *("sample.steps", "sample.shift", "sample.classes", "sample.per_class"),
+)
+NOT_NEGATIVE = (
+    *("seed", "data.num_classes", "data.resident_mib", "schedule.warmup_steps"),
+    *("optimizer.weight_decay", "optimizer.clip_norm", "sample.guidance_scale"),
+)
 BELOW_ONE = ("ema.decay", "optimizer.b1", "optimizer.b2")
+
+BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "an integer"),
+    float: (float, "a number"),
+    bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
+}
+CONFIG_FILE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, NameError, ImportError, SyntaxError)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,37 +57,45 @@ def check(config: Any) -> None:
                 raise UserError(f"config.{name}: {values[name]} must be {allowed}")
 
 
-def explain_override(argv: list[str], error: Exception) -> str:
-    """One line for a command line that did not parse: the field, what it got, the nearest valid name."""
+def explain(argv: list[str]) -> str | None:
+    """One line for what is wrong with --config and its overrides: the field, what it got, what is allowed; None if nothing."""
     path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), None)
     if path is None:
-        return f"{error}" if "config" not in str(error) else f"{error}; name a configuration first, --config=configs/dit_rf.py"
+        return None
     file, _, variant = path.partition(":")
     if not os.path.isfile(file):
         return f"--config: no file {file!r}; give one such as configs/dit_rf.py"
-    config = runpy.run_path(file)["get_config"](*([variant] if variant else []))
+    try:
+        config = runpy.run_path(file)["get_config"](*([variant] if variant else []))
+    except CONFIG_FILE_ERRORS as e:
+        return f"--config: {file} fails: {type(e).__name__}: {e}"
     for arg in argv:
         if arg.startswith("--config."):
             name, _, value = arg.removeprefix("--config.").partition("=")
-            wrong = _wrong_name(config, name, value)
+            wrong = _explain_override(config, name, value)
             if wrong:
                 return wrong
-    return str(error)
+    return None
 
 
-def _wrong_name(config: Any, name: str, value: str) -> str | None:
+def _explain_override(config: Any, name: str, value: str) -> str | None:
     known = dict(leaves(config))
     if name in known:
-        kind = type(known[name]).__name__
-        try:
-            {"int": int, "float": float}.get(kind, str)(value)
-        except ValueError:
-            return f"config.{name}: {value!r} is no {kind}; its default is {known[name]!r}"
-        return None
-    groups = {field.rpartition(".")[0] for field in known}
-    if name in groups:
-        return f"config.{name}: is a group of fields; set one of them, such as config.{name}.{next(iter(config[name]))}"
+        kind = type(known[name])
+        wrong = kind in PARSERS and not _parses(PARSERS[kind][0], value)
+        return f"config.{name}: {value!r} is not {PARSERS[kind][1]}; its default is {known[name]!r}" if wrong else None
+    if any(field.startswith(f"{name}.") for field in known):
+        example = next(field for field in known if field.startswith(f"{name}."))
+        return f"config.{name}: is a group of fields; set one of them, such as config.{example}"
     return f"config.{name}: got {value!r}, but there is no such field{nearest(name, known)}"
+
+
+def _parses(parse: Callable[[str], Any], value: str) -> bool:
+    try:
+        parse(value)
+    except (ValueError, KeyError):
+        return False
+    return True
 
 
 def save(config: Any, workdir: pathlib.Path) -> None:
@@ -107,7 +127,10 @@ def claim(config: Any, workdir: pathlib.Path) -> None:
     Raises:
         UserError: the directory belongs to a run with another configuration; lists the differences.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
     if not (workdir / FILE).exists():
         return save(config, workdir)
     old, new = dict(leaves(load(workdir))), dict(leaves(json.loads(json.dumps(config.to_dict()))))

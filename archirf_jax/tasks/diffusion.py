@@ -28,6 +28,9 @@ DTYPES = ("float32", "bfloat16")
 class Diffusion:
     """The task of a resolved configuration (data.num_classes known).
 
+    Raises:
+        UserError: a name, field or size that does not fit.
+
     Attributes:
         image_shape: (H, W, C) of one image.
         model: the network.
@@ -47,6 +50,7 @@ class Diffusion:
         self._config = config
         self._schedule = optimizers.make_schedule(config)
         self._optimizer = optimizers.make_optimizer(config, self._schedule)
+        jax.eval_shape(self.init_params, jax.random.key(0))  # a size that does not fit is known before a run begins
         self._preview = self.sampler(trajectory=False)
         self._animation = self.sampler(trajectory=True)
 

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: separate Orbax items `params`, `ema`, `opt`, written in the background, whole or not at all."""
+"""Checkpoints of a run: Orbax items `params`, `ema`, `opt` and `config`, each readable without the others.
+
+They are written in the background, whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from archirf_jax.training.state import TrainState
 
 # What Orbax and TensorStore raise for a checkpoint that is truncated, overwritten or incomplete.
 DAMAGED = (ValueError, OSError, KeyError, TypeError)
+TREES = ("params", "ema", "opt")
 
 
 class Checkpoints:
@@ -31,7 +35,7 @@ class Checkpoints:
         policy = checkpoint_managers.LatestN(keep) if keep else None
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("params", "ema", "opt"),
+            item_names=(*TREES, "config"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy, create=not self._read_only, read_only=self._read_only
             ),
@@ -41,15 +45,15 @@ class Checkpoints:
         """Steps that have a complete checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState) -> None:
-        """Start writing `state`; returns as soon as its values are copied.
+    def save(self, state: TrainState, config: dict[str, Any]) -> None:
+        """Start writing `state` and the run's configuration; returns as soon as the values are copied.
 
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
         """
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ("params", "ema", "opt")}
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in TREES}
         try:
-            self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+            self._manager.save(int(state.step), args=ocp.args.Composite(config=ocp.args.JsonSave(config), **items))
         except (OSError, ValueError) as e:
             raise self._failed(e) from e
 
@@ -69,7 +73,7 @@ class Checkpoints:
 
         A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
         """
-        found = self._newest({name: getattr(like, name) for name in ("params", "ema", "opt")})
+        found = self._newest({name: getattr(like, name) for name in TREES})
         if found is None:
             return None
         step, items = found
@@ -93,7 +97,7 @@ class Checkpoints:
         self._manager.close()
 
     def _newest(self, like: dict[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        args = {name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)) for name, tree in like.items()}
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         for step in self.steps() if only is None else [only]:
             try:
                 return step, dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())

@@ -12,10 +12,7 @@ an argument of one compiled program, so a run that stopped anywhere goes on bit 
 from __future__ import annotations
 
 import functools
-import math
 import pathlib
-import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,6 +24,7 @@ from clu import parameter_overview
 
 from archirf_jax.errors import UserError
 from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.meter import Meter, Row
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.state import TrainState, purpose_key
 from archirf_jax.training.writers import Metrics, Progress, read_metrics
@@ -92,58 +90,6 @@ def make_advance(task: Task, feed: Feed, seed: int) -> Advance:
     return advance
 
 
-class Meter:
-    """Reads metrics one dispatch late, so that the device always has work queued, and reports every so many steps."""
-
-    def __init__(self, report: Callable[[int, dict[str, float]], None], every: int, batch_size: int) -> None:
-        self._report, self._every, self._batch_size = report, every, batch_size
-        self._pending: deque[tuple[int, int, dict[str, jax.Array]]] = deque()
-        self._sums: dict[str, float] = {}
-        self._count = 0
-        self._since = self._last = time.perf_counter()
-        self.seconds_per_step = math.inf
-
-    def add(self, step: int, n: int, rows: dict[str, jax.Array]) -> None:
-        """Take the metrics of the n steps that end at `step`, and read those of the dispatch before."""
-        self._pending.append((step, n, rows))
-        self.settle(keep=1)
-
-    def settle(self, keep: int = 0) -> None:
-        """Read all but the newest `keep` dispatches.
-
-        Raises:
-            UserError: a metric is not finite; names it and the step.
-        """
-        while len(self._pending) > keep:
-            step, n, rows = self._pending.popleft()
-            values = {name: np.asarray(row)[:n] for name, row in rows.items()}
-            now = time.perf_counter()
-            self.seconds_per_step, self._last = (now - self._last) / n, now
-            _check_finite(step - n, values)
-            for name, row in values.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(row, dtype=np.float64))
-            self._count += n
-            if step % self._every == 0:
-                self._flush(step, now)
-
-    def pause(self) -> Callable[[], None]:
-        """Stop the clock for work that is not training; call the result to start it again."""
-        begun = time.perf_counter()
-
-        def resume() -> None:
-            away = time.perf_counter() - begun
-            self._since, self._last = self._since + away, self._last + away
-
-        return resume
-
-    def _flush(self, step: int, now: float) -> None:
-        row = {name: value / self._count for name, value in self._sums.items()}
-        seconds = (now - self._since) / self._count
-        row |= {"images_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
-        self._report(step, row)
-        self._sums, self._count, self._since = {}, 0, now
-
-
 def train(task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: str) -> bool:
     """Train to `config.steps`, from the newest checkpoint in `workdir` where there is one.
 
@@ -200,7 +146,7 @@ def _run(
     metrics, progress = Metrics(workdir, step, config.log.tensorboard), Progress(step, config.steps)
     advance, preview_key = make_advance(task, feed, config.seed), purpose_key(config.seed, "preview")
 
-    def report(at: int, row: dict[str, float]) -> None:
+    def report(at: int, row: Row) -> None:
         metrics.write(at, row)
         progress.report(at, row)
 
@@ -214,17 +160,15 @@ def _run(
             step += n
             meter.add(step, n, rows)
             progress.update(step)
-            ends = step == config.steps or bool(stop.name)
             sampling = step % config.sample.every_steps == 0 or step == config.steps
-            saving = step % config.checkpoint.every_steps == 0 or ends
+            saving = step % config.checkpoint.every_steps == 0 or step == config.steps or stop.name
             if sampling or saving:
                 meter.settle()
-                resume = meter.pause()
-                if sampling:
-                    _write_preview(task.preview(state, preview_key), workdir, step)
-                if saving:
-                    checkpoints.save(state)
-                resume()
+                with meter.paused():
+                    if sampling:
+                        _write_preview(task.preview(state, preview_key), workdir, step)
+                    if saving:
+                        checkpoints.save(state, config.to_dict())
     except UserError as e:
         checkpoints.wait()
         raise UserError(f"{e}; whole checkpoints: {', '.join(map(str, checkpoints.steps())) or 'none'}") from e
@@ -232,16 +176,6 @@ def _run(
         metrics.close()
         progress.close()
     return state
-
-
-def _check_finite(before: int, values: dict[str, np.ndarray]) -> None:
-    bad = [(int(np.argmin(np.isfinite(row))), name) for name, row in values.items() if not np.all(np.isfinite(row))]
-    if bad:
-        i, name = min(bad, key=lambda place: place[0])
-        raise UserError(
-            f"{name} is {values[name][i]} at step {before + i + 1}; "
-            "try a lower optimizer.learning_rate, a longer schedule.warmup_steps or optimizer.clip_norm"
-        )
 
 
 def _write_preview(images: np.ndarray, workdir: pathlib.Path, step: int) -> None:

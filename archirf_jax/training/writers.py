@@ -68,13 +68,16 @@ class Progress:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, values: dict[str, Any]) -> None:
-        """Show loss and speed."""
-        rate = f"{values['images_per_second']:,.0f} images/s"
+        """Show loss and, once it is known, speed."""
+        shown = [f"loss {values['loss']:.4f}"]
+        if "images_per_second" in values:
+            shown.append(f"{values['images_per_second']:,.0f} images/s")
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate}")
-        else:
-            left = (self._steps - step) * values["seconds_per_step"]
-            logging.info("step %d/%d  loss %.4f  %s  %s left", step, self._steps, values["loss"], rate, _clock(left))
+            self._bar.set_postfix_str(", ".join(shown))
+            return
+        if "seconds_per_step" in values:
+            shown.append(f"{_clock((self._steps - step) * values['seconds_per_step'])} left")
+        logging.info("step %d/%d  %s", step, self._steps, "  ".join(shown))
 
     def close(self) -> None:
         """Leave the bar as it is."""

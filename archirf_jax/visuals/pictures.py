@@ -9,7 +9,8 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-TILE = 48  # pixels that a tiny image is enlarged to
+TILE = 40  # pixels that a tiny image is enlarged to
+MAX_FRAMES = 30
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -34,11 +35,15 @@ def save_png(picture: np.ndarray, path: pathlib.Path) -> None:
 
 
 def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 4.0) -> None:
-    """Write (H, W, 1 or 3) uint8 frames as an endless animation of the given length; the last frame rests a second."""
+    """Write (H, W, 1 or 3) uint8 frames as an endless animation of the given length; the last frame rests a second.
+
+    Of more than MAX_FRAMES frames, evenly spaced ones are shown, the first and the last among them.
+    """
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), MAX_FRAMES)).round().astype(int)
     path.parent.mkdir(parents=True, exist_ok=True)
-    each = max(20, round(1000 * seconds / len(frames)))
-    durations = [each] * (len(frames) - 1) + [each + 1000]
-    first, *rest = [_pillow(frame) for frame in frames]
+    each = max(20, round(1000 * seconds / len(chosen)))
+    first, *rest = [_pillow(frames[i]) for i in chosen]
+    durations = [each] * len(rest) + [each + 1000]
     first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
