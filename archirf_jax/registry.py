@@ -37,5 +37,6 @@ def build(room: ModuleType, field: str, name: str, fields: Mapping[str, Any] | N
     known = [parameter for parameter in inspect.signature(make).parameters if parameter not in ("parent", "name")]
     for given in fields or {}:
         if given not in known:
-            raise UserError(f"{field}.{given}: {name} has no such field; it has {', '.join(known)}{nearest(given, known)}")
+            has = ", ".join(known)
+            raise UserError(f"{field}.{given}: {name} has no such field; it has {has}{nearest(given, known)}")
     return make(**(fields or {}))

@@ -1,4 +1,4 @@
-"""Names and layouts of the published DiT weights (facebookresearch/DiT `state_dict`) as parameters of `models.dit.DiT`."""
+"""Names and layouts of the published DiT weights: facebookresearch/DiT `state_dict` -> parameters of `models.dit`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 State = Mapping[str, np.ndarray]
 
 # Ours -> theirs; linear layers are (in, out) here and (out, in) there.
-BLOCK_LAYERS = {
+BLOCK_LAYERS: dict[tuple[str, ...], str] = {
     ("attention", "qkv"): "attn.qkv",
     ("attention", "out"): "attn.proj",
     ("mlp", "hidden"): "mlp.fc1",
     ("mlp", "out"): "mlp.fc2",
     ("modulation",): "adaLN_modulation.1",
 }
-OUTER_LAYERS = {
+OUTER_LAYERS: dict[tuple[str, ...], str] = {
     ("time_embedding", "hidden"): "t_embedder.mlp.0",
     ("time_embedding", "out"): "t_embedder.mlp.2",
     ("final_layer", "modulation"): "final_layer.adaLN_modulation.1",
@@ -39,7 +39,8 @@ def params_from_state_dict(state: State, num_classes: int) -> dict[str, Any]:
     Raises:
         KeyError: a tensor is missing.
     """
-    depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
+    numbers = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
+    depth = 1 + max(numbers, default=-1)
     params: dict[str, Any] = {}
     for path, name in OUTER_LAYERS.items():
         _put(params, path, _linear(state, name))

@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 import jax
@@ -18,6 +19,7 @@ from archirf_jax.launch.config import explain
 
 PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 FAILED = 2
+CLOSED_LOOP = "Event loop is closed"
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -53,6 +55,7 @@ def _explain_flag(error: Exception) -> str:
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
     _set_up_messages()
+    _silence_closed_event_loops()
     _set_up_compilation_cache()
     try:
         return main(argv)
@@ -68,12 +71,28 @@ def _fail(message: str) -> NoReturn:
 
 
 def _set_up_messages() -> None:
-    """This package's messages as plain lines; from libraries, errors only: Orbax warns of its own choices."""
+    """This package's messages as plain lines, and none of the libraries' beside them: what fails there is raised here."""
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= std_logging.ERROR or record.pathname.startswith(PACKAGE))
+    handler.addFilter(lambda record: record.pathname.startswith(PACKAGE))
     handler.setFormatter(std_logging.Formatter("%(message)s"))
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)
+
+
+def _silence_closed_event_loops() -> None:
+    """When a read or write of Orbax fails, the others under way report to an event loop that is gone: no news."""
+    report_exception, report_unraisable = sys.excepthook, sys.unraisablehook
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if str(error) != CLOSED_LOOP:
+            report_exception(kind, error, trace)
+
+    def unraisablehook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != CLOSED_LOOP:
+            report_unraisable(unraisable)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+    std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
 
 
 def _set_up_compilation_cache() -> None:

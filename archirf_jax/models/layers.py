@@ -57,7 +57,7 @@ def sincos_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x (B, N, D) scaled and shifted per example by shift, scale (B, D): adaptive norm (Peebles & Xie 2022, Sec. 3.2)."""
+    """Adaptive norm: x (B, N, D) scaled and shifted by each example's shift, scale (B, D) (Peebles & Xie 2022, Sec. 3.2)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -69,6 +69,7 @@ class TimestepEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
+        """t (B,) -> (B, width)."""
         h = sinusoidal_embedding(t).astype(self.dtype)
         h = nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="hidden")(h)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="out")(nn.silu(h))
@@ -82,9 +83,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens x (B, N, D) -> (B, N, D)."""
         b, n, d = x.shape
         qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=xavier, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, d // self.num_heads), 2, 0)  # (B, N, heads, D/heads)
+        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, -1), 2, 0)  # (B, N, heads, D/heads)
         h = jax.nn.dot_product_attention(q, k, v)
         return nn.Dense(d, dtype=self.dtype, kernel_init=xavier, name="out")(h.reshape(b, n, d))
 
@@ -97,5 +99,6 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens x (B, N, D) -> (B, N, D)."""
         h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="hidden")(x)
         return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(nn.gelu(h, approximate=True))

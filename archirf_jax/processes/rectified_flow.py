@@ -10,25 +10,29 @@ Transformers").
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.processes.base import ModelFn, Prediction, drop_condition, expand
 
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
+Times = TypeVar("Times", jax.Array, np.ndarray)
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+def shift_time(t: Times, shift: float) -> Times:
     """Times moved towards noise for larger images: shift t / (1 + (shift - 1) t) (SD3, Eq. 23); 0 and 1 stay.
+
+    The denominator is written so that rounding moves neither end.
 
     Args:
         t: times in [0, 1].
         shift: positive; 1 leaves t as it is, SD3 uses 3 at 1024x1024.
     """
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +97,28 @@ class RectifiedFlow:
         t = self.sample_times(key_t, x0.shape[0])
         eps = jax.random.normal(key_eps, x0.shape)
         tt = expand(t, x0)
-        v = model_fn((1 - tt) * x0 + tt * eps, self.time_scale * t, drop_condition(key_drop, y, null, self.condition_dropout))
+        y = drop_condition(key_drop, y, null, self.condition_dropout)
+        v = self._velocity(model_fn, (1 - tt) * x0 + tt * eps, t, y)
         return jnp.mean(jnp.square(v - (eps - x0)), axis=(1, 2, 3)), {"t": t}
 
     def predict(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> Prediction:
         """The network's x0, eps and v at x (B, H, W, C), t (B,)."""
-        v = model_fn(x, self.time_scale * t, y)
+        v = self._velocity(model_fn, x, t, y)
         tt = expand(t, x)
         return Prediction(x0=x - tt * v, eps=x + (1 - tt) * v, v=v)
 
     def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Standard normal noise of `shape`: x at t = 1."""
         return jax.random.normal(key, shape)
+
+    def _velocity(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        v = model_fn(x, self.time_scale * t, y)
+        if v.shape != x.shape:  # one image channel would broadcast against two of the network in silence
+            raise UserError(
+                f"model: gives {v.shape[-1]} channels for images of {x.shape[-1]}, but a rectified flow learns the "
+                "velocity alone; set model.learn_sigma to False"
+            )
+        return v
 
 
 build = RectifiedFlow

@@ -18,4 +18,4 @@ def linspace(steps: int, shift: float = 1.0) -> np.ndarray:
         raise UserError(f"steps: {steps} must be at least 1")
     if not shift > 0:
         raise UserError(f"shift: {shift} must be above 0")
-    return np.asarray(shift_time(np.linspace(1.0, 0.0, steps + 1), shift))
+    return shift_time(np.linspace(1.0, 0.0, steps + 1), shift)

@@ -11,7 +11,9 @@ from archirf_jax.processes.base import ModelFn
 
 
 def classifier_free(model_fn: ModelFn, null: Any, scale: float) -> ModelFn:
-    """Classifier-free guidance on all channels: f(null) + scale (f(y) - f(null)) (Ho & Salimans 2022, Eq. 6, scale = 1 + w).
+    """Classifier-free guidance on all channels: f(null) + scale (f(y) - f(null)).
+
+    Ho & Salimans 2022, Eq. 6, with scale = 1 + w.
 
     Args:
         model_fn: the network.

@@ -5,7 +5,9 @@ They are written in the background, whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -14,10 +16,9 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from archirf_jax.errors import UserError
+from archirf_jax.training import checksums
 from archirf_jax.training.state import TrainState
 
-# What Orbax and TensorStore raise for a checkpoint that is truncated, overwritten or incomplete.
-DAMAGED = (ValueError, OSError, KeyError, TypeError)
 TREES = ("params", "ema", "opt")
 
 
@@ -37,7 +38,10 @@ class Checkpoints:
             self.directory,
             item_names=(*TREES, "config"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, create=not self._read_only, read_only=self._read_only
+                preservation_policy=policy,
+                create=not self._read_only,
+                read_only=self._read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
         )
 
@@ -57,6 +61,13 @@ class Checkpoints:
         except (OSError, ValueError) as e:
             raise self._failed(e) from e
 
+    def check(self) -> None:
+        """Raise a UserError if a write in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except (OSError, ValueError) as e:
+            raise self._failed(e) from e
+
     def wait(self) -> None:
         """Return when everything is on disk.
 
@@ -67,6 +78,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as e:
             raise self._failed(e) from e
+
+    def whole(self) -> str:
+        """The steps one can go back to, after the write under way, as text."""
+        with contextlib.suppress(UserError):
+            self.wait()
+        return ", ".join(map(str, self.steps())) or "none"
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable state, shaped and placed like `like` (arrays or ShapeDtypeStructs); None without any.
@@ -86,25 +103,31 @@ class Checkpoints:
             UserError: there is none.
         """
         if step is not None and step not in self.steps():
-            raise UserError(f"--step: no checkpoint of step {step}; there are {', '.join(map(str, self.steps())) or 'none'}")
+            raise UserError(f"--step: no checkpoint of step {step}; there are {self.whole()}")
         found = self._newest({"ema": like}, only=step)
         if found is None:
             raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")
         return found[0], found[1]["ema"]
 
     def close(self) -> None:
-        """Wait for writes and release the directory."""
-        self._manager.close()
+        """Release the directory; what `wait` has to say of failed writes is not said again."""
+        with contextlib.suppress(OSError, ValueError):
+            self._manager.close()
 
     def _newest(self, like: dict[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         for step in self.steps() if only is None else [only]:
-            try:
+            damage = checksums.find_damage(self.directory / str(step), like)
+            if damage is None:
                 return step, dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
-            except DAMAGED as e:
-                logging.warning("the checkpoint of step %d is damaged (%s)", step, " ".join(str(e).split())[:200])
-                self._set_aside(step)
+            logging.warning("the checkpoint of step %d is damaged: %s", step, damage)
+            self._set_aside(step)
         return None
+
+    def _write_checksums(self) -> None:
+        # Called when all files are written and before the folder gets its final name: the checksums are part of the whole.
+        for unfinished in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            checksums.write(unfinished)
 
     def _set_aside(self, step: int) -> None:
         if self._read_only:
@@ -116,8 +139,9 @@ class Checkpoints:
         logging.warning("moved it to %s and going back to the one before", place)
 
     def _failed(self, error: Exception) -> UserError:
-        older = [str(step) for step in self.steps()]
+        system = re.search(r"\[OS error \d+: (.*?)\]", str(error))
+        reason = system[1] if system else " ".join(str(error).split())[:200]
         return UserError(
-            f"a checkpoint could not be written to {str(self.directory)!r}: {' '.join(str(error).split())[:200]}; "
-            f"whole checkpoints: {', '.join(older) or 'none'}; make room and start the same command again"
+            f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; "
+            "make room and start the same command again"
         )

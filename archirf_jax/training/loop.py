@@ -11,6 +11,7 @@ an argument of one compiled program, so a run that stopped anywhere goes on bit 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
@@ -111,7 +112,6 @@ def train(task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: 
         try:
             state = _start(task, config.seed, checkpoints)
             state = _run(task, feed, config, workdir, checkpoints, state, stop)
-            checkpoints.wait()
         finally:
             checkpoints.close()
             feed.close()
@@ -160,6 +160,7 @@ def _run(
             step += n
             meter.add(step, n, rows)
             progress.update(step)
+            checkpoints.check()
             sampling = step % config.sample.every_steps == 0 or step == config.steps
             saving = step % config.checkpoint.every_steps == 0 or step == config.steps or stop.name
             if sampling or saving:
@@ -169,11 +170,14 @@ def _run(
                         _write_preview(task.preview(state, preview_key), workdir, step)
                     if saving:
                         checkpoints.save(state, config.to_dict())
-    except UserError as e:
-        checkpoints.wait()
-        raise UserError(f"{e}; whole checkpoints: {', '.join(map(str, checkpoints.steps())) or 'none'}") from e
-    finally:
         metrics.close()
+        checkpoints.wait()
+    except (UserError, OSError) as e:
+        with contextlib.suppress(OSError):
+            metrics.close()
+        what = e if isinstance(e, UserError) else f"{str(workdir)!r} cannot be written: {e}; start the same command again"
+        raise UserError(f"{what}; whole checkpoints: {checkpoints.whole()}") from e
+    finally:
         progress.close()
     return state
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import zipfile
 
-from tests.golden.cases import UnsupportedSource, compare, load
+from flax.errors import FlaxError
+
+from tests.golden.cases import compare, load
+
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError)
+UNFIT = (FlaxError, KeyError, TypeError, ValueError)  # parameters or inputs that do not belong to the network
 
 
 def main(paths: list[str]) -> int:
@@ -13,23 +19,23 @@ def main(paths: list[str]) -> int:
     if not paths:
         print("usage: python -m tests.golden FILE.npz ...", file=sys.stderr)
         return 2
-    status = 0
-    for path in paths:
-        try:
-            case = load(pathlib.Path(path))
-            error, tolerance = compare(case)
-        except UnsupportedSource as e:
-            print(f"FAIL  {path}: {e}")
-            status = max(status, 1)
-            continue
-        except (OSError, KeyError, ValueError) as e:
-            print(f"FAIL  {path}: not a readable golden case: {e}")
-            status = 2
-            continue
-        passed = error <= tolerance
-        status = status if passed else max(status, 1)
-        print(f"{'pass' if passed else 'FAIL'}  {path}: {case.source}: max relative error {error:.2e} (<= {tolerance:g})")
-    return status
+    return max([_report(path) for path in paths])
+
+
+def _report(path: str) -> int:
+    try:
+        case = load(pathlib.Path(path))
+    except UNREADABLE as e:
+        print(f"FAIL  {path}: not a readable golden case: {e}")
+        return 2
+    try:
+        error, tolerance = compare(case)
+    except UNFIT as e:
+        print(f"FAIL  {path}: {type(e).__name__}: {e}")
+        return 1
+    verdict = "pass" if error <= tolerance else "FAIL"
+    print(f"{verdict}  {path}: {case.source}: max relative error {error:.2e} (<= {tolerance:g})")
+    return 0 if error <= tolerance else 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.golden import dit
 from tests.golden.synthetic import synthetic
 
 # The start of a case's `source` line -> (function of the case, largest relative error that counts as agreement).
-SOURCES: dict[str, tuple[Callable[["Case"], dict[str, np.ndarray]], float]] = {
+SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "facebookresearch/DiT models.py DiT": (dit.run, 1e-4),
 }
 
@@ -50,9 +50,10 @@ def load(path: pathlib.Path) -> Case:
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """max |ours - theirs| / max |theirs|; infinite where the shapes differ or a value is not finite."""
-    if ours.shape != theirs.shape or not np.all(np.isfinite(ours)):
+    if ours.shape != theirs.shape or not np.all(np.isfinite(ours)) or not np.all(np.isfinite(theirs)):
         return float("inf")
-    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+    distance, scale = float(np.max(np.abs(ours - theirs))), float(np.max(np.abs(theirs)))
+    return distance / scale if scale else (0.0 if distance == 0 else float("inf"))
 
 
 def compare(case: Case) -> tuple[float, float]:

@@ -1,0 +1,209 @@
+"""The training command as a person meets it: what it leaves, what it says, and what survives."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import running
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def start(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> subprocess.Popen[str]:
+    command = running.arguments(workdir, data_dir, extra)
+    return subprocess.Popen(command, cwd=running.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def logged_steps(workdir: pathlib.Path) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_leaves_metrics_events_pictures_and_its_configuration(whole_run: pathlib.Path) -> None:
+    assert logged_steps(whole_run) == list(range(5, running.STEPS + 1, 5))
+    last = json.loads((whole_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "learning_rate", "grad_norm", "update_norm", "images_per_second"} <= last.keys()
+    assert list((whole_run / "tensorboard").glob("events.*"))
+    assert json.loads((whole_run / "config.json").read_text())["data"]["num_classes"] == 10
+    assert [path.name for path in sorted((whole_run / "samples").iterdir())] == ["00000030.png", "00000060.png"]
+    for name, frames in (("progress.gif", 2), ("denoising.gif", 5), ("loss.png", 1)):
+        with Image.open(whole_run / name) as picture:
+            assert getattr(picture, "n_frames", 1) == frames
+
+
+def test_a_run_tells_its_parameters_progress_pictures_and_the_next_command(whole_run: pathlib.Path) -> None:
+    said = (whole_run / "stderr.txt").read_text()
+    assert "block_0/attention/qkv/kernel" in said and "Total:" in said
+    assert f"step {running.STEPS}/{running.STEPS}  loss" in said and "images/s" in said
+    assert "progress.gif" in said and "python -m archirf_jax.sample" in said
+
+
+def test_a_finished_run_started_again_trains_no_further(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(whole_run, tmp_path / "copy")
+    done = running.main(copy, data_dir)
+    assert done.returncode == 0 and "going on from the checkpoint of step 60" in done.stderr
+    running.assert_same_run(whole_run, copy)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
+    sig: signal.Signals, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir)
+    wait_for(lambda: len(logged_steps(workdir)) >= 5, process)
+    process.send_signal(sig)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0
+    assert f"{sig.name}: saved step" in said and "python -m archirf_jax.main --config=configs/dit_rf.py" in said
+    assert "Traceback" not in said and not (workdir / "denoising.gif").exists()
+    assert running.main(workdir, data_dir).returncode == 0
+    running.assert_same_run(whole_run, workdir)
+    assert logged_steps(workdir) == logged_steps(whole_run)
+
+
+def test_kill_in_the_middle_of_training_loses_nothing(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir)
+    wait_for(lambda: (workdir / "checkpoints" / "20").exists() and logged_steps(workdir)[-1:] >= [25], process)
+    process.kill()
+    process.communicate()
+    again = running.main(workdir, data_dir)
+    assert again.returncode == 0 and "going on from the checkpoint of step" in again.stderr
+    running.assert_same_run(whole_run, workdir)
+    assert logged_steps(workdir) == logged_steps(whole_run)
+
+
+def test_kill_in_the_middle_of_a_save_loses_nothing(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir)
+    wait_for(lambda: any((workdir / "checkpoints").glob("40.*tmp*")), process)
+    process.kill()
+    process.communicate()
+    assert any((workdir / "checkpoints").glob("40.*tmp*")), "the save was over before the kill"
+    again = running.main(workdir, data_dir)
+    assert again.returncode == 0 and "going on from the checkpoint of step 20" in again.stderr
+    running.assert_same_run(whole_run, workdir)
+    assert not any((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "overwrite", "remove"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage: str, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(whole_run, tmp_path / "copy")
+    largest = max((copy / "checkpoints" / "60" / "ema").rglob("*"), key=lambda path: path.stat().st_size)
+    if damage == "truncate":
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif damage == "overwrite":
+        largest.write_bytes(np.random.default_rng(0).bytes(largest.stat().st_size))
+    else:
+        largest.unlink()
+    drawn = running.sample(copy, f"--out={tmp_path / 'x.png'}", "--per_class=1")
+    assert drawn.returncode == 0 and "step 60 is damaged" in drawn.stderr and "images of step 40" in drawn.stderr
+    again = running.main(copy, data_dir)
+    assert again.returncode == 0
+    assert "step 60 is damaged" in again.stderr and "going on from the checkpoint of step 40" in again.stderr
+    running.assert_same_run(whole_run, copy)
+
+
+def test_a_full_disk_during_a_save_keeps_the_older_checkpoint(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir)
+    wait_for(lambda: (workdir / "checkpoints" / "20").exists(), process)
+    # Writes past this size fail, as they do on a full disk; checkpoints are larger, logs are not.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and "Traceback" not in said
+    message = said.splitlines()[-1]
+    assert message.startswith("error: a checkpoint could not be written") and "whole checkpoints: 20" in message
+    assert running.main(workdir, data_dir).returncode == 0
+    running.assert_same_run(whole_run, workdir)
+
+
+def test_nan_stops_the_run_names_metric_and_step_and_keeps_the_last_good_checkpoint(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    wild = ("--config.optimizer.learning_rate=1e6", "--config.optimizer.clip_norm=0", "--config.checkpoint.every_steps=2")
+    done = running.main(workdir, data_dir, *wild)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    step = int(message.partition("at step ")[2].partition(";")[0])
+    assert "is nan" in message or "is inf" in message
+    kept = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert all(saved < step for saved in kept)
+    if kept:
+        assert all(np.all(np.isfinite(array)) for array in running.final_arrays(workdir, max(kept)).values())
+
+
+def test_another_configuration_in_the_same_directory_is_refused_with_the_differences(
+    whole_run: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    done = running.main(whole_run, data_dir, "--config.seed=1", "--config.model.depth=3")
+    assert done.returncode == 2
+    assert "seed: 0 there, 1 now" in done.stderr and "model.depth: 2 there, 3 now" in done.stderr
+
+
+BAD = {
+    "unknown key": (["--config.stepz=3"], ["stepz", "did you mean 'steps'"]),
+    "unknown nested key": (["--config.model.dept=3"], ["config.model.dept", "model.depth"]),
+    "wrong type": (["--config.steps=many"], ["config.steps", "'many'", "integer"]),
+    "wrong number": (["--config.optimizer.learning_rate=fast"], ["config.optimizer.learning_rate", "'fast'"]),
+    "wrong truth value": (["--config.data.flip=perhaps"], ["config.data.flip", "true or false"]),
+    "value out of range": (["--config.ema.decay=1.5"], ["config.ema.decay", "1.5", "[0, 1)"]),
+    "unknown variant": (["--config=configs/dit_rf.py:cifr"], ["cifr", "cifar10"]),
+    "missing config file": (["--config=configs/none.py"], ["configs/none.py"]),
+    "unknown data set": (["--config.data.name=cifr10"], ["cifr10", "did you mean 'cifar10'"]),
+    "unprepared data set": (["--config.data.name=mnist"], ["python -m archirf_jax.prepare_data --name=mnist"]),
+    "missing folder": (["--config.data.name=folder:/none"], ["/none"]),
+    "batch larger than the set": (["--config.batch_size=1798"], ["1798", "1797"]),
+    "indivisible image": (["--config.model.patch_size=3"], ["patch_size", "8x8"]),
+    "indivisible heads": (["--config.model.num_heads=5"], ["num_heads=5"]),
+    "unknown model": (["--config.model.name=dti"], ["dti", "did you mean 'dit'"]),
+    "unknown process": (["--config.process.name=rectified"], ["rectified_flow"]),
+    "unknown times": (["--config.process.time_distribution=normal"], ["logit_normal"]),
+    "unknown solver": (["--config.sample.solver=eular"], ["eular", "did you mean 'euler'"]),
+    "unknown optimizer": (["--config.optimizer.name=adamv"], ["adamv", "adamw"]),
+    "unknown schedule": (["--config.schedule.name=cosin"], ["cosin", "cosine"]),
+    "unknown dtype": (["--config.model.dtype=float8"], ["float8", "bfloat16"]),
+    "unknown flag": (["--wurkdir=x"], ["wurkdir", "workdir"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_line_exit_code_2_and_no_run(
+    case: str, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    overrides, expected = BAD[case]
+    workdir = tmp_path / "run"
+    done = running.main(workdir, data_dir, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert all(word in done.stderr for word in expected), done.stderr
+    assert not workdir.exists()

@@ -1,0 +1,36 @@
+"""Fixtures every test may use: a compilation cache, the prepared digits, and a run that was never interrupted."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+# Before jax is imported anywhere: tests run on the CPU, and compiled programs are kept between runs.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+from tests import running  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder in which the digits are prepared."""
+    from archirf_jax.prepare_data import prepare
+
+    path = tmp_path_factory.mktemp("data")
+    prepare("digits", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole_run(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The run directory of a tiny training that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = running.main(workdir, data_dir)
+    assert done.returncode == 0, done.stderr
+    (workdir / "stderr.txt").write_text(done.stderr)
+    return workdir
