@@ -67,7 +67,8 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
 
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.exit(FAILED)
+    sys.stderr.flush()
+    os._exit(FAILED)  # without the farewells of libraries, which on a full disk fail again, at length
 
 
 def _set_up_messages() -> None:

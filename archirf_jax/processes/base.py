@@ -57,7 +57,7 @@ def drop_condition(key: jax.Array, y: Any, null: Any, probability: float) -> Any
     if probability == 0:
         return y
     batch = jax.tree.leaves(y)[0].shape[0]
-    dropped = jax.random.bernoulli(key, probability, (batch,))
+    dropped = jax.random.bernoulli(key, float(probability), (batch,))
     return jax.tree.map(lambda a, b: jnp.where(expand(dropped, a), b, a), y, null)
 
 

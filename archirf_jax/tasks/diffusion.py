@@ -83,9 +83,9 @@ class Diffusion:
         metrics = {
             "loss": loss,
             "learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
-            "grad_norm": optax.global_norm(gradients),
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
         }
         return TrainState(step=state.step + 1, params=params, ema=average, opt=opt), metrics
 

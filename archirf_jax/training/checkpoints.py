@@ -6,6 +6,7 @@ They are written in the background, whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import re
 from typing import Any
@@ -139,8 +140,8 @@ class Checkpoints:
         logging.warning("moved it to %s and going back to the one before", place)
 
     def _failed(self, error: Exception) -> UserError:
-        system = re.search(r"\[OS error \d+: (.*?)\]", str(error))
-        reason = system[1] if system else " ".join(str(error).split())[:200]
+        system = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(system[1])) if system else " ".join(str(error).split())[:200]
         return UserError(
             f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; "
             "make room and start the same command again"

@@ -141,7 +141,8 @@ def test_a_full_disk_during_a_save_keeps_the_older_checkpoint(
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 2 and "Traceback" not in said
     message = said.splitlines()[-1]
-    assert message.startswith("error: a checkpoint could not be written") and "whole checkpoints: 20" in message
+    assert message.startswith("error: a checkpoint could not be written") and "File too large" in message
+    assert "whole checkpoints: 20" in message
     assert running.main(workdir, data_dir).returncode == 0
     running.assert_same_run(whole_run, workdir)
 

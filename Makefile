@@ -1,0 +1,41 @@
+# make demo: environment, data, a trained model and its pictures.   make test: the same environment, then every test.
+VENV   ?= .venv
+RUN    := runs/dit_rf
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print("$(name)")' 2>/dev/null)))
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-fast lint data-openmoji clean
+
+demo: $(VENV)/.requirements
+	$(BIN)/python -m archirf_jax.prepare_data --name=digits
+	$(BIN)/python -m archirf_jax.main --config=configs/dit_rf.py --workdir=$(RUN)
+	$(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --out=$(RUN)/samples.png
+	@echo
+	@echo "Look at $(RUN)/samples.png, $(RUN)/progress.gif, $(RUN)/denoising.gif and $(RUN)/loss.png, then try:"
+	@echo "  $(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --steps=50 --guidance_scale=1.5 --seed=0 --out=samples.png"
+
+test: $(VENV)/.requirements-dev
+	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/.requirements-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.requirements-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+data-openmoji: $(VENV)/.requirements-openmoji
+	$(BIN)/python -m archirf_jax.prepare_data --name=openmoji
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; name one: make demo PYTHON=/path/to/python3.12"; exit 2; }
+	@if command -v uv >/dev/null; then uv venv --quiet --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/.%: %.txt requirements.txt | $(VENV)/bin/python
+	@echo "installing $<"
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python -r $<; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<; fi
+	@touch $@

@@ -1,0 +1,100 @@
+"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=speed.json]: images a second, and what the loop costs.
+
+The real loop trains the digits of configs/dit_rf.py into a throw-away directory, as often as `rounds`, each time next to
+the bare compiled step: the same program on the same data, called back to back with nothing in between. The share of the
+loop's wall time outside the compiled step is 1 - bare / loop. Compilation is left out of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from archirf_jax.data.pipeline import load, make_feed
+from archirf_jax.prepare_data import prepare
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.training import loop
+from archirf_jax.training.state import purpose_key
+from archirf_jax.training.writers import read_metrics
+from configs import dit_rf
+
+
+def bare_seconds(task: Diffusion, feed: loop.Feed, seed: int, steps: int) -> float:
+    """Seconds a step of the compiled program alone."""
+    advance = loop.make_advance(task, feed, seed)
+    state, _ = advance(jax.jit(lambda: task.init(purpose_key(seed, "init")))(), feed.chunk(0, 1), 1)
+    state, rows = advance(state, feed.chunk(1, 1), 1)
+    jax.block_until_ready(rows)
+    begun, done = time.perf_counter(), 0
+    while done < steps:
+        state, rows = advance(state, feed.chunk(done, feed.dispatch), feed.dispatch)
+        done += feed.dispatch
+    jax.block_until_ready(rows)
+    return (time.perf_counter() - begun) / done
+
+
+def loop_seconds(task: Diffusion, feed: loop.Feed, config: Any, workdir: pathlib.Path) -> float:
+    """Seconds a step of the whole loop between its reports, previews and saves left out."""
+    loop.train(task, feed, config, workdir, again="")
+    rows = [row["seconds_per_step"] for row in read_metrics(workdir)][1:]
+    return statistics.fmean(rows)
+
+
+def describe() -> dict[str, str]:
+    """The machine, the versions and the commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": f"{platform.machine()}, {len(jax.devices())} device(s), python {platform.python_version()}",
+        **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main() -> int:
+    """Measure, print, and with --out write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    config = dit_rf.get_config()
+    config.steps = args.steps
+    config.log.every_steps = 50
+    config.checkpoint.every_steps = config.sample.every_steps = args.steps
+    bare, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        config.data.dir = folder
+        prepare("digits", folder)
+        dataset = load(config.data)
+        config.data.num_classes = len(dataset.source.class_names)
+        task, feed = Diffusion(config), make_feed(dataset, config)
+        for i in range(args.rounds):
+            bare.append(bare_seconds(task, feed, config.seed, args.steps))
+            whole.append(loop_seconds(task, feed, config, pathlib.Path(folder) / f"run{i}"))
+    shares = [1 - b / w for b, w in zip(bare, whole, strict=True)]
+    figures = describe() | {
+        "images_per_second": config.batch_size / statistics.median(whole),
+        "bare_images_per_second": config.batch_size / statistics.median(bare),
+        "share_outside_the_step": statistics.median(shares),
+        "shares": shares,
+    }
+    print(json.dumps(figures, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Configurations: what is wrong is named, what is saved comes back, another one is refused."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.launch import config as configuration
+from configs import default, dit_rf
+
+FILE = str(pathlib.Path(dit_rf.__file__))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stepz=3", ["config.stepz", "'3'", "'steps'"]),
+        ("optimizer.learningrate=3", ["config.optimizer.learningrate", "'optimizer.learning_rate'"]),
+        ("steps=3.5", ["config.steps", "'3.5'", "integer", "2500"]),
+        ("data.flip=7", ["config.data.flip", "true or false"]),
+        ("data=7", ["config.data", "group", "config.data."]),
+        ("steps", ["config.steps", "integer"]),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_it_got_and_what_is_near(override: str, expected: list[str]) -> None:
+    said = configuration.explain([f"--config={FILE}", f"--config.{override}"])
+    assert said is not None and all(word in said for word in expected), said
+
+
+@pytest.mark.parametrize("override", ["steps=3", "optimizer.learning_rate=1", "data.flip=True", "data.name=cifar10"])
+def test_a_right_override_has_nothing_to_explain(override: str) -> None:
+    assert configuration.explain([f"--config={FILE}", f"--config.{override}"]) is None
+
+
+def test_a_config_file_that_fails_is_named_with_its_error(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "c.py").write_text("def get_config():\n    return nothing\n")
+    said = configuration.explain([f"--config={tmp_path / 'c.py'}"])
+    assert said is not None and "c.py" in said and "nothing" in said
+
+
+@pytest.mark.parametrize("name", [*configuration.POSITIVE, *configuration.NOT_NEGATIVE, *configuration.BELOW_ONE])
+def test_every_checked_field_exists_and_refuses_a_value_below_its_range(name: str) -> None:
+    made = default.get_config()
+    assert name in dict(configuration.leaves(made))
+    configuration.check(made)
+    made.update_from_flattened_dict({name: -1})
+    with pytest.raises(UserError, match=f"config.{name}: -1"):
+        configuration.check(made)
+
+
+def test_what_is_saved_comes_back_and_the_same_run_may_go_on(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    configuration.claim(made, tmp_path / "run")
+    configuration.claim(made, tmp_path / "run")
+    assert configuration.load(tmp_path / "run").to_dict() == json.loads(json.dumps(made.to_dict()))
+
+
+def test_another_configuration_is_refused_with_every_difference(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    configuration.claim(made, tmp_path)
+    made.seed, made.model.depth = 5, 9
+    with pytest.raises(UserError, match="model.depth: 4 there, 9 now; seed: 0 there, 5 now"):
+        configuration.claim(made, tmp_path)
+
+
+def test_a_damaged_saved_configuration_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json"):
+        configuration.load(tmp_path)

@@ -1,0 +1,99 @@
+"""Checkpoints give back what went in, keep what they should, and know damage when they see it."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.training import checksums
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.state import TrainState
+
+
+def state(step: int) -> TrainState:
+    value = jnp.arange(6.0).reshape(2, 3) + step
+    return TrainState(jnp.int32(step), {"w": value}, {"w": value * 2}, (jnp.int32(step), {"m": value * 3}))
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> pathlib.Path:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(state(step), {"steps": 3})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 2]
+    checkpoints.close()
+    return tmp_path / "c"
+
+
+def test_a_round_trip_is_exact(saved: pathlib.Path) -> None:
+    restored = Checkpoints(saved, keep=2).restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), restored, state(3))
+
+
+def test_an_empty_directory_restores_nothing(tmp_path: pathlib.Path) -> None:
+    assert Checkpoints(tmp_path / "c", keep=1).restore(jax.eval_shape(lambda: state(0))) is None
+
+
+def test_the_average_alone_comes_from_the_newest_or_the_asked_step(saved: pathlib.Path) -> None:
+    like = jax.eval_shape(lambda: state(0).ema)
+    assert Checkpoints(saved).restore_ema(like)[0] == 3
+    step, average = Checkpoints(saved).restore_ema(like, 2)
+    assert step == 2
+    np.testing.assert_array_equal(average["w"], state(2).ema["w"])
+    with pytest.raises(UserError, match="no checkpoint of step 1; there are 3, 2"):
+        Checkpoints(saved).restore_ema(like, 1)
+
+
+@pytest.mark.parametrize("item", ["params", "ema", "opt"])
+def test_damage_anywhere_falls_back_and_is_kept_aside(item: str, saved: pathlib.Path) -> None:
+    victim = max((saved / "3" / item).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    checkpoints = Checkpoints(saved, keep=2)
+    restored = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None and int(restored.step) == 2
+    assert (saved.parent / "damaged" / "3").is_dir() and checkpoints.steps() == [2]
+    checkpoints.save(state(3), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 2]
+    checkpoints.close()
+
+
+def test_damage_in_an_item_that_is_not_read_does_not_matter(saved: pathlib.Path) -> None:
+    for path in (saved / "3" / "opt").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert Checkpoints(saved).restore_ema(jax.eval_shape(lambda: state(0).ema))[0] == 3
+
+
+def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(saved: pathlib.Path) -> None:
+    for step in ("3", "2"):
+        next(path for path in (saved / step / "ema").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(UserError, match="no usable checkpoint"):
+        Checkpoints(saved).restore_ema(jax.eval_shape(lambda: state(0).ema))
+    assert (saved / "3").is_dir() and (saved / "2").is_dir()
+
+
+def test_checksums_see_every_change(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_bytes(b"abc")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "y").write_bytes(b"abc")
+    assert checksums.find_damage(tmp_path, ["a"]) is None
+    checksums.write(tmp_path)
+    assert checksums.find_damage(tmp_path, ["a", "b"]) is None
+    (tmp_path / "b" / "y").write_bytes(b"abd")
+    assert checksums.find_damage(tmp_path, ["a"]) is None
+    assert "b/y has changed" in str(checksums.find_damage(tmp_path, ["a", "b"]))
+    (tmp_path / "a" / "x").unlink()
+    assert "a/x is missing" in str(checksums.find_damage(tmp_path, ["a"]))
+    (tmp_path / checksums.FILE).write_text("{")
+    assert "not readable" in str(checksums.find_damage(tmp_path, ["a"]))

@@ -1,0 +1,117 @@
+"""The loop on a problem small enough to solve by hand: cutting into dispatches changes nothing, and metrics are means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.data.pipeline import ResidentFeed
+from archirf_jax.errors import UserError
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.training.loop import make_advance
+from archirf_jax.training.meter import Meter, check_finite
+from archirf_jax.training.state import TrainState, purpose_key
+from configs import dit_rf
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Diffusion, ResidentFeed]:
+    config = dit_rf.get_config()
+    config.update_from_flattened_dict(
+        {"model.hidden_size": 16, "model.depth": 1, "batch_size": 8, "data.num_classes": 10, "sample.steps": 3}
+    )
+    images = jax.random.randint(jax.random.key(0), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    feed = ResidentFeed(images, jnp.arange(40, dtype=jnp.int32) % 10, batch_size=8, seed=0, flip=True, dispatch=6)
+    return Diffusion(config), feed
+
+
+def run(small: tuple[Diffusion, ResidentFeed], cuts: list[int]) -> tuple[TrainState, list[float]]:
+    task, feed = small
+    advance = make_advance(task, feed, seed=0)
+    state, step, losses = jax.jit(lambda: task.init(purpose_key(0, "init")))(), 0, []
+    for n in cuts:
+        state, rows = advance(state, feed.chunk(step, n), n)
+        losses += np.asarray(rows["loss"])[:n].tolist()
+        step += n
+    return state, losses
+
+
+def test_the_same_bits_however_a_run_is_cut_into_dispatches(small: Any) -> None:
+    whole, losses = run(small, [6, 6])
+    for cuts in ([1] * 12, [5, 2, 4, 1], [6, 1, 5]):
+        cut, same = run(small, cuts)
+        assert same == losses
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole, cut)
+
+
+def test_loss_falls_and_every_parameter_moves(small: Any) -> None:
+    task, _ = small
+    start = task.init(purpose_key(0, "init"))
+    state, losses = run(small, [6] * 30)
+    assert np.mean(losses[-30:]) < 0.9 * np.mean(losses[:6])
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), start.params, state.params)
+    still = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
+    assert not still
+    assert int(state.step) == 180
+
+
+def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> None:
+    task, feed = small
+    frozen = task.init(purpose_key(0, "init"))
+    batch = feed.batch(feed.chunk(0, 1), jnp.int32(0), jax.random.key(0))
+    keys = [jax.random.fold_in(purpose_key(seed, "step"), step) for seed in (0, 1) for step in range(3)]
+    loss = jax.jit(lambda key: task.step(frozen, batch, key)[1]["loss"])
+    losses = [float(loss(key)) for key in keys]
+    assert len(set(losses)) == len(losses)
+
+
+def test_the_preview_draws_with_the_average_and_the_same_noise_each_time(small: Any) -> None:
+    task, _ = small
+    state = task.init(purpose_key(0, "init"))
+    other = TrainState(state.step, jax.tree.map(lambda p: p + 1, state.params), state.ema, state.opt)
+    key = purpose_key(0, "preview")
+    first = task.preview(state, key)
+    assert first.shape == (10, 8, 8, 8, 1) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, task.preview(other, key))
+    frames = task.animate(state, key)
+    assert frames.shape == (4, 10, 8, 8, 8, 1)
+    np.testing.assert_array_equal(frames[-1], first)
+
+
+def test_a_meter_reports_means_at_its_period_and_reads_one_dispatch_late() -> None:
+    reported: list[tuple[int, dict[str, float]]] = []
+    meter = Meter(lambda step, row: reported.append((step, row)), every=4, batch_size=10)
+    rows = {"loss": np.arange(1.0, 5.0)}
+    meter.add(2, 2, {"loss": rows["loss"][:2]})
+    meter.add(4, 2, {"loss": rows["loss"][2:]})
+    assert not reported
+    meter.settle()
+    assert reported[0][0] == 4 and reported[0][1]["loss"] == 2.5
+
+
+def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("archirf_jax.training.meter.time.perf_counter", lambda: now[0])
+    reported: list[dict[str, float]] = []
+    meter = Meter(lambda step, row: reported.append(row), every=3, batch_size=10)
+    for step, seconds in ((1, 100.0), (2, 0.5), (3, 0.5)):
+        if step == 3:
+            with meter.paused():
+                now[0] += 1000
+        now[0] += seconds
+        meter.add(step, 1, {"loss": np.ones(1)})
+        meter.settle()
+    assert reported[0]["seconds_per_step"] == pytest.approx(0.5)
+    assert reported[0]["images_per_second"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_first_metric_that_is_not_finite_is_named_with_its_step(value: float) -> None:
+    rows = {"grad_norm": np.array([1.0, 1.0, value, 1.0]), "loss": np.array([1.0, 1.0, 1.0, value])}
+    with pytest.raises(UserError, match=r"grad_norm is -?(nan|inf) at step 13"):
+        check_finite(10, rows)
+    check_finite(10, {"loss": np.ones(4)})

@@ -1,0 +1,95 @@
+"""Laws of pictures: levels, places in a grid, and files that give back what was written."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archirf_jax.visuals import pictures
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_all_levels_survive_the_way_through_float() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(pictures.to_uint8(levels / np.float32(127.5) - 1), levels)
+
+
+def test_floats_go_to_the_nearest_level() -> None:
+    levels = np.arange(1, 255)
+    for offset in (-0.49, 0.49):
+        np.testing.assert_array_equal(pictures.to_uint8((levels + offset) / 127.5 - 1), levels)
+
+
+def test_floats_outside_the_range_are_clipped() -> None:
+    out = pictures.to_uint8(np.asarray([-np.inf, -7.0, -1.0, 1.0, 1.01, 100.0, np.inf]))
+    assert out.dtype == np.uint8
+    np.testing.assert_array_equal(out, [0, 0, 0, 255, 255, 255, 255])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width", "scale"), [(8, 8, 5), (4, 20, 2), (30, 30, 1), (41, 50, 1)])
+def test_a_grid_shows_each_image_in_its_place_enlarged_by_whole_pixels(
+    height: int, width: int, scale: int, channels: int
+) -> None:
+    images = RANDOM.integers(0, 255, size=(2, 3, height, width, channels), dtype=np.uint8)
+    picture = pictures.grid(images)
+    down, across = height * scale + 1, width * scale + 1  # one white pixel between
+    assert picture.shape == (2 * down - 1, 3 * across - 1, channels) and picture.dtype == np.uint8
+    for r in range(2):
+        for c in range(3):
+            tile = picture[r * down : (r + 1) * down - 1, c * across : (c + 1) * across - 1]
+            np.testing.assert_array_equal(tile, np.kron(images[r, c], np.ones((scale, scale, 1), np.uint8)))
+    np.testing.assert_array_equal(picture[down - 1], np.full_like(picture[down - 1], 255))
+    np.testing.assert_array_equal(picture[:, across - 1], np.full_like(picture[:, across - 1], 255))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_gives_back_every_pixel(channels: int, tmp_path: pathlib.Path) -> None:
+    picture = RANDOM.integers(0, 256, size=(7, 5, channels), dtype=np.uint8)
+    path = tmp_path / "new" / "folder" / "a.png"
+    pictures.save_png(picture, path)
+    np.testing.assert_array_equal(pictures.load_png(path), picture)
+    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_gif_gives_back_its_frames(channels: int, count: int, tmp_path: pathlib.Path) -> None:
+    """A palette holds 256 colours, so the frames have few of them."""
+    frames = [RANDOM.choice([0, 90, 255], size=(6, 9, channels)).astype(np.uint8) for _ in range(count)]
+    path = tmp_path / "new" / "a.gif"
+    pictures.save_gif(frames, path)
+    with Image.open(path) as film:
+        assert (film.n_frames, film.size) == (count, (9, 6))
+        for i, frame in enumerate(frames):
+            film.seek(i)
+            seen = np.asarray(film.convert("RGB"))
+            np.testing.assert_array_equal(seen, np.broadcast_to(frame, (6, 9, 3)))
+
+
+def test_a_gif_lasts_as_long_as_asked_and_rests_on_its_last_frame(tmp_path: pathlib.Path) -> None:
+    frames = [np.full((4, 4, 1), 50 * i, np.uint8) for i in range(5)]
+    pictures.save_gif(frames, tmp_path / "a.gif", seconds=2.0)
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.info["loop"] == 0
+        durations = []
+        for i in range(film.n_frames):
+            film.seek(i)
+            durations.append(film.info["duration"])
+    assert durations == [400, 400, 400, 400, 1400]
+
+
+def test_a_long_gif_is_thinned_evenly_from_its_first_to_its_last_frame(tmp_path: pathlib.Path) -> None:
+    frames = [np.full((4, 4, 1), i, np.uint8) for i in range(2 * pictures.MAX_FRAMES + 1)]
+    pictures.save_gif(frames, tmp_path / "a.gif")
+    shown = []
+    with Image.open(tmp_path / "a.gif") as film:
+        for i in range(film.n_frames):
+            film.seek(i)
+            shown.append(int(np.asarray(film.convert("L"))[0, 0]))
+    assert len(shown) == pictures.MAX_FRAMES and (shown[0], shown[-1]) == (0, len(frames) - 1)
+    assert set(np.diff(shown)) <= {2, 3}
