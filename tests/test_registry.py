@@ -1,4 +1,4 @@
-"""Laws of finding things by name: a new file is a new choice, and a wrong word is answered with the nearest right one."""
+"""Laws of finding things by name: a new file is a new choice; a wrong word is answered with the nearest right one."""
 
 from __future__ import annotations
 

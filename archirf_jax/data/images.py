@@ -24,7 +24,8 @@ def decode(image: bytes | pathlib.Path, size: int, channels: int) -> np.ndarray:
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: what Pillow says of an unreadable file.
+        OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError: what Pillow says of
+            an unreadable file.
     """
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
         picture = ImageOps.exif_transpose(opened)

@@ -1,8 +1,8 @@
 """Examples as batches on the device, in the order of `data.order`.
 
-A feed serves the training loop in two halves: `chunk(step, n)` on the host, and `batch(chunk, i, key)` inside jit, which
-gives the i-th of the chunk's n batches. A set that fits in memory is decoded once and lies on the device; its chunk is
-that array and the place in the order. A larger set streams through Grain; its chunk holds the next batch.
+A feed serves the training loop in two halves: `chunk(step, n)` on the host, and `batch(chunk, i, key)` inside jit,
+which gives the i-th of the chunk's n batches. A set that fits in memory is decoded once and lies on the device; its
+chunk is that array and the place in the order. A larger set streams through Grain; its chunk holds the next batch.
 Both visit the same examples at the same step.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from archirf_jax.data.order import shuffled_index
 from archirf_jax.data.sources import Source, open_source
 from archirf_jax.errors import UserError
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# What Pillow raises, by format and by place of the damage.
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 class Batch(NamedTuple):
@@ -166,7 +168,8 @@ class StreamFeed:
     def _example(self, position: int) -> tuple[np.ndarray, np.int32]:
         size = len(self.dataset.readable)
         epoch, index = divmod(int(position), size)
-        chosen = shuffled_index(self.seed, size, np.asarray([epoch % 2**32], np.uint32), np.asarray([index], np.uint32))[0]
+        place = np.asarray([epoch % 2**32], np.uint32), np.asarray([index], np.uint32)
+        chosen = shuffled_index(self.seed, size, *place)[0]
         encoded, label = self.dataset.source[int(self.dataset.readable[chosen])]
         return decode(encoded, self.image_size, self.channels), np.int32(label)
 
@@ -188,7 +191,8 @@ def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
 
 
 def _finish(images: jax.Array, labels: jax.Array, flip: bool, key: jax.Array) -> Batch:
-    x = images.astype(jnp.float32) / 127.5 - 1
+    # In this order -1 and 1 come out exactly, also where XLA multiplies by the reciprocal.
+    x = (images.astype(jnp.float32) - 127.5) / 127.5
     if flip:
         mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0], 1, 1, 1))
         x = jnp.where(mirrored, x[:, :, ::-1], x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def load_builder(name: str, directory: str) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    base = name.split("/")[0]
+    base = re.split("[/:]", name)[0]
     if base in EMBEDDED:
         try:
             importlib.import_module(f"archirf_jax.data.builders.{base}")
@@ -74,7 +75,12 @@ def load_builder(name: str, directory: str) -> Any:
             f"data.name: {name!r} is no data set of TFDS, nor of this project ({', '.join(EMBEDDED)}), nor folder:PATH"
             + nearest(base, allowed)
         ) from e
-    except (ValueError, ImportError) as e:
+    except (ValueError, AssertionError, ImportError) as e:
+        if "File format is already set" in str(e):
+            raise UserError(
+                f"data.name: {name!r} in {directory!r} is not in array_record; "
+                f"prepare it in another folder by: python -m archirf_jax.prepare_data --name={name} --dir=FOLDER"
+            ) from e
         raise UserError(f"data.name: {name!r} cannot be opened: {_one_line(e)}") from e
 
 
@@ -93,19 +99,25 @@ class TfdsSource:
         if split not in builder.info.splits:
             raise UserError(f"data.split: {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
         features = builder.info.features
+        if "image" not in features:
+            raise UserError(f"data.name: {name!r} has no feature 'image'; it has {', '.join(features)}")
         if label_key and label_key not in features:
             raise UserError(
                 f"data.label_key: {name!r} has no feature {label_key!r}; it has {', '.join(features)}; "
                 "set --config.data.label_key='' to train without labels"
             )
-        if label_key and not hasattr(features[label_key], "num_classes"):
+        if label_key and not isinstance(features[label_key], tfds.features.ClassLabel):
             raise UserError(f"data.label_key: feature {label_key!r} of {name!r} is no class label")
         self.class_names = list(features[label_key].names) if label_key else ["image"]
         self._name, self._split, self._label_key = name, split, label_key
+        self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         try:
-            self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        except (NotImplementedError, ValueError) as e:
-            raise UserError(f"data.name: {name!r} in {directory!r} is not in array_record; prepare it by: {command}") from e
+            self._records[0]
+        except RuntimeError as e:
+            raise UserError(
+                f"data.name: {name!r} is damaged ({_one_line(e)}); "
+                f"delete {str(builder.data_path)!r}, then prepare it by: {command}"
+            ) from e
 
     def __len__(self) -> int:
         return len(self._records)
@@ -134,7 +146,7 @@ class FolderSource:
                 f"data.name: {str(path)!r} has class folders and also {len(loose)} files beside them, "
                 f"such as {loose[0].name!r}; move each into a class folder"
             )
-        self.class_names = [folder.name for folder in folders] or [path.name]
+        self.class_names = [folder.name for folder in folders] or [path.absolute().name]
         self._examples: Sequence[tuple[pathlib.Path, int]] = [
             (file, label) for label, folder in enumerate(folders or [path]) for file in _files(folder)
         ]

@@ -57,7 +57,7 @@ def sincos_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Adaptive norm: x (B, N, D) scaled and shifted by each example's shift, scale (B, D) (Peebles & Xie 2022, Sec. 3.2)."""
+    """x (B, N, D) times 1 + scale, plus shift, both (B, D): adaptive norm (Peebles & Xie 2022, Sec. 3.2)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from archirf_jax.interop.dit import params_from_state_dict
@@ -23,5 +24,5 @@ def run(case: Case) -> dict[str, np.ndarray]:
     model = DiT(**{name: case.hyperparameters.get(name, default) for name, default in DEFAULTS.items()})
     params = params_from_state_dict(case.params, model.num_classes)
     x = case.inputs["x"].transpose(0, 2, 3, 1)
-    out = model.apply({"params": params}, x, case.inputs["t"], case.inputs["y"].astype(np.int32))
+    out = jax.jit(model.apply)({"params": params}, x, case.inputs["t"], case.inputs["y"].astype(np.int32))
     return {"y": np.asarray(out).transpose(0, 3, 1, 2)}

@@ -14,7 +14,7 @@ from archirf_jax.models.dit import DiT
 SMALL: dict[str, Any] = dict(num_classes=3, patch_size=2, hidden_size=8, depth=2, num_heads=2, learn_sigma=True)
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"patch_size": 3, "num_classes": 1},
+    {"patch_size": 3, "num_classes": 1, "depth": 0},
     {"hidden_size": 12, "num_heads": 3, "depth": 11},  # two digits in a block's number
     {"mlp_ratio": 2.5, "learn_sigma": False, "depth": 1},
 ]

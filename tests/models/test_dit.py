@@ -25,18 +25,18 @@ CONDITION = RANDOM.normal(size=(2, 16)).astype(np.float32)
 
 
 @jax.jit
-def apply(params: Any, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+def apply(params: Any, x: Any, t: Any, y: Any) -> Any:
     return MODEL.apply({"params": params}, x, t, y)
 
 
 @jax.jit
-def apply_block(params: Any, x: jax.Array, c: jax.Array) -> jax.Array:
+def apply_block(params: Any, x: Any, c: Any) -> Any:
     return BLOCK.apply({"params": params}, x, c)
 
 
 @jax.jit
-def gradient(params: Any, y: jax.Array) -> Any:
-    return jax.grad(lambda params: jnp.sum(jnp.square(MODEL.apply({"params": params}, X, T, y))))(params)
+def gradient(params: Any, y: Any) -> Any:
+    return jax.grad(lambda params: jnp.sum(jnp.square(apply(params, X, T, y))))(params)
 
 
 def shapes(model: DiT, x: Any) -> Any:
@@ -98,11 +98,22 @@ def test_a_patch_comes_back_where_it_was() -> None:
     variables = {"params": stir(shapes(model, x))}
 
     def picture(pixels: jax.Array) -> jax.Array:
-        return model.apply(variables, pixels.reshape(1, H, W, 1), T[:1], Y[:1]).reshape(-1)
+        return jnp.ravel(jnp.asarray(model.apply(variables, pixels.reshape(1, H, W, 1), T[:1], Y[:1])))
 
     reached = np.asarray(jax.jit(jax.jacobian(picture))(x.reshape(-1))).reshape(H, W, H, W) != 0
     patch = np.arange(H)[:, None] // 2 * W + np.arange(W) // 2  # (H, W): the number of each pixel's patch
     np.testing.assert_array_equal(reached, patch[:, :, None, None] == patch)
+
+
+def test_without_blocks_a_crop_of_the_image_gives_the_crop_of_the_output() -> None:
+    """Positions count from the top left corner, rows and columns each by themselves, so a crop keeps them."""
+    model = DiT(**FIELDS | dict(depth=0))
+    x = np.concatenate([X[:1, ..., :1], X[1:2, :2, :, :1]], axis=1)  # (1, 6, 6, 1)
+    variables = {"params": stir(shapes(model, x))}
+    parts = (x, x[:, :4], x[:, :, :4])
+    whole, low, narrow = (np.asarray(model.apply(variables, part, T[1:2], Y[:1])) for part in parts)
+    np.testing.assert_allclose(low, whole[:, :4], atol=1e-5)
+    np.testing.assert_allclose(narrow, whole[:, :, :4], atol=1e-5)
 
 
 def test_the_examples_of_a_batch_do_not_see_each_other(stirred: Any) -> None:
@@ -130,9 +141,8 @@ def test_the_null_label_has_a_row_of_its_own(fresh: Any, stirred: Any) -> None:
     table = fresh["label_embedding"]["embedding"]
     assert table.shape == (MODEL.num_classes + 1, MODEL.hidden_size)
 
-    every, null = (
-        np.asarray(gradient(stirred, y)["label_embedding"]["embedding"]) for y in (Y, np.full_like(Y, MODEL.num_classes))
-    )
+    labels = (Y, np.full_like(Y, MODEL.num_classes))
+    every, null = (np.asarray(gradient(stirred, y)["label_embedding"]["embedding"]) for y in labels)
     assert np.all(every != 0)
     np.testing.assert_array_equal(null[:-1], np.zeros_like(null[:-1]))
     assert np.all(null[-1] != 0)
@@ -187,7 +197,8 @@ def parameters(width: int, depth: int, patch: int, channels: int, classes: int) 
 
 @pytest.mark.parametrize(("size", "published"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_the_presets_have_the_published_numbers_of_parameters(size: str, published: int) -> None:
-    model = DiT(num_classes=1000, learn_sigma=True, **PRESETS[f"{size}/2"])
+    fields: dict[str, Any] = PRESETS[f"{size}/2"]
+    model = DiT(num_classes=1000, learn_sigma=True, **fields)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes(model, np.zeros((1, 32, 32, 4)))))
     assert count == parameters(model.hidden_size, model.depth, patch=2, channels=4, classes=1000)
     assert round(count / 1e6) == published
@@ -195,8 +206,9 @@ def test_the_presets_have_the_published_numbers_of_parameters(size: str, publish
 
 def test_the_presets_are_buildable() -> None:
     assert len(PRESETS) == 3 * len(SIZES)
-    for fields in PRESETS.values():
-        assert DiT(num_classes=1, **fields).hidden_size % fields["num_heads"] == 0
+    for name in PRESETS:
+        fields: dict[str, Any] = PRESETS[name]
+        assert name.endswith(f"/{DiT(num_classes=1, **fields).patch_size}")
 
 
 @pytest.mark.parametrize(

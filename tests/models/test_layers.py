@@ -60,7 +60,7 @@ def test_modulation_scales_and_shifts_each_example_by_its_own() -> None:
     np.testing.assert_array_equal(layers.modulate(x, shift, scale), expected)
 
 
-def stirred(module: nn.Module, x: np.ndarray) -> Any:
+def stirred(module: nn.Module, x: np.ndarray | jax.Array) -> Any:
     """Parameters that are normal noise, and the module's output as a float64 array."""
     random = np.random.default_rng(1)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
@@ -97,7 +97,7 @@ def test_the_mlp_is_the_formula() -> None:
 
 
 def test_the_timestep_embedder_is_the_formula() -> None:
-    t = np.asarray([0.0, 400.0], np.float32)
+    t = jnp.asarray([0.0, 400.0])
     params, ours = stirred(layers.TimestepEmbedder(width=6), t)
     h = linear(params["hidden"], np.asarray(layers.sinusoidal_embedding(t)))
     silu = h / (1 + np.exp(-h))

@@ -1,4 +1,4 @@
-"""Laws of dropping conditions: how often, all leaves of an example together, and exactly never or always at the ends."""
+"""Laws of dropping conditions: how often, all leaves of an example together, never at 0 and always at 1."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_probability_zero_keeps_all_and_one_keeps_none(probability: float, survi
 
 
 def test_expanded_values_broadcast_along_the_batch_alone() -> None:
-    like = np.zeros((3, 2, 2, 1))
+    like = jnp.zeros((3, 2, 2, 1))
     expanded = expand(jnp.asarray([1.0, 2.0, 3.0]), like)
     assert expanded.shape == (3, 1, 1, 1)
     np.testing.assert_array_equal((like + expanded)[:, 1, 0, 0], [1, 2, 3])

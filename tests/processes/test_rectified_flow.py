@@ -17,13 +17,14 @@ from archirf_jax.processes.base import ModelFn
 from archirf_jax.processes.rectified_flow import RectifiedFlow, shift_time
 
 RANDOM = np.random.default_rng(0)
-X0 = RANDOM.uniform(-1, 1, size=(64, 2, 3, 2)).astype(np.float32)
+X0: Any = RANDOM.uniform(-1, 1, size=(64, 2, 3, 2)).astype(np.float32)
 Y = np.arange(64, dtype=np.int32) % 5
 NULL = np.int32(5)
-TINY = np.linspace(-1, 1, 4000, dtype=np.float32).reshape(-1, 1, 1, 1)  # one pixel an image: many draws for little work
+# One pixel an image: many draws for little work.
+TINY: Any = np.linspace(-1, 1, 4000, dtype=np.float32).reshape(-1, 1, 1, 1)
 
 
-def knows(x0: np.ndarray, time_scale: float = 1000.0, error: Any = 0.0) -> ModelFn:
+def knows(x0: Any, time_scale: float = 1000.0, error: Any = 0.0) -> ModelFn:
     """The network that knows x0 and reads eps off x_t = (1 - t) x0 + t eps; it answers eps - x0 + error."""
 
     def oracle(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
@@ -41,7 +42,7 @@ class Spy:
         return jnp.zeros_like(x)
 
 
-def drawn(process: RectifiedFlow, x0: np.ndarray, key: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(process: RectifiedFlow, x0: Any, key: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """t (B,), eps (B, H, W, C) and who was dropped (B,), from one evaluation of the loss."""
     spy = Spy()
     _, aux = process.loss(key, spy, x0, np.zeros(len(x0), np.int32), np.int32(1))
@@ -90,7 +91,8 @@ def test_a_prediction_is_the_truth_for_the_network_that_knows_x0() -> None:
     eps = RANDOM.normal(size=X0.shape).astype(np.float32)
     t = np.linspace(0.05, 1, len(X0), dtype=np.float32)
     tt = t[:, None, None, None]
-    prediction = RectifiedFlow().predict(knows(X0), (1 - tt) * X0 + tt * eps, jnp.asarray(t), Y)
+    x = jnp.asarray((1 - tt) * X0 + tt * eps)
+    prediction = RectifiedFlow().predict(knows(X0), x, jnp.asarray(t), Y)
     np.testing.assert_allclose(prediction.x0, X0, atol=1e-5)
     np.testing.assert_allclose(prediction.eps, eps, atol=1e-4)
     np.testing.assert_allclose(prediction.v, eps - X0, atol=1e-4)

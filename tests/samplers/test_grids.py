@@ -25,7 +25,8 @@ def test_a_grid_is_even_unless_shifted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "shift", "named"), [(0, 1.0, "steps: 0"), (-1, 1.0, "steps: -1"), (4, 0.0, "shift: 0"), (4, -1.0, "shift: -1")]
+    ("steps", "shift", "named"),
+    [(0, 1.0, "steps: 0"), (-1, 1.0, "steps: -1"), (4, 0.0, "shift: 0"), (4, -1.0, "shift: -1")],
 )
 def test_no_steps_and_no_shift_are_refused(steps: int, shift: float, named: str) -> None:
     with pytest.raises(UserError, match=named):

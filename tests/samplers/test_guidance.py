@@ -16,9 +16,9 @@ from archirf_jax.samplers.sample import sample
 from archirf_jax.samplers.solvers.euler import Euler
 
 B = 3
-X = np.random.default_rng(0).normal(size=(B, 2, 2, 4)).astype(np.float32)
-T = np.asarray([10.0, 20.0, 30.0], np.float32)
-Y = np.asarray([1, 2, 3], np.int32)
+X: Any = np.random.default_rng(0).normal(size=(B, 2, 2, 4)).astype(np.float32)
+T: Any = np.asarray([10.0, 20.0, 30.0], np.float32)
+Y: Any = np.asarray([1, 2, 3], np.int32)
 NULL = np.int32(7)
 
 

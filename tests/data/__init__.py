@@ -1,0 +1,1 @@
+"""Laws of archirf_jax.data and of preparing data."""

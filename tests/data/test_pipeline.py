@@ -1,0 +1,277 @@
+"""Batches: the same ones whether a set lies on the device or streams, from whatever step; every image once an epoch."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from archirf_jax.data.pipeline import Batch, ResidentFeed, StreamFeed, load, make_feed
+from archirf_jax.errors import UserError
+from configs import default
+from tests.running import REPOSITORY
+
+SIZE, BATCH, STEPS = 23, 5, 24
+RESIDENT, STREAMED = 2048, 0  # MiB that may lie on the device
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """SIZE pictures that differ, none its own mirror image; the number of each is the grey level of a corner."""
+    path = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(SIZE):
+        levels = rng.integers(0, 256, (8, 8), np.uint8)
+        levels[0] = [number, *range(101, 108)]
+        file = path / ("even", "odd")[number % 2] / f"{number:02}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(levels).save(file)
+    return path
+
+
+def settings(folder: pathlib.Path, resident_mib: int = RESIDENT, seed: int = 0, **data: Any) -> ConfigDict:
+    config = default.get_config()
+    config.update({"batch_size": BATCH, "steps": STEPS, "seed": seed})
+    config.data.update({"name": f"folder:{folder}", "resident_mib": resident_mib, **data})
+    return config
+
+
+def feed_of(config: ConfigDict) -> ResidentFeed | StreamFeed:
+    return make_feed(load(config.data), config)
+
+
+def batches(feed: ResidentFeed | StreamFeed, start: int = 0, stop: int = STEPS) -> list[Batch]:
+    """The batches of steps start..stop-1, each made as the training loop makes it."""
+    batch = jax.jit(feed.batch)
+    found = [batch(feed.chunk(step, 1), 0, jax.random.fold_in(jax.random.key(0), step)) for step in range(start, stop)]
+    feed.close()
+    return [jax.tree.map(np.asarray, one) for one in found]
+
+
+def levels(batch: Batch) -> np.ndarray:
+    """Grey levels, (B, 8, 8) int."""
+    return np.round((np.asarray(batch.image)[..., 0] + 1) * 127.5).astype(int)
+
+
+def numbers(found: list[Batch]) -> np.ndarray:
+    """Which picture each example is, by whichever of its upper corners holds the number."""
+    return np.concatenate([levels(one)[:, 0, [0, -1]].min(1) for one in found])
+
+
+def stored_levels(folder: pathlib.Path) -> np.ndarray:
+    """(SIZE, 8, 8), by number."""
+    files = sorted(folder.glob("*/*.png"), key=lambda file: file.name)
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for mine, yours in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.image, yours.image)
+        np.testing.assert_array_equal(mine.label, yours.label)
+
+
+@pytest.fixture(params=[RESIDENT, STREAMED], ids=["resident", "streamed"])
+def resident_mib(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+def test_the_memory_limit_decides_between_resident_and_streamed(folder: pathlib.Path) -> None:
+    assert isinstance(feed_of(settings(folder)), ResidentFeed)
+    assert isinstance(feed_of(settings(folder, STREAMED)), StreamFeed)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("seed", [0, 2**40 + 7])
+def test_resident_and_streamed_batches_are_identical_at_every_step_of_several_epochs(
+    folder: pathlib.Path, flip: bool, seed: int
+) -> None:
+    assert SIZE % BATCH and STEPS * BATCH > 5 * SIZE
+    resident, streamed = (batches(feed_of(settings(folder, mib, seed, flip=flip))) for mib in (RESIDENT, STREAMED))
+    assert_equal(resident, streamed)
+
+
+def test_resident_and_streamed_batches_of_a_prepared_set_are_identical(data_dir: pathlib.Path) -> None:
+    configs = [settings(data_dir, mib, name="digits", dir=str(data_dir)) for mib in (RESIDENT, STREAMED)]
+    resident, streamed = (batches(feed_of(config), 0, 4) for config in configs)
+    assert_equal(resident, streamed)
+    assert len({one for batch in resident for one in batch.label.tolist()}) > 3
+
+
+def test_every_picture_is_visited_exactly_once_an_epoch(folder: pathlib.Path, resident_mib: int) -> None:
+    visited = numbers(batches(feed_of(settings(folder, resident_mib))))
+    epochs = visited[: 5 * SIZE].reshape(5, SIZE)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(SIZE), (5, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_every_picture_keeps_its_label(folder: pathlib.Path, resident_mib: int) -> None:
+    found = batches(feed_of(settings(folder, resident_mib)))
+    np.testing.assert_array_equal(np.concatenate([one.label for one in found]), numbers(found) % 2)
+
+
+@pytest.mark.parametrize("start", [1, 7, 20])
+def test_a_feed_opened_later_goes_on_with_the_order_of_one_that_ran_from_the_start(
+    folder: pathlib.Path, resident_mib: int, start: int
+) -> None:
+    config = settings(folder, resident_mib, flip=True)
+    assert_equal(batches(feed_of(config), start), batches(feed_of(config))[start:])
+
+
+def test_a_streamed_feed_can_be_opened_again_after_it_was_closed(folder: pathlib.Path) -> None:
+    feed = feed_of(settings(folder, STREAMED))
+    assert_equal(batches(feed, 0, 3) + batches(feed, 3, 6), batches(feed_of(settings(folder)), 0, 6))
+
+
+def test_one_chunk_serves_the_same_batches_as_one_chunk_a_step(folder: pathlib.Path) -> None:
+    feed = feed_of(settings(folder))
+    chunk, batch = feed.chunk(3, 20), jax.jit(feed.batch)
+    keys = [jax.random.fold_in(jax.random.key(0), step) for step in range(3, 23)]
+    together = [jax.tree.map(np.asarray, batch(chunk, jnp.int32(i), key)) for i, key in enumerate(keys)]
+    assert_equal(together, batches(feed, 3, 23))
+
+
+def test_another_seed_gives_another_order(folder: pathlib.Path, resident_mib: int) -> None:
+    first, second = (numbers(batches(feed_of(settings(folder, resident_mib, seed)))) for seed in (0, 1))
+    assert (first != second).mean() > 0.5
+
+
+def test_pixels_span_minus_one_to_one_and_types_are_as_promised(tmp_path: pathlib.Path, resident_mib: int) -> None:
+    for name, level in (("black", 0), ("white", 255)):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("L", (8, 8), level).save(tmp_path / name / f"{number}.png")
+    for channels in (1, 3):
+        for batch in batches(feed_of(settings(tmp_path, resident_mib, channels=channels)), 0, 3):
+            assert batch.image.dtype == np.float32 and batch.label.dtype == np.int32
+            assert batch.image.shape == (BATCH, 8, 8, channels) and batch.label.shape == (BATCH,)
+            np.testing.assert_array_equal(batch.image, (2.0 * batch.label - 1)[:, None, None, None] + 0 * batch.image)
+
+
+def test_each_picture_is_mirrored_by_a_coin_of_its_own(folder: pathlib.Path, resident_mib: int) -> None:
+    config = settings(folder, resident_mib, flip=True)
+    config.batch_size = SIZE
+    feed = feed_of(config)
+    chunk, batch = feed.chunk(0, 1), jax.jit(feed.batch)
+    examples = [batch(chunk, 0, jax.random.key(key)) for key in range(20)]
+    plain = stored_levels(folder)[numbers(examples[:1])]
+    for example in examples:
+        np.testing.assert_array_equal(example.label, examples[0].label)
+    images = np.stack([levels(example) for example in examples])
+    same, turned = (images == plain).all((2, 3)), (images == plain[:, :, ::-1]).all((2, 3))
+    assert (same ^ turned).all()
+    assert 0.4 < turned.mean() < 0.6
+    assert len(np.unique(turned, axis=0)) == 20 and len(np.unique(turned, axis=1).T) == SIZE
+
+
+def test_nothing_is_mirrored_unless_asked_for(folder: pathlib.Path, resident_mib: int) -> None:
+    stored = stored_levels(folder)
+    for batch in batches(feed_of(settings(folder, resident_mib))):
+        np.testing.assert_array_equal(levels(batch), stored[numbers([batch])])
+
+
+@pytest.fixture
+def damaged(tmp_path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The pictures with two unreadable files among them."""
+    for file in folder.glob("*/*.png"):
+        copy = tmp_path / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    (tmp_path / "even/04.png").write_bytes(b"not a picture")
+    (tmp_path / "odd/notes.txt").write_text("neither")
+    return tmp_path
+
+
+def test_unreadable_files_are_refused_by_name(
+    damaged: pathlib.Path, resident_mib: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=r"2 of 24 images .*skip_unreadable=True"):
+        load(settings(damaged, resident_mib).data)
+    assert str(damaged / "even/04.png") in caplog.text and str(damaged / "odd/notes.txt") in caplog.text
+    assert str(damaged / "even/06.png") not in caplog.text
+
+
+def test_unreadable_files_can_be_left_out(damaged: pathlib.Path, resident_mib: int) -> None:
+    found = batches(feed_of(settings(damaged, resident_mib, skip_unreadable=True)))
+    visited = numbers(found)[: SIZE - 1]
+    assert sorted(visited) == [number for number in range(SIZE) if number != 4]
+    np.testing.assert_array_equal(np.concatenate([one.label for one in found]), numbers(found) % 2)
+
+
+def test_a_set_of_unreadable_files_only_is_refused_even_so(tmp_path: pathlib.Path, resident_mib: int) -> None:
+    (tmp_path / "only.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 1 images"):
+        load(settings(tmp_path, resident_mib, skip_unreadable=True).data)
+
+
+def test_a_batch_larger_than_the_set_is_refused(folder: pathlib.Path, resident_mib: int) -> None:
+    config = settings(folder, resident_mib)
+    config.batch_size = SIZE
+    feed_of(config)
+    config.batch_size = SIZE + 1
+    with pytest.raises(UserError, match="batch_size: 24 is larger than the 23 images"):
+        feed_of(config)
+
+
+def test_two_or_four_channels_are_refused(folder: pathlib.Path) -> None:
+    for channels in (0, 2, 4):
+        with pytest.raises(UserError, match=f"data.channels: {channels} must be"):
+            load(settings(folder, channels=channels).data)
+
+
+# Libraries may look whether TensorFlow is installed; here it seems to be, and importing it is noted and fails.
+WITH_A_DECOY_OF_TENSORFLOW = """
+import importlib.machinery
+import sys
+
+class Decoy:
+    imported = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        self.imported.append(spec.name)
+        raise ImportError(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Decoy())
+
+import jax
+from archirf_jax.data.pipeline import ResidentFeed, StreamFeed, load, make_feed
+from configs import default
+
+for resident_mib, kind in ((2048, ResidentFeed), (0, StreamFeed)):
+    config = default.get_config()
+    config.data.dir, config.data.resident_mib = sys.argv[1], resident_mib
+    feed = make_feed(load(config.data), config)
+    assert isinstance(feed, kind)
+    for step in range(2):
+        assert feed.batch(feed.chunk(step, 1), 0, jax.random.key(0)).image.shape == (128, 8, 8, 1)
+    feed.close()
+
+assert not Decoy.imported, Decoy.imported
+try:
+    import tensorflow.io
+except ImportError:
+    print("noted", Decoy.imported)
+"""
+
+
+def test_reading_data_never_imports_tensorflow(data_dir: pathlib.Path) -> None:
+    command = [sys.executable, "-c", WITH_A_DECOY_OF_TENSORFLOW, str(data_dir)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    # The decoy does notice an import that takes place.
+    assert "noted ['tensorflow']" in done.stdout
