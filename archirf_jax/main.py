@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     configuration.check(config)
     dataset = load(config.data)
     config.data.num_classes = config.data.num_classes or len(dataset.source.class_names)
-    task = registry.build(tasks, "task", config.task, {"config": config})
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
     feed = make_feed(dataset, config)
     configuration.claim(config, workdir)
     if train(task, feed, config, workdir, again=cli.command_line()):

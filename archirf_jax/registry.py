@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
@@ -23,20 +24,31 @@ def build(room: ModuleType, field: str, name: str, fields: Mapping[str, Any] | N
 
     Args:
         room: the package to look in, such as `archirf_jax.models`.
-        field: the config's name for this choice, such as "model", for messages.
+        field: what a configuration calls this choice, such as "config.model.name", for messages.
         name: the module's name.
         fields: keyword arguments of its `build`.
 
     Raises:
-        UserError: no such module, or a field that its `build` does not have.
+        UserError: no such module, a field that its `build` does not have, or one that it needs and did not get.
     """
-    allowed = names(room)
-    if name not in allowed:
-        raise UserError(f"{field}.name: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")
-    make = importlib.import_module(f"{room.__name__}.{name}").build
-    known = [parameter for parameter in inspect.signature(make).parameters if parameter not in ("parent", "name")]
-    for given in fields or {}:
-        if given not in known:
+    make = getattr(_module(room, name), "build", None)
+    if make is None:
+        allowed = names(room)
+        raise UserError(f"{field}: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")
+    group, given = field.rpartition(".")[0], dict(fields or {})
+    known = {key: value for key, value in inspect.signature(make).parameters.items() if key not in ("parent", "name")}
+    for key in given:
+        if key not in known:
             has = ", ".join(known)
-            raise UserError(f"{field}.{given}: {name} has no such field; it has {has}{nearest(given, known)}")
-    return make(**(fields or {}))
+            raise UserError(f"{group}.{key}: {name} has no such field; it has {has}{nearest(key, known)}")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise UserError(f"{group}.{key}: {name} needs this field and it has no default")
+    return make(**given)
+
+
+def _module(room: ModuleType, name: str) -> ModuleType | None:
+    # Only the chosen file is imported: a choice whose packages are not installed stands in nobody else's way.
+    path = f"{room.__name__}.{name}"
+    spec = importlib.util.find_spec(path) if name.isidentifier() else None
+    return importlib.import_module(path) if spec and spec.submodule_search_locations is None else None

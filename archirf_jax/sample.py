@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out: {str(out)!r} must end in one of {', '.join(FORMATS)}")
     config = configuration.load(workdir)
     labels = parse_labels(LABELS.value, config.data.num_classes)
-    task = registry.build(tasks, "task", config.task, {"config": config})
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
     like = jax.eval_shape(lambda: task.init(jax.random.key(0)).ema)
     step, params = Checkpoints(workdir / "checkpoints").restore_ema(like, STEP.value)
     images, y = draw(task, params, labels, trajectory=out.suffix == ".gif")

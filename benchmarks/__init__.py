@@ -1,0 +1,1 @@
+"""Measurements: python -m benchmarks.NAME; none of them is a test."""

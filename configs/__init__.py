@@ -1,0 +1,1 @@
+"""Configurations: each file has get_config(variant); `default` documents every field."""

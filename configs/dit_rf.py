@@ -22,13 +22,13 @@ VARIANTS = {
     "digits": (
         "tiny/2",
         {
-            "steps": 2500,
+            "steps": 2000,
             "optimizer.learning_rate": 2e-3,
             "schedule.warmup_steps": 100,
             "schedule.name": "cosine",
             "ema.decay": 0.998,
             "checkpoint.every_steps": 500,
-            "sample.every_steps": 250,
+            "sample.every_steps": 200,
         },
     ),
     "mnist": ("S/4", {"data.name": "mnist", "data.image_size": 28, "steps": 20_000, "optimizer.learning_rate": 3e-4}),
@@ -57,7 +57,7 @@ VARIANTS = {
             "optimizer.learning_rate": 2e-4,
             "model.dtype": "bfloat16",
             "checkpoint.every_steps": 2500,
-            "sample.every_steps": 2500,
+            "sample.every_steps": 2000,
         },
     ),
     "imagenet64": (

@@ -47,7 +47,8 @@ def sample(workdir: pathlib.Path, *extra: str) -> subprocess.CompletedProcess[st
 
 def run(command: Sequence[str], **popen: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root with its output as text."""
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False, **popen)
+    options = {"timeout": 300} | popen
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, **options)
 
 
 def final_arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:

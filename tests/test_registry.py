@@ -66,14 +66,14 @@ def test_the_names_of_a_room_are_its_files_that_can_be_built(room: ModuleType) -
 
 
 def test_a_thing_is_built_from_its_fields(room: ModuleType) -> None:
-    kettle = registry.build(room, "kitchen", "kettle", {"litres": 1.7})
+    kettle = registry.build(room, "kitchen.name", "kettle", {"litres": 1.7})
     assert (type(kettle).__name__, kettle.litres, kettle.colour) == ("Kettle", 1.7, "red")
-    assert registry.build(room, "kitchen", "teapot") == ["tea", "tea"]
+    assert registry.build(room, "kitchen.name", "teapot") == ["tea", "tea"]
 
 
 def test_an_unknown_name_brings_the_nearest_and_all_the_others(room: ModuleType) -> None:
     with pytest.raises(UserError) as caught:
-        registry.build(room, "kitchen", "ketle")
+        registry.build(room, "kitchen.name", "ketle")
     message = str(caught.value)
     assert message.startswith("kitchen.name: 'ketle'") and message.endswith("(did you mean 'kettle'?)")
     assert "teapot" in message and "\n" not in message
@@ -82,20 +82,25 @@ def test_an_unknown_name_brings_the_nearest_and_all_the_others(room: ModuleType)
 @pytest.mark.parametrize("name", ["helper", "inner", "", "os"])
 def test_what_cannot_be_built_is_no_choice(room: ModuleType, name: str) -> None:
     with pytest.raises(UserError, match="kitchen.name"):
-        registry.build(room, "kitchen", name)
+        registry.build(room, "kitchen.name", name)
 
 
 def test_an_unknown_field_brings_the_nearest_and_all_the_others(room: ModuleType) -> None:
     with pytest.raises(UserError) as caught:
-        registry.build(room, "kitchen", "kettle", {"color": "blue"})
+        registry.build(room, "kitchen.name", "kettle", {"color": "blue"})
     message = str(caught.value)
     assert message.startswith("kitchen.color: kettle") and message.endswith("(did you mean 'colour'?)")
     assert "litres" in message and "\n" not in message
 
 
+def test_a_field_that_is_needed_and_missing_is_named() -> None:
+    with pytest.raises(UserError, match="model.num_classes: dit needs this field"):
+        registry.build(models, "model.name", "dit", {"depth": 2})
+
+
 def test_the_fields_of_a_network_are_those_of_its_file_and_not_of_linen() -> None:
     with pytest.raises(UserError, match="model.hiden_size: .*did you mean 'hidden_size'") as caught:
-        registry.build(models, "model", "dit", {"num_classes": 3, "hiden_size": 8})
+        registry.build(models, "model.name", "dit", {"num_classes": 3, "hiden_size": 8})
     assert "parent" not in str(caught.value)
 
 
@@ -110,7 +115,7 @@ def test_a_new_solver_is_a_new_file(tmp_path: pathlib.Path, monkeypatch: pytest.
     monkeypatch.setattr(solvers, "__path__", [*solvers.__path__, str(tmp_path)])
     try:
         assert {"stay", "euler"} <= set(registry.names(solvers))
-        solver = registry.build(solvers, "solver", "stay", {"offset": 0.5})
+        solver = registry.build(solvers, "sample.solver", "stay", {"offset": 0.5})
         keys, y = jax.random.split(jax.random.key(0), 2), np.zeros(2, np.int32)
         pictures = sample(
             keys, RectifiedFlow(), lambda x, t, y: x, y, (2, 2, 1), grid=grids.linspace(3), solver=solver

@@ -109,9 +109,11 @@ class DiT(nn.Module):
         return rearrange(x, "b (r s) (p q c) -> b (r p) (s q) c", r=rows, p=p, q=p)
 
     def _check(self, height: int, width: int) -> None:
-        for name in ("patch_size", "hidden_size", "num_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}: {getattr(self, name)} must be at least 1")
+        for name in ("patch_size", "hidden_size", "num_heads", "mlp_ratio"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"model.{name}: {getattr(self, name)} must be above 0")
+        if self.depth < 0:
+            raise UserError(f"model.depth: {self.depth} must be 0 or more")
         if height % self.patch_size or width % self.patch_size:
             raise UserError(
                 f"model.patch_size: {self.patch_size} does not divide the image size {height}x{width}; "

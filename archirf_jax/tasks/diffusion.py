@@ -44,8 +44,8 @@ class Diffusion:
         if fields.get("dtype", "float32") not in DTYPES:
             raise UserError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
         self.image_shape = (data.image_size, data.image_size, data.channels)
-        self.model = registry.build(models, "model", config.model.name, fields | {"num_classes": data.num_classes})
-        self.process = registry.build(processes, "process", config.process.name, _rest(config.process))
+        self.model = registry.build(models, "config.model.name", config.model.name, fields | {"num_classes": data.num_classes})
+        self.process = registry.build(processes, "config.process.name", config.process.name, _rest(config.process))
         self.null = np.int32(data.num_classes)
         self._config = config
         self._schedule = optimizers.make_schedule(config)
@@ -106,7 +106,7 @@ class Diffusion:
         scale = choice.guidance_scale if guidance_scale is None else guidance_scale
         if scale < 0:
             raise UserError(f"guidance_scale: {scale} must be 0 or more; 1 is off")
-        method = registry.build(solvers, "solver", choice.solver if solver is None else solver)
+        method = registry.build(solvers, "config.sample.solver", choice.solver if solver is None else solver)
         grid = grids.linspace(choice.steps if steps is None else steps, choice.shift)
 
         def run(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:

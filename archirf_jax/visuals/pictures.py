@@ -35,7 +35,7 @@ def save_png(picture: np.ndarray, path: pathlib.Path) -> None:
 
 
 def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 4.0) -> None:
-    """Write (H, W, 1 or 3) uint8 frames as an endless animation of the given length; the last frame rests a second.
+    """Write one or more (H, W, 1 or 3) uint8 frames as an endless animation; the last one rests for a second more.
 
     Of more than MAX_FRAMES frames, evenly spaced ones are shown, the first and the last among them.
     """
@@ -44,7 +44,9 @@ def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 
     each = max(20, round(1000 * seconds / len(chosen)))
     first, *rest = [_pillow(frames[i]) for i in chosen]
     durations = [each] * len(rest) + [each + 1000]
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    part = path.with_suffix(".part")
+    first.save(part, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    part.replace(path)
 
 
 def load_png(path: pathlib.Path) -> np.ndarray:

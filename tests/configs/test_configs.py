@@ -31,7 +31,7 @@ def test_it_loads_locks_builds_and_gives_a_loss(path: pathlib.Path, variant: str
         config.stepz = 3
     config.data.num_classes = 10
 
-    task = registry.build(tasks, "task", config.task, {"config": config})
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((2, size, size, config.data.channels), jnp.float32)
     batch = Batch(image, jax.ShapeDtypeStruct((2,), jnp.int32))  # type: ignore[arg-type]

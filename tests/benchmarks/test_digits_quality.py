@@ -1,0 +1,50 @@
+"""The judge of digits sees what it should see, and the default configuration satisfies it."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from benchmarks.digits_quality import BOUNDS, measure
+from tests import running
+
+
+def real_digits() -> tuple[np.ndarray, np.ndarray]:
+    digits = load_digits()
+    return np.round(digits.images * 255 / 16).astype(np.uint8)[..., None], digits.target
+
+
+def test_copies_of_the_training_images_are_right_and_varied_but_not_new() -> None:
+    figures = measure(*real_digits())["samples"]
+    assert figures["accuracy"] > 0.99
+    assert figures["variety"] == pytest.approx(1, abs=0.01)
+    assert figures["novelty"] < 0.05
+
+
+def test_wrong_labels_averages_and_noise_are_seen() -> None:
+    images, labels = real_digits()
+    assert measure(images, (labels + 1) % 10)["samples"]["accuracy"] < 0.01
+    means = np.stack([images[labels == label].mean(axis=0) for label in labels]).astype(np.uint8)
+    assert measure(means, labels)["samples"]["variety"] < 0.01
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    figures = measure(noise, labels)["samples"]
+    assert figures["accuracy"] < 0.2 and figures["novelty"] > 1.5
+
+
+@pytest.mark.slow
+def test_the_default_configuration_draws_digits_that_are_right_varied_and_new(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, samples = tmp_path / "run", tmp_path / "samples.npz"
+    command = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={run}"]
+    trained = running.run([*command, f"--config.data.dir={data_dir}"], timeout=1200)
+    assert trained.returncode == 0, trained.stderr
+    drawn = running.sample(run, "--per_class=100", "--steps=50", "--guidance_scale=1", f"--out={samples}")
+    assert drawn.returncode == 0, drawn.stderr
+    with np.load(samples) as archive:
+        figures = measure(archive["images"], archive["labels"])["samples"]
+    assert all(figures[name] >= bound for name, bound in BOUNDS.items()), figures
