@@ -16,8 +16,12 @@ from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
 from archirf_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "run directory: configuration, checkpoints, metrics, pictures", required=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "run directory: configuration, checkpoints, metrics, pictures", required=True
+)
 flags.mark_flag_as_required("config")
 
 
@@ -32,7 +36,10 @@ def main(argv: list[str]) -> None:
     feed = make_feed(dataset, config)
     configuration.claim(config, workdir)
     if train(task, feed, config, workdir, again=cli.command_line()):
-        made = [*sorted((workdir / "samples").glob("*.png"))[-1:], *(workdir / name for name in ("progress.gif", "denoising.gif", "loss.png"))]
+        made = [
+            *sorted((workdir / "samples").glob("*.png"))[-1:],
+            *(workdir / name for name in ("progress.gif", "denoising.gif", "loss.png")),
+        ]
         logging.info("done; look at %s", ", ".join(map(str, made)))
         logging.info("next: python -m archirf_jax.sample --workdir=%s --out=samples.png", workdir)
 

@@ -26,7 +26,7 @@ def prepare(name: str, directory: str) -> None:
     """
     if name.startswith("folder:"):
         raise UserError(f"--name: {name!r} needs no preparation; train with --config.data.name={name}")
-    builder = load_builder(name, os.path.expanduser(directory))
+    builder = load_builder(name, os.path.expanduser(directory), "--name")
     try:
         builder.download_and_prepare()
     except _expected_errors() as e:

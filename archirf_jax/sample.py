@@ -36,7 +36,7 @@ FORMATS = (".png", ".gif", ".npz")
 
 
 def parse_labels(text: str | None, num_classes: int) -> list[int]:
-    """"0-2,7" -> [0, 1, 2, 7].
+    """ "0-2,7" -> [0, 1, 2, 7].
 
     Raises:
         UserError: not such a list, or a label outside 0..num_classes-1.

@@ -3,13 +3,13 @@
     python -m archirf_jax.main --config=configs/dit_rf.py --workdir=runs/dit_rf            digits, the default
     python -m archirf_jax.main --config=configs/dit_rf.py:cifar10 --workdir=runs/cifar10
 
-| variant    | images                     | network | what to expect                                                    |
-|------------|----------------------------|---------|-------------------------------------------------------------------|
-| digits     | 1,797 grey 8x8             | tiny/2  | about 2 minutes on 2 CPU cores; see benchmarks/digits_quality.py  |
-| mnist      | 60,000 grey 28x28          | S/4     | a GPU                                                             |
-| cifar10    | 50,000 colour 32x32        | S/2     | a GPU                                                             |
-| openmoji   | 3,770 colour 64x64         | S/4     | a GPU                                                             |
-| imagenet64 | 1,281,167 colour 64x64     | B/4     | a large GPU; streamed from disk                                   |
+| variant    | images                 | network | what it takes                                                   |
+|------------|------------------------|---------|-----------------------------------------------------------------|
+| digits     | 1,797 grey 8x8         | tiny/2  | 2 minutes on 2 CPU cores; judged by benchmarks/digits_quality.py |
+| mnist      | 60,000 grey 28x28      | S/4     | a GPU                                                           |
+| cifar10    | 50,000 colour 32x32    | S/2     | a GPU                                                           |
+| openmoji   | 3,402 colour 64x64     | S/4     | a GPU                                                           |
+| imagenet64 | 1,281,167 colour 64x64 | B/4     | a large GPU; streamed from disk                                 |
 """
 
 from ml_collections import ConfigDict

@@ -117,9 +117,7 @@ def test_a_new_solver_is_a_new_file(tmp_path: pathlib.Path, monkeypatch: pytest.
         assert {"stay", "euler"} <= set(registry.names(solvers))
         solver = registry.build(solvers, "sample.solver", "stay", {"offset": 0.5})
         keys, y = jax.random.split(jax.random.key(0), 2), np.zeros(2, np.int32)
-        pictures = sample(
-            keys, RectifiedFlow(), lambda x, t, y: x, y, (2, 2, 1), grid=grids.linspace(3), solver=solver
-        )
+        pictures = sample(keys, RectifiedFlow(), lambda x, t, y: x, y, (2, 2, 1), grid=grids.linspace(3), solver=solver)
         np.testing.assert_array_equal(pictures, np.full((2, 2, 2, 1), 0.5))
     finally:
         sys.modules.pop(f"{solvers.__name__}.stay", None)

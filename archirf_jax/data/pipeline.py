@@ -53,7 +53,7 @@ def load(data: Any) -> Dataset:
         UserError: as `open_source`; or unreadable images, unless data.skip_unreadable.
     """
     if data.channels not in (1, 3):
-        raise UserError(f"data.channels: {data.channels} must be 1 (grey) or 3 (RGB)")
+        raise UserError(f"config.data.channels: {data.channels} must be 1 (grey) or 3 (RGB)")
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     shape = (len(source), data.image_size, data.image_size, data.channels)
     fits = np.prod(shape, dtype=np.int64) <= data.resident_mib * 2**20
@@ -85,7 +85,7 @@ def _readable(problems: list[str | None], data: Any) -> np.ndarray:
     readable = np.flatnonzero([problem is None for problem in problems])
     if bad and not (data.skip_unreadable and len(readable)):
         raise UserError(
-            f"data.name: {len(bad)} of {len(problems)} images in {data.name!r} cannot be read (listed above); "
+            f"config.data.name: {len(bad)} of {len(problems)} images in {data.name!r} cannot be read (listed above); "
             "mend them, or leave them out by --config.data.skip_unreadable=True"
         )
     return readable
@@ -182,7 +182,9 @@ def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
     """
     size = len(dataset.readable)
     if config.batch_size > size:
-        raise UserError(f"batch_size: {config.batch_size} is larger than the {size} images of {config.data.name!r}")
+        raise UserError(
+            f"config.batch_size: {config.batch_size} is larger than the {size} images of {config.data.name!r}"
+        )
     common = dict(batch_size=config.batch_size, seed=config.seed % 2**32, flip=config.data.flip)
     if dataset.images is None:
         return StreamFeed(dataset, config.data.image_size, config.data.channels, steps=config.steps, **common)

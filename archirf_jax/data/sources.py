@@ -53,8 +53,10 @@ def open_source(name: str, *, directory: str, split: str, label_key: str) -> Sou
     return TfdsSource(name, os.path.expanduser(directory), split, label_key)
 
 
-def load_builder(name: str, directory: str) -> Any:
-    """The TFDS builder of `name`, in array_record. Imports nothing of TensorFlow and downloads nothing.
+def load_builder(name: str, directory: str, field: str = "config.data.name") -> Any:
+    """The TFDS builder of `name`, in array_record; `field` is what messages call the name.
+
+    Imports nothing of TensorFlow and downloads nothing.
 
     Raises:
         UserError: no such set.
@@ -66,22 +68,22 @@ def load_builder(name: str, directory: str) -> Any:
         try:
             importlib.import_module(f"archirf_jax.data.builders.{base}")
         except ImportError as e:
-            raise UserError(f"data.name: {name!r} needs the package {e.name}; install it by: make data-{base}") from e
+            raise UserError(f"{field}: {name!r} needs the package {e.name}; install it by: make data-{base}") from e
     try:
         return tfds.builder(name, data_dir=directory, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
         allowed = {*tfds.list_builders(with_community_datasets=False), *EMBEDDED}
         raise UserError(
-            f"data.name: {name!r} is no data set of TFDS, nor of this project ({', '.join(EMBEDDED)}), nor folder:PATH"
+            f"{field}: {name!r} is no data set of TFDS, nor of this project ({', '.join(EMBEDDED)}), nor folder:PATH"
             + nearest(base, allowed)
         ) from e
     except (ValueError, AssertionError, ImportError) as e:
         if "File format is already set" in str(e):
             raise UserError(
-                f"data.name: {name!r} in {directory!r} is not in array_record; "
+                f"{field}: {name!r} in {directory!r} is not in array_record; "
                 f"prepare it in another folder by: python -m archirf_jax.prepare_data --name={name} --dir=FOLDER"
             ) from e
-        raise UserError(f"data.name: {name!r} cannot be opened: {_one_line(e)}") from e
+        raise UserError(f"{field}: {name!r} cannot be opened: {_one_line(e)}") from e
 
 
 class TfdsSource:
@@ -95,29 +97,33 @@ class TfdsSource:
         builder = load_builder(name, directory)
         command = f"python -m archirf_jax.prepare_data --name={name} --dir={directory}"
         if not builder.info.splits:
-            raise UserError(f"data.name: {name!r} is not prepared in {directory!r}; prepare it by: {command}")
+            raise UserError(f"config.data.name: {name!r} is not prepared in {directory!r}; prepare it by: {command}")
         if split not in builder.info.splits:
-            raise UserError(f"data.split: {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+            raise UserError(
+                f"config.data.split: {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+            )
         features = builder.info.features
         if "image" not in features:
-            raise UserError(f"data.name: {name!r} has no feature 'image'; it has {', '.join(features)}")
+            raise UserError(f"config.data.name: {name!r} has no feature 'image'; it has {', '.join(features)}")
         if label_key and label_key not in features:
             raise UserError(
-                f"data.label_key: {name!r} has no feature {label_key!r}; it has {', '.join(features)}; "
+                f"config.data.label_key: {name!r} has no feature {label_key!r}; it has {', '.join(features)}; "
                 "set --config.data.label_key='' to train without labels"
             )
         if label_key and not isinstance(features[label_key], tfds.features.ClassLabel):
-            raise UserError(f"data.label_key: feature {label_key!r} of {name!r} is no class label")
+            raise UserError(f"config.data.label_key: feature {label_key!r} of {name!r} is no class label")
         self.class_names = list(features[label_key].names) if label_key else ["image"]
         self._name, self._split, self._label_key = name, split, label_key
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         try:
-            self._records[0]
+            first = self[0]
         except RuntimeError as e:
             raise UserError(
-                f"data.name: {name!r} is damaged ({_one_line(e)}); "
+                f"config.data.name: {name!r} is damaged ({_one_line(e)}); "
                 f"delete {str(builder.data_path)!r}, then prepare it by: {command}"
             ) from e
+        if first[1] < 0:
+            raise UserError(f"config.data.split: {split!r} of {name!r} has no labels; choose another split")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -138,12 +144,12 @@ class FolderSource:
 
     def __init__(self, path: pathlib.Path) -> None:
         if not path.is_dir():
-            raise UserError(f"data.name: folder {str(path)!r} does not exist")
+            raise UserError(f"config.data.name: folder {str(path)!r} does not exist")
         folders = [entry for entry in _visible(path) if entry.is_dir()]
         loose = [entry for entry in _visible(path) if entry.is_file()]
         if folders and loose:
             raise UserError(
-                f"data.name: {str(path)!r} has class folders and also {len(loose)} files beside them, "
+                f"config.data.name: {str(path)!r} has class folders and also {len(loose)} files beside them, "
                 f"such as {loose[0].name!r}; move each into a class folder"
             )
         self.class_names = [folder.name for folder in folders] or [path.absolute().name]
@@ -153,7 +159,9 @@ class FolderSource:
         empty = set(range(len(self.class_names))) - {label for _, label in self._examples}
         if empty:
             names = ", ".join(self.class_names[label] for label in sorted(empty))
-            raise UserError(f"data.name: no images in {str(path)!r} for class {names}; add some or remove the folder")
+            raise UserError(
+                f"config.data.name: no images in {str(path)!r} for class {names}; add some or remove the folder"
+            )
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -1,4 +1,4 @@
-"""How every command starts and ends: flags, messages, the compilation cache, and errors as one line with exit code 2."""
+"""How every command starts and ends: flags, messages, the compilation cache, errors as one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def _parse(argv: list[str]) -> list[str]:
 def _explain_flag(error: Exception) -> str:
     missing = re.match(r"flag --(\w+)=None", str(error))
     example = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits"}
-    return f"--{missing[1]} is missing; give one, such as --{missing[1]}={example[missing[1]]}" if missing else str(error)
+    return (
+        f"--{missing[1]} is missing; give one, such as --{missing[1]}={example[missing[1]]}" if missing else str(error)
+    )
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
@@ -72,7 +74,7 @@ def _fail(message: str) -> NoReturn:
 
 
 def _set_up_messages() -> None:
-    """This package's messages as plain lines, and none of the libraries' beside them: what fails there is raised here."""
+    """This package's messages as plain lines, none of the libraries' beside them: what fails there is raised here."""
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.pathname.startswith(PACKAGE))
     handler.setFormatter(std_logging.Formatter("%(message)s"))

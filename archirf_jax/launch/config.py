@@ -58,7 +58,7 @@ def check(config: Any) -> None:
 
 
 def explain(argv: list[str]) -> str | None:
-    """One line for what is wrong with --config and its overrides: the field, what it got, what is allowed; None if nothing."""
+    """One line for what is wrong with --config or an override: the field, what it got, what is allowed; None if nothing."""
     path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), None)
     if path is None:
         return None
@@ -114,7 +114,9 @@ def load(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         text = (workdir / FILE).read_text()
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise UserError(f"--workdir: {str(workdir)!r} holds no run (no {FILE}); train one by python -m archirf_jax.main") from e
+        raise UserError(
+            f"--workdir: {str(workdir)!r} holds no run (no {FILE}); train one by python -m archirf_jax.main"
+        ) from e
     try:
         return ml_collections.ConfigDict(json.loads(text)).lock()
     except json.JSONDecodeError as e:

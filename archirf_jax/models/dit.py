@@ -111,17 +111,18 @@ class DiT(nn.Module):
     def _check(self, height: int, width: int) -> None:
         for name in ("patch_size", "hidden_size", "num_heads", "mlp_ratio"):
             if not getattr(self, name) > 0:
-                raise UserError(f"model.{name}: {getattr(self, name)} must be above 0")
+                raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
         if self.depth < 0:
-            raise UserError(f"model.depth: {self.depth} must be 0 or more")
+            raise UserError(f"config.model.depth: {self.depth} must be 0 or more")
         if height % self.patch_size or width % self.patch_size:
             raise UserError(
-                f"model.patch_size: {self.patch_size} does not divide the image size {height}x{width}; "
+                f"config.model.patch_size: {self.patch_size} does not divide the image size {height}x{width}; "
                 "choose a patch size that divides both sides"
             )
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise UserError(
-                f"model.hidden_size: {self.hidden_size} must be a multiple of 4 and of num_heads={self.num_heads}"
+                f"config.model.hidden_size: {self.hidden_size} must be a multiple of 4 "
+                f"and of num_heads={self.num_heads}"
             )
 
 

@@ -61,14 +61,15 @@ class RectifiedFlow:
     def __post_init__(self) -> None:
         if self.time_distribution not in TIME_DISTRIBUTIONS:
             raise UserError(
-                f"process.time_distribution: {self.time_distribution!r} is not one of {', '.join(TIME_DISTRIBUTIONS)}"
+                f"config.process.time_distribution: {self.time_distribution!r} is not one of "
+                + ", ".join(TIME_DISTRIBUTIONS)
                 + nearest(self.time_distribution, TIME_DISTRIBUTIONS)
             )
         for name in ("logit_std", "shift", "time_scale"):
             if not getattr(self, name) > 0:
-                raise UserError(f"process.{name}: {getattr(self, name)} must be above 0")
+                raise UserError(f"config.process.{name}: {getattr(self, name)} must be above 0")
         if not 0 <= self.condition_dropout <= 1:
-            raise UserError(f"process.condition_dropout: {self.condition_dropout} must lie in [0, 1]")
+            raise UserError(f"config.process.condition_dropout: {self.condition_dropout} must lie in [0, 1]")
 
     def sample_times(self, key: jax.Array, batch: int) -> jax.Array:
         """(batch,) training times in [0, 1]."""

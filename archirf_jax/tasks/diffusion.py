@@ -42,9 +42,11 @@ class Diffusion:
         data = config.data
         fields = _rest(config.model)
         if fields.get("dtype", "float32") not in DTYPES:
-            raise UserError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
+            raise UserError(f"config.model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
         self.image_shape = (data.image_size, data.image_size, data.channels)
-        self.model = registry.build(models, "config.model.name", config.model.name, fields | {"num_classes": data.num_classes})
+        self.model = registry.build(
+            models, "config.model.name", config.model.name, fields | {"num_classes": data.num_classes}
+        )
         self.process = registry.build(processes, "config.process.name", config.process.name, _rest(config.process))
         self.null = np.int32(data.num_classes)
         self._config = config

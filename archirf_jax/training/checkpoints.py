@@ -126,7 +126,7 @@ class Checkpoints:
         return None
 
     def _write_checksums(self) -> None:
-        # Called when all files are written and before the folder gets its final name: the checksums are part of the whole.
+        # Called when all files are written and before the folder gets its final name: part of what is whole or absent.
         for unfinished in self.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             checksums.write(unfinished)
 

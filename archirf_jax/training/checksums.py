@@ -19,7 +19,7 @@ def write(directory: pathlib.Path) -> None:
 
 
 def find_damage(directory: pathlib.Path, folders: Iterable[str]) -> str | None:
-    """What is wrong with the first bad file in the given subfolders; None if all is well or no checksums were written."""
+    """What is wrong with the first bad file in the given subfolders; None if all is well or nothing was written."""
     try:
         sums = json.loads((directory / FILE).read_text())
     except FileNotFoundError:

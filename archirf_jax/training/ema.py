@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """ema + (1 - d) (params - ema) with d = min(decay, (1 + step) / (10 + step)), so that early averages forget the start.
+    """ema + (1 - d) (params - ema) with d = min(decay, (1 + step) / (10 + step)): early averages forget the start.
 
     Args:
         ema: the average, float32.

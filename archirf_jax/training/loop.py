@@ -68,7 +68,7 @@ class Feed(Protocol):
 
 
 def make_advance(task: Task, feed: Feed, seed: int) -> Advance:
-    """A compiled function that runs n <= feed.dispatch steps; metrics come back as (feed.dispatch,), n of them filled."""
+    """A compiled function that runs n <= feed.dispatch steps; metrics are (feed.dispatch,), the first n filled."""
     step_key, flip_key = purpose_key(seed, "step"), purpose_key(seed, "flip")
 
     def one(chunk: Any, i: jax.Array, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -175,7 +175,9 @@ def _run(
     except (UserError, OSError) as e:
         with contextlib.suppress(OSError):
             metrics.close()
-        what = e if isinstance(e, UserError) else f"{str(workdir)!r} cannot be written: {e}; start the same command again"
+        what = (
+            e if isinstance(e, UserError) else f"{str(workdir)!r} cannot be written: {e}; start the same command again"
+        )
         raise UserError(f"{what}; whole checkpoints: {checkpoints.whole()}") from e
     finally:
         progress.close()

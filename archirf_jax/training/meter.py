@@ -34,7 +34,7 @@ class Meter:
         self.seconds_per_step = math.inf
 
     def add(self, step: int, n: int, rows: dict[str, jax.Array]) -> None:
-        """Take the metrics, arrays of at least n, of the n steps that end at `step`; read those of the dispatch before."""
+        """Take the metrics (>= n,) of the n steps that end at `step`; read those of the dispatch before."""
         self._pending.append((step, n, rows))
         self.settle(keep=1)
 
@@ -79,7 +79,7 @@ class Meter:
 
 
 def check_finite(before: int, values: dict[str, np.ndarray]) -> None:
-    """Raise a UserError that names the first metric and step that is not finite; values[name][0] is of step before + 1."""
+    """Raise a UserError for the first metric and step that is not finite; values[name][0] is of step before + 1."""
     bad = [(int(np.argmin(np.isfinite(row))), name) for name, row in values.items() if not np.all(np.isfinite(row))]
     if bad:
         i, name = min(bad, key=lambda place: (place[0], place[1] != "loss"))

@@ -21,11 +21,15 @@ def make_schedule(config: Any) -> optax.Schedule:
     """
     peak, warmup, name = config.optimizer.learning_rate, config.schedule.warmup_steps, config.schedule.name
     if name not in SCHEDULES:
-        raise UserError(f"schedule.name: {name!r} is not one of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}")
+        raise UserError(
+            f"config.schedule.name: {name!r} is not one of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
+        )
     main = optax.constant_schedule(peak)
     if name == "cosine":
         if warmup >= config.steps:
-            raise UserError(f"schedule.warmup_steps: {warmup} must be below steps={config.steps} for a cosine schedule")
+            raise UserError(
+                f"config.schedule.warmup_steps: {warmup} must be below steps={config.steps} for a cosine schedule"
+            )
         main = optax.cosine_decay_schedule(peak, config.steps - warmup)
     ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([ramp, main], [warmup])
@@ -40,7 +44,8 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     optimizer = config.optimizer
     if optimizer.name not in OPTIMIZERS:
         raise UserError(
-            f"optimizer.name: {optimizer.name!r} is not one of {', '.join(OPTIMIZERS)}{nearest(optimizer.name, OPTIMIZERS)}"
+            f"config.optimizer.name: {optimizer.name!r} is not one of {', '.join(OPTIMIZERS)}"
+            + nearest(optimizer.name, OPTIMIZERS)
         )
     adamw = optax.adamw(
         schedule, optimizer.b1, optimizer.b2, optimizer.eps, weight_decay=optimizer.weight_decay, mask=_kernels

@@ -151,7 +151,11 @@ def test_nan_stops_the_run_names_metric_and_step_and_keeps_the_last_good_checkpo
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
-    wild = ("--config.optimizer.learning_rate=1e6", "--config.optimizer.clip_norm=0", "--config.checkpoint.every_steps=2")
+    wild = (
+        "--config.optimizer.learning_rate=1e6",
+        "--config.optimizer.clip_norm=0",
+        "--config.checkpoint.every_steps=2",
+    )
     done = running.main(workdir, data_dir, *wild)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]

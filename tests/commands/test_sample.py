@@ -1,4 +1,4 @@
-"""The sample command: its formats, its labels, its seeds, and that it needs the EMA weights and the run directory only."""
+"""The sample command: formats, labels, seeds, and that it needs nothing but the run directory and the EMA weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_a_picture_depends_on_label_number_and_seed_but_not_on_its_batch(
     assert np.max(np.abs(other.astype(int) - few)) > 10
 
 
-def test_a_grid_has_one_row_a_class_and_a_gif_one_frame_a_state(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_grid_has_one_row_a_class_and_a_gif_one_frame_a_state(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     for name in ("x.png", "x.gif"):
         done = running.sample(whole_run, f"--out={tmp_path / name}", "--labels=0-1", "--per_class=3", "--steps=6")
         assert done.returncode == 0, done.stderr

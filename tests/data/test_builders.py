@@ -188,13 +188,14 @@ def test_the_digits_lie_in_the_same_order_wherever_they_are_prepared(
     assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
 
 
+@pytest.mark.parametrize("name", ["openmoji", "openmoji:1.0.0"])
 @pytest.mark.parametrize("absent", EXTRAS)
 def test_openmoji_without_its_extra_packages_names_the_command_that_installs_them(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, absent: str
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, absent: str, name: str
 ) -> None:
     monkeypatch.delitem(sys.modules, "archirf_jax.data.builders.openmoji", raising=False)
     monkeypatch.setitem(sys.modules, absent, None)
-    message = complaint("openmoji", tmp_path)
+    message = complaint(name, tmp_path)
     assert re.search(rf"needs the package ({'|'.join(EXTRAS)}); .*make data-openmoji$", message)
 
 

@@ -37,11 +37,12 @@ def test_every_epoch_visits_every_example_once(seed: int, size: int, epoch: int)
     np.testing.assert_array_equal(np.sort(whole_epoch(seed, size, epoch)), np.arange(size))
 
 
-def test_the_largest_size_stays_in_range_without_overflow() -> None:
-    size = 2**31
-    index = np.asarray([0, 1, size // 2, size - 1], np.uint32)
-    chosen = shuffled_index(3, size, np.full(4, 9, np.uint32), index)
-    assert (chosen < size).all() and len(set(chosen.tolist())) == 4
+@pytest.mark.parametrize("size", [3 * 2**29, 2**31])
+def test_the_largest_sizes_stay_permutations_where_32_bits_are_full(size: int) -> None:
+    count = 200_000
+    index = np.linspace(0, size - 1, count).astype(np.uint32)
+    chosen = shuffled_index(3, size, np.full(count, 9, np.uint32), index)
+    assert (chosen < size).all() and len(np.unique(chosen)) == count
 
 
 @pytest.mark.parametrize("size", (1, 7, 1797))

@@ -75,9 +75,7 @@ def test_a_fresh_block_is_the_identity_and_a_stirred_one_is_not(fresh: Any) -> N
 def test_a_block_knows_no_order_of_tokens(stirred: Any) -> None:
     order = np.asarray([3, 0, 4, 2, 1])
     out = np.asarray(apply_block(stirred["block_0"], TOKENS, CONDITION))
-    np.testing.assert_allclose(
-        apply_block(stirred["block_0"], TOKENS[:, order], CONDITION), out[:, order], atol=1e-5
-    )
+    np.testing.assert_allclose(apply_block(stirred["block_0"], TOKENS[:, order], CONDITION), out[:, order], atol=1e-5)
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])

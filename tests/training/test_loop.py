@@ -1,4 +1,4 @@
-"""The loop on a problem small enough to solve by hand: cutting into dispatches changes nothing, and metrics are means."""
+"""The loop on a small problem: cutting it into dispatches changes nothing, and metrics are means."""
 
 from __future__ import annotations
 
