@@ -22,6 +22,7 @@ test-fast: $(VENV)/.requirements-dev
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 data-openmoji: $(VENV)/.requirements-openmoji

@@ -1,8 +1,8 @@
-"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=FILE]: images a second, and what the loop costs.
+"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=FILE]: images a second, the loop's cost.
 
-The real loop trains the digits of configs/dit_rf.py into a throw-away directory, as often as `rounds`, each time next
-to the bare compiled step: the same program on the same data, called back to back with nothing in between. The share of
-the loop's wall time outside the compiled step is 1 - bare / loop. Compilation is left out of both.
+The real loop trains the digits of configs/dit_rf.py into a throw-away directory, as often as `rounds`, each time
+next to the bare compiled step: the same program on the same data, called back to back with nothing in between. The
+share of the loop's wall time outside the compiled step is 1 - bare / loop. Compilation is left out of both.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> int:
     args = parser.parse_args()
     config = dit_rf.get_config()
     config.steps = args.steps
-    config.log.every_steps = 50
+    config.log.every_steps = 100
     config.checkpoint.every_steps = config.sample.every_steps = args.steps
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:

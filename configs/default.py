@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of parameters, order of examples, noise
     config.steps = 10_000  # optimizer steps
     config.batch_size = 128  # images a step
-    config.steps_per_dispatch = 25  # most steps the device runs between two words from the host
+    config.steps_per_dispatch = 50  # most steps the device runs between two words from the host
 
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH

@@ -117,7 +117,7 @@ def test_configurations_import_nothing_of_the_package_but_constants() -> None:
 
 
 def test_no_file_of_the_project_imports_tensorflow() -> None:
-    for folder in ("configs", "benchmarks", "tests"):
+    for folder in ("configs", "benchmarks"):
         for module, path in modules(folder).items():
             tops = {name.partition(".")[0] for name in imports(path.read_text(), module)}
             assert "tensorflow" not in tops, module

@@ -58,7 +58,7 @@ def check(config: Any) -> None:
 
 
 def explain(argv: list[str]) -> str | None:
-    """One line for what is wrong with --config or an override: the field, what it got, what is allowed; None if nothing."""
+    """One line for what is wrong with --config or an override (field, what it got, what is allowed), or None."""
     path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), None)
     if path is None:
         return None

@@ -31,7 +31,7 @@ from archirf_jax.training.state import TrainState, purpose_key
 from archirf_jax.training.writers import Metrics, Progress, read_metrics
 from archirf_jax.visuals import pictures, plots
 
-DISPATCH_SECONDS = 0.5  # a dispatch is kept about this short, so that a signal is heard soon
+DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is heard soon
 
 Advance = Callable[[TrainState, Any, int], tuple[TrainState, dict[str, jax.Array]]]
 

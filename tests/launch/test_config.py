@@ -19,7 +19,7 @@ FILE = str(pathlib.Path(dit_rf.__file__))
     [
         ("stepz=3", ["config.stepz", "'3'", "'steps'"]),
         ("optimizer.learningrate=3", ["config.optimizer.learningrate", "'optimizer.learning_rate'"]),
-        ("steps=3.5", ["config.steps", "'3.5'", "integer", "2500"]),
+        ("steps=3.5", ["config.steps", "'3.5'", "integer", "default"]),
         ("data.flip=7", ["config.data.flip", "true or false"]),
         ("data=7", ["config.data", "group", "config.data."]),
         ("steps", ["config.steps", "integer"]),
