@@ -150,7 +150,7 @@ def _run(
         metrics.write(at, row)
         progress.report(at, row)
 
-    meter = Meter(report, config.log.every_steps, config.batch_size)
+    meter = Meter(report, config.log.every_steps, config.steps, config.batch_size)
     periods = (config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps)
     try:
         while step < config.steps and not stop.name:

@@ -22,11 +22,12 @@ class Meter:
     Args:
         report: called with (step, means since the last report and "images_per_second", "seconds_per_step").
         every: steps between two reports.
+        end: the last step, which is reported too.
         batch_size: images a step.
     """
 
-    def __init__(self, report: Callable[[int, Row], None], every: int, batch_size: int) -> None:
-        self._report, self._every, self._batch_size = report, every, batch_size
+    def __init__(self, report: Callable[[int, Row], None], every: int, end: int, batch_size: int) -> None:
+        self._report, self._every, self._end, self._batch_size = report, every, end, batch_size
         self._pending: deque[tuple[int, int, dict[str, jax.Array]]] = deque()
         self._sums: Row = {}
         self._count = self._timed = 0
@@ -52,7 +53,7 @@ class Meter:
             for name, row in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(row, dtype=np.float64))
             self._count += n
-            if step % self._every == 0:
+            if step % self._every == 0 or step == self._end:
                 self._flush(step)
 
     @contextlib.contextmanager

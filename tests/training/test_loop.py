@@ -71,20 +71,23 @@ def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> Non
 
 def test_a_meter_reports_means_at_its_period_and_reads_one_dispatch_late() -> None:
     reported: list[tuple[int, dict[str, float]]] = []
-    meter = Meter(lambda step, row: reported.append((step, row)), every=4, batch_size=10)
+    meter = Meter(lambda step, row: reported.append((step, row)), every=4, end=7, batch_size=10)
     rows = {"loss": np.arange(1.0, 5.0)}
     meter.add(2, 2, {"loss": rows["loss"][:2]})
     meter.add(4, 2, {"loss": rows["loss"][2:]})
     assert not reported
     meter.settle()
     assert reported[0][0] == 4 and reported[0][1]["loss"] == 2.5
+    meter.add(7, 3, {"loss": np.array([1.0, 2.0, 6.0])})
+    meter.settle()
+    assert reported[1][0] == 7 and reported[1][1]["loss"] == 3.0
 
 
 def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("archirf_jax.training.meter.time.perf_counter", lambda: now[0])
     reported: list[dict[str, float]] = []
-    meter = Meter(lambda step, row: reported.append(row), every=3, batch_size=10)
+    meter = Meter(lambda step, row: reported.append(row), every=3, end=9, batch_size=10)
     for step, seconds in ((1, 100.0), (2, 0.5), (3, 0.5)):
         if step == 3:
             with meter.paused():
