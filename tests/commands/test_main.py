@@ -154,7 +154,7 @@ def test_nan_stops_the_run_names_metric_and_step_and_keeps_the_last_good_checkpo
     wild = (
         "--config.optimizer.learning_rate=1e6",
         "--config.optimizer.clip_norm=0",
-        "--config.checkpoint.every_steps=2",
+        "--config.checkpoint.every_steps=1",
     )
     done = running.main(workdir, data_dir, *wild)
     assert done.returncode == 2 and "Traceback" not in done.stderr

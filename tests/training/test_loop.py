@@ -12,6 +12,7 @@ import pytest
 from archirf_jax.data.pipeline import ResidentFeed
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.training import ema
 from archirf_jax.training.loop import make_advance
 from archirf_jax.training.meter import Meter, check_finite
 from archirf_jax.training.state import TrainState, purpose_key
@@ -57,6 +58,52 @@ def test_loss_falls_and_every_parameter_moves(small: Any) -> None:
     still = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
     assert not still
     assert int(state.step) == 180
+
+
+class Probe:
+    """A task that reports what it is given instead of learning."""
+
+    def init(self, key: jax.Array) -> TrainState:
+        return TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}, ())
+
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        seen = {
+            "loss": jax.random.uniform(key),
+            "image": jnp.vdot(batch.image, jnp.sin(jnp.arange(512.0)).reshape(8, 8, 8, 1)),
+        }
+        return state.replace(step=state.step + 1), seen
+
+
+def test_every_step_has_a_key_of_its_own_that_follows_from_seed_and_step_alone(small: Any) -> None:
+    def keys_seen(seed: int, cuts: list[int]) -> list[float]:
+        advance, state, seen = make_advance(Probe(), small[1], seed), Probe().init(jax.random.key(0)), []  # type: ignore[arg-type]
+        for n in cuts:
+            state, rows = advance(state, small[1].chunk(0, n), n)
+            seen += np.asarray(rows["loss"])[:n].tolist()
+        return seen
+
+    first = keys_seen(0, [6, 4])
+    assert len(set(first)) == 10
+    assert keys_seen(0, [1, 6, 3]) == first
+    assert not set(keys_seen(1, [6, 4])) & set(first)
+
+
+def test_the_same_images_are_flipped_anew_at_each_step(small: Any) -> None:
+    feed = small[1]
+    one = ResidentFeed(
+        jnp.repeat(feed.images[:1], 8, axis=0), feed.labels[:8], batch_size=8, seed=0, flip=True, dispatch=6
+    )
+    state, rows = make_advance(Probe(), one, 0)(Probe().init(jax.random.key(0)), one.chunk(0, 6), 6)  # type: ignore[arg-type]
+    assert len(set(np.asarray(rows["image"]).tolist())) == 6
+
+
+def test_the_average_follows_the_parameters_by_its_formula(small: Any) -> None:
+    start = small[0].init(purpose_key(0, "init"))
+    after, _ = run(small, [1])
+    expected = ema.update(start.ema, after.params, 0.998, start.step)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.ema, expected)
+    moved = [float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (start.ema, after.ema)), strict=True)]
+    assert max(moved) > 1e-6
 
 
 def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> None:
