@@ -64,7 +64,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
     except (UserError, OSError) as e:
         _fail(str(e))
     except KeyboardInterrupt:
-        _fail("interrupted before there was anything to save")
+        _fail("interrupted; what had been saved is intact, and the same command goes on from there")
 
 
 def _fail(message: str) -> NoReturn:

@@ -152,8 +152,9 @@ def _run(
 
     meter = Meter(report, config.log.every_steps, config.steps, config.batch_size)
     periods = (config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps)
+    stopping = False
     try:
-        while step < config.steps and not stop.name:
+        while step < config.steps and not stopping:
             boundary = min([config.steps, *(step - step % every + every for every in periods)])
             n = min(boundary - step, feed.dispatch, max(1, int(DISPATCH_SECONDS / meter.seconds_per_step)))
             state, rows = advance(state, feed.chunk(step, n), n)
@@ -161,8 +162,9 @@ def _run(
             meter.add(step, n, rows)
             progress.update(step)
             checkpoints.check()
+            stopping = bool(stop.name)  # read once, so that the loop cannot end on a signal it has not saved for
             sampling = step % config.sample.every_steps == 0 or step == config.steps
-            saving = step % config.checkpoint.every_steps == 0 or step == config.steps or stop.name
+            saving = step % config.checkpoint.every_steps == 0 or step == config.steps or stopping
             if sampling or saving:
                 meter.settle()
                 with meter.paused():
