@@ -33,7 +33,9 @@ clean:
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; name one: make demo PYTHON=/path/to/python3.12"; exit 2; }
-	@if command -v uv >/dev/null; then uv venv --quiet --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+	@if command -v uv >/dev/null; then uv venv --quiet --seed --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/.requirements-dev: requirements-openmoji.txt
 
 $(VENV)/.%: %.txt requirements.txt | $(VENV)/bin/python
 	@echo "installing $<"

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from archirf_jax import registry, tasks
 from archirf_jax.data.pipeline import load, make_feed
+from archirf_jax.errors import UserError
 from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
 from archirf_jax.training.loop import train
@@ -28,10 +29,12 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Check, open the data, claim the run directory, train."""
     del argv
+    if not WORKDIR.value:
+        raise UserError("--workdir: is empty; give a directory, such as --workdir=runs/dit_rf")
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).expanduser()
     configuration.check(config)
     dataset = load(config.data)
-    config.data.num_classes = config.data.num_classes or len(dataset.source.class_names)
+    configuration.resolve_classes(config, len(dataset.source.class_names))
     task = registry.build(tasks, "config.task", config.task, {"config": config})
     feed = make_feed(dataset, config)
     configuration.claim(config, workdir)

@@ -23,11 +23,13 @@ from archirf_jax.visuals import pictures
 
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory", required=True)
 LABELS = flags.DEFINE_string("labels", None, "classes to draw, such as 0-9 or 0,3,7-8; default: all, at most ten")
-PER_CLASS = flags.DEFINE_integer("per_class", 8, "images a class", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", None, "solver steps; default: the run's sample.steps", lower_bound=1)
+PER_CLASS = flags.DEFINE_integer("per_class", 8, "images a class", lower_bound=1, upper_bound=1_000_000)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "solver steps; default: the run's sample.steps", lower_bound=1, upper_bound=1_000_000
+)
 SOLVER = flags.DEFINE_string("solver", None, "default: the run's sample.solver")
 SCALE = flags.DEFINE_float("guidance_scale", None, "1 is off; default: the run's sample.guidance_scale", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, upper_bound=2**31 - 1)
 STEP = flags.DEFINE_integer("step", None, "checkpoint to use; default: the newest")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images drawn at a time", lower_bound=1)
 OUT = flags.DEFINE_string("out", "samples.png", "file to write: .png, .gif or .npz")
@@ -46,13 +48,12 @@ def parse_labels(text: str | None, num_classes: int) -> list[int]:
     labels: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise UserError(f"--labels: {text!r} is no list such as 0-9 or 0,3,7-8")
+        if int(last or first) >= num_classes:
+            wrong = max(int(first), num_classes)
+            raise UserError(f"--labels: label {wrong} is out of range; this run has the labels 0-{num_classes - 1}")
         labels += range(int(first), int(last or first) + 1)
-    wrong = [label for label in labels if label >= num_classes]
-    if wrong or not labels:
-        given = f"label {wrong[0]}" if wrong else f"{text!r}"
-        raise UserError(f"--labels: {given} is out of range; this run has the labels 0-{num_classes - 1}")
     return labels
 
 

@@ -37,11 +37,11 @@ def get_config() -> ConfigDict:
     process.condition_dropout = 0.1  # share of images trained without label
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"
+    optimizer.name = "adamw"  # a name in archirf_jax/training/optimizers.py
     optimizer.learning_rate = 1e-4  # peak
     optimizer.b1 = 0.9  # decay of the first moment
     optimizer.b2 = 0.999  # decay of the second moment
-    optimizer.eps = 1e-8
+    optimizer.eps = 1e-8  # added to the root of the second moment
     optimizer.weight_decay = 0.0  # of kernels only
     optimizer.clip_norm = 1.0  # longest gradient; 0 = no clipping
 
@@ -53,11 +53,11 @@ def get_config() -> ConfigDict:
     config.ema.decay = 0.9999  # of the parameters' moving average, which samples are drawn with
 
     config.log = ConfigDict()
-    config.log.every_steps = 100
+    config.log.every_steps = 100  # steps between two rows of metrics, which are means over them
     config.log.tensorboard = True  # TensorBoard events beside metrics.jsonl
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = 1000
+    checkpoint.every_steps = 1000  # steps between two checkpoints
     checkpoint.keep = 3  # newest ones
 
     config.sample = sample = ConfigDict()

@@ -144,7 +144,8 @@ class FolderSource:
 
     def __init__(self, path: pathlib.Path) -> None:
         if not path.is_dir():
-            raise UserError(f"config.data.name: folder {str(path)!r} does not exist")
+            what = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"config.data.name: folder {str(path)!r} {what}")
         folders = [entry for entry in _visible(path) if entry.is_dir()]
         loose = [entry for entry in _visible(path) if entry.is_file()]
         if folders and loose:

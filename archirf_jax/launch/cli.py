@@ -6,6 +6,7 @@ import logging as std_logging
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +16,7 @@ import jax
 from absl import app, flags, logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.launch.config import explain
+from archirf_jax.launch.config import CONFIG_FILE_ERRORS, explain
 
 PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 FAILED = 2
@@ -32,13 +33,13 @@ def command_line() -> str:
     """The command that started this process, for "run this again" messages."""
     module = sys.modules["__main__"].__spec__
     start = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
-    return " ".join([start, *sys.argv[1:]])
+    return f"{start} {shlex.join(sys.argv[1:])}"
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    except (flags.Error, *CONFIG_FILE_ERRORS) as e:
         _fail(explain(argv[1:]) or _explain_flag(e))
     if "config" in flags.FLAGS and (wrong := explain(argv[1:])):
         _fail(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import runpy
@@ -28,11 +29,14 @@ BELOW_ONE = ("ema.decay", "optimizer.b1", "optimizer.b2")
 
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (int, "an integer"),
+    int: (lambda text: int(text, 0), "an integer"),
     float: (float, "a number"),
     bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
 }
-CONFIG_FILE_ERRORS = (ValueError, TypeError, AttributeError, KeyError, NameError, ImportError, SyntaxError)
+CONFIG_FILE_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -47,19 +51,34 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def check(config: Any) -> None:
     """Raise a UserError that names the first field whose value is outside its range."""
     values = dict(leaves(config))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{name}: {value} must be a finite number")
     for names, allowed, test in (
         (POSITIVE, "above 0", lambda x: x > 0),
         (NOT_NEGATIVE, "0 or more", lambda x: x >= 0),
         (BELOW_ONE, "in [0, 1)", lambda x: 0 <= x < 1),
+        (("seed", "steps", "steps_per_dispatch", "batch_size"), "below 2**31", lambda x: x < 2**31),
     ):
         for name in names:
             if name in values and not test(values[name]):
                 raise UserError(f"config.{name}: {values[name]} must be {allowed}")
 
 
+def resolve_classes(config: Any, found: int) -> None:
+    """Fill in `data.num_classes` where it is 0; fewer than the set has raise a UserError."""
+    asked = config.data.num_classes
+    if 0 < asked < found:
+        raise UserError(
+            f"config.data.num_classes: {asked} is below the {found} classes of {config.data.name!r}; 0 = all"
+        )
+    config.data.num_classes = asked or found
+
+
 def explain(argv: list[str]) -> str | None:
     """One line for what is wrong with --config or an override (field, what it got, what is allowed), or None."""
-    path = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), None)
+    argv = _joined(argv)
+    path = next((arg.removeprefix("--config=") for arg in reversed(argv) if arg.startswith("--config=")), None)
     if path is None:
         return None
     file, _, variant = path.partition(":")
@@ -67,6 +86,7 @@ def explain(argv: list[str]) -> str | None:
         return f"--config: no file {file!r}; give one such as configs/dit_rf.py"
     try:
         config = runpy.run_path(file)["get_config"](*([variant] if variant else []))
+        config.to_dict()
     except CONFIG_FILE_ERRORS as e:
         return f"--config: {file} fails: {type(e).__name__}: {e}"
     for arg in argv:
@@ -76,6 +96,17 @@ def explain(argv: list[str]) -> str | None:
             if wrong:
                 return wrong
     return None
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Every flag as --name=value, as it may also be written -name value."""
+    joined: list[str] = []
+    for arg in argv:
+        if arg.startswith("-"):
+            joined.append("--" + arg.lstrip("-"))
+        elif joined and "=" not in joined[-1]:
+            joined[-1] += f"={arg}"
+    return joined
 
 
 def _explain_override(config: Any, name: str, value: str) -> str | None:
@@ -113,14 +144,16 @@ def load(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """
     try:
         text = (workdir / FILE).read_text()
+        values = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise UserError(
             f"--workdir: {str(workdir)!r} holds no run (no {FILE}); train one by python -m archirf_jax.main"
         ) from e
-    try:
-        return ml_collections.ConfigDict(json.loads(text)).lock()
-    except json.JSONDecodeError as e:
+    except ValueError as e:
         raise UserError(f"--workdir: {str(workdir / FILE)!r} is damaged: {e}") from e
+    if not isinstance(values, dict) or not {"task", "data", "model"} <= values.keys():
+        raise UserError(f"--workdir: {str(workdir / FILE)!r} is no configuration of a run")
+    return ml_collections.ConfigDict(values).lock()
 
 
 def claim(config: Any, workdir: pathlib.Path) -> None:
@@ -133,7 +166,9 @@ def claim(config: Any, workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
-    if not (workdir / FILE).exists():
+    # A directory in which nothing was saved belongs to nobody yet: a first start that failed may be corrected.
+    saved = any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*"))
+    if not (workdir / FILE).exists() or not saved:
         return save(config, workdir)
     old, new = dict(leaves(load(workdir))), dict(leaves(json.loads(json.dumps(config.to_dict()))))
     missing = "(absent)"

@@ -112,6 +112,10 @@ class DiT(nn.Module):
         for name in ("patch_size", "hidden_size", "num_heads", "mlp_ratio"):
             if not getattr(self, name) > 0:
                 raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
+        if int(self.hidden_size * self.mlp_ratio) < 1:
+            raise UserError(
+                f"config.model.mlp_ratio: {self.mlp_ratio} leaves no hidden unit at width {self.hidden_size}"
+            )
         if self.depth < 0:
             raise UserError(f"config.model.depth: {self.depth} must be 0 or more")
         if height % self.patch_size or width % self.patch_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,8 +107,8 @@ class Diffusion:
         """
         choice = self._config.sample
         scale = choice.guidance_scale if guidance_scale is None else guidance_scale
-        if scale < 0:
-            raise UserError(f"guidance_scale: {scale} must be 0 or more; 1 is off")
+        if not 0 <= scale < math.inf:
+            raise UserError(f"guidance_scale: {scale} must be a finite number, 0 or more; 1 is off")
         method = registry.build(solvers, "config.sample.solver", choice.solver if solver is None else solver)
         grid = grids.linspace(choice.steps if steps is None else steps, choice.shift)
 

@@ -6,6 +6,7 @@ They are written in the background, whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -116,7 +117,7 @@ class Checkpoints:
             self._manager.close()
 
     def _newest(self, like: dict[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        args = {name: ocp.args.StandardRestore(jax.tree.map(_on_first_device, tree)) for name, tree in like.items()}
         for step in self.steps() if only is None else [only]:
             damage = checksums.find_damage(self.directory / str(step), like)
             if damage is None:
@@ -133,11 +134,13 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if self._read_only:
             return
-        place = self.directory.parent / "damaged" / str(step)
-        place.parent.mkdir(exist_ok=True)
+        folder = self.directory.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        names = (f"{step}.{i}" if i else f"{step}" for i in itertools.count())
+        place = next(folder / name for name in names if not (folder / name).exists())
         (self.directory / str(step)).replace(place)
         self._manager.reload()
-        logging.warning("moved it to %s and going back to the one before", place)
+        logging.warning("moved it to %s; checkpoints left: %s", place, self.whole())
 
     def _failed(self, error: Exception) -> UserError:
         system = re.search(r"os_error_code='(\d+)'", str(error))
@@ -146,3 +149,9 @@ class Checkpoints:
             f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; "
             "make room and start the same command again"
         )
+
+
+def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:
+    # Without a placement of ours Orbax wants the device of the saver, and a run from a GPU would not open on a CPU.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

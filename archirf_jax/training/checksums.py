@@ -19,14 +19,17 @@ def write(directory: pathlib.Path) -> None:
 
 
 def find_damage(directory: pathlib.Path, folders: Iterable[str]) -> str | None:
-    """What is wrong with the first bad file in the given subfolders; None if all is well or nothing was written."""
+    """What is wrong with the first bad file in the given subfolders of a checkpoint; None if nothing seems to be."""
+    wanted = set(folders)
+    for name in wanted:
+        if not (directory / name / "_METADATA").is_file():
+            return f"{name}/_METADATA is missing"
     try:
-        sums = json.loads((directory / FILE).read_text())
+        sums = dict(json.loads((directory / FILE).read_text()))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, TypeError):
         return f"{FILE} is not readable"
-    wanted = set(folders)
     for name, crc in sums.items():
         path = directory / name
         if pathlib.PurePath(name).parts[0] in wanted:

@@ -115,10 +115,10 @@ def train(task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: 
         finally:
             checkpoints.close()
             feed.close()
-    if int(state.step) < config.steps:
-        logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
-        return False
-    _closing_pictures(task, config, workdir, state)
+        if int(state.step) < config.steps:
+            logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
+            return False
+        _closing_pictures(task, config, workdir, state)
     return True
 
 
@@ -193,7 +193,8 @@ def _write_preview(images: np.ndarray, workdir: pathlib.Path, step: int) -> None
 def _closing_pictures(task: Task, config: Any, workdir: pathlib.Path, state: TrainState) -> None:
     rows = read_metrics(workdir)
     plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
-    shown = [pictures.load_png(path) for path in sorted((workdir / "samples").glob("*.png"))]
-    pictures.save_gif(shown, workdir / "progress.gif")
+    shown = [pictures.load_png(path) for path in sorted((workdir / "samples").glob("[0-9]*.png"))]
+    if shown:
+        pictures.save_gif(shown, workdir / "progress.gif")
     frames = task.animate(state, purpose_key(config.seed, "preview"))
     pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")

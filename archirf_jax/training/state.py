@@ -27,5 +27,5 @@ class TrainState:
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
-    """The root key of one purpose ("train", "flip", "preview", ...); steps and images are folded into it."""
+    """The root key of "init", "step", "flip", "preview" or "sample"; steps and images are folded into it."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))

@@ -47,10 +47,18 @@ class Metrics:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """All rows of a run's metrics.jsonl, without a last line that a crash cut short; [] where there is none."""
+    """All rows of a run's metrics.jsonl; a line that a crash or a person broke is left out, [] where there is none."""
     path = workdir / METRICS
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [row for line in lines if (row := _row(line))]
+
+
+def _row(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and "step" in row and "loss" in row else None
 
 
 class Progress:

@@ -87,6 +87,8 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     assert process.returncode == 0
     assert f"{sig.name}: saved step" in said and "python -m archirf_jax.main --config=configs/dit_rf.py" in said
     assert "Traceback" not in said and not (workdir / "denoising.gif").exists()
+    stopped = re.search(r"saved step (\d+) of", said)
+    assert stopped and (workdir / "checkpoints" / stopped[1] / "ema").is_dir()
     assert running.main(workdir, data_dir).returncode == 0
     running.assert_same_run(whole_run, workdir)
     assert logged_steps(workdir) == logged_steps(whole_run)
@@ -209,6 +211,10 @@ BAD = {
     "unknown optimizer": (["--config.optimizer.name=adamv"], ["adamv", "adamw"]),
     "unknown schedule": (["--config.schedule.name=cosin"], ["cosin", "cosine"]),
     "unknown dtype": (["--config.model.dtype=float8"], ["float8", "bfloat16"]),
+    "no finite number": (["--config.process.logit_mean=nan"], ["config.process.logit_mean", "finite"]),
+    "seed too large": (["--config.seed=99999999999999999999"], ["config.seed", "2**31"]),
+    "too few classes": (["--config.data.num_classes=3"], ["config.data.num_classes", "10"]),
+    "no configuration": (["--config=README.md"], ["README.md", "SyntaxError"]),
     "unknown flag": (["--wurkdir=x"], ["wurkdir", "workdir"]),
 }
 

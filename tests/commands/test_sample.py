@@ -77,7 +77,7 @@ def test_labels_are_lists_and_ranges() -> None:
     assert parse_labels(None, 3) == [0, 1, 2] and len(parse_labels(None, 1000)) == 10
 
 
-@pytest.mark.parametrize("text", ["0-10", "10", "a", "1,,2", "5-3", "", "-1", "1-2-3"])
+@pytest.mark.parametrize("text", ["0-10", "10", "a", "1,,2", "5-3", "", "-1", "1-2-3", "²", "0-99999999999"])
 def test_wrong_labels_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--labels"):
         parse_labels(text, 10)
@@ -87,8 +87,9 @@ BAD = {
     "label out of range": (["--labels=0-10"], ["label 10", "0-9"]),
     "unknown format": (["--out=x.jpg"], ["x.jpg", ".png"]),
     "unknown step": (["--step=7"], ["step 7", "60, 40, 20"]),
-    "no steps": (["--steps=0"], ["--steps", "positive"]),
+    "no steps": (["--steps=0"], ["--steps", "[1, 1000000]"]),
     "unknown solver": (["--solver=eular"], ["eular", "did you mean 'euler'"]),
+    "no number for guidance": (["--guidance_scale=nan"], ["guidance_scale", "finite"]),
     "negative guidance": (["--guidance_scale=-1"], ["guidance_scale", "-1"]),
 }
 

@@ -61,9 +61,34 @@ def test_what_is_saved_comes_back_and_the_same_run_may_go_on(tmp_path: pathlib.P
 def test_another_configuration_is_refused_with_every_difference(tmp_path: pathlib.Path) -> None:
     made = dit_rf.get_config()
     configuration.claim(made, tmp_path)
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     made.seed, made.model.depth = 5, 9
     with pytest.raises(UserError, match="model.depth: 4 there, 9 now; seed: 0 there, 5 now"):
         configuration.claim(made, tmp_path)
+
+
+def test_a_start_that_saved_nothing_may_be_corrected(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    configuration.claim(made, tmp_path)
+    made.seed = 5
+    configuration.claim(made, tmp_path)
+    assert configuration.load(tmp_path).seed == 5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--config.steps", "12"], ["-config.steps=12"], ["--config.steps=0x10"], ["--config.data.flip=true"]],
+)
+def test_every_way_to_write_a_flag_is_understood(flags: list[str]) -> None:
+    assert configuration.explain([f"--config={FILE}", *flags]) is None
+    assert "stepz" in str(configuration.explain(["--config", FILE, "-config.stepz", "3"]))
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "3"])
+def test_a_saved_configuration_that_is_none_is_named(content: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="no configuration"):
+        configuration.load(tmp_path)
 
 
 def test_a_damaged_saved_configuration_is_named(tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +84,35 @@ def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(saved: pathlib.Path) -
     assert (saved / "3").is_dir() and (saved / "2").is_dir()
 
 
+def test_emptied_and_junk_folders_count_as_damage_and_a_second_damage_of_a_step_finds_room(saved: pathlib.Path) -> None:
+    (saved / "9").mkdir()
+    (saved.parent / "damaged" / "3").mkdir(parents=True)
+    shutil.rmtree(saved / "3" / "opt")
+    (saved / "3" / checksums.FILE).unlink()
+    restored = Checkpoints(saved, keep=2).restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None and int(restored.step) == 2
+    assert (saved.parent / "damaged" / "3.1").is_dir()
+
+
+def test_a_checkpoint_of_another_kind_of_device_opens_on_this_one(saved: pathlib.Path) -> None:
+    (saved / "3" / checksums.FILE).unlink()
+    for item in ("params", "ema", "opt"):
+        path = saved / "3" / item / "_sharding"
+        values = json.loads(path.read_text())
+        elsewhere = {key: value.replace("TFRT_CPU_0", "cuda:0").replace("cpu", "gpu") for key, value in values.items()}
+        path.write_text(json.dumps(elsewhere))
+        assert elsewhere != values
+    restored = Checkpoints(saved, keep=2).restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None and int(restored.step) == 3
+
+
 def test_checksums_see_every_change(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_bytes(b"abc")
+    (tmp_path / "a" / "_METADATA").write_bytes(b"{}")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "y").write_bytes(b"abc")
+    (tmp_path / "b" / "_METADATA").write_bytes(b"{}")
     assert checksums.find_damage(tmp_path, ["a"]) is None
     checksums.write(tmp_path)
     assert checksums.find_damage(tmp_path, ["a", "b"]) is None
