@@ -10,8 +10,14 @@ from flax.errors import FlaxError
 
 from tests.golden.cases import compare, load
 
-UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError)
-UNFIT = (FlaxError, KeyError, TypeError, ValueError)  # parameters or inputs that do not belong to the network
+UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, AttributeError, KeyError, MemoryError, TypeError, ValueError)
+UNFIT = (
+    FlaxError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)  # parameters or inputs that do not belong to the network
 
 
 def main(paths: list[str]) -> int:
