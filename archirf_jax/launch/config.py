@@ -29,7 +29,7 @@ BELOW_ONE = ("ema.decay", "optimizer.b1", "optimizer.b2")
 
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (lambda text: int(text, 0), "an integer"),
+    int: (lambda text: int(text, 16 if text.lower().startswith("0x") else 10), "an integer"),
     float: (float, "a number"),
     bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
 }

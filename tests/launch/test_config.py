@@ -77,7 +77,13 @@ def test_a_start_that_saved_nothing_may_be_corrected(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.parametrize(
     "flags",
-    [["--config.steps", "12"], ["-config.steps=12"], ["--config.steps=0x10"], ["--config.data.flip=true"]],
+    [
+        ["--config.steps", "12"],
+        ["-config.steps=12"],
+        ["--config.steps=0x10"],
+        ["--config.steps=007"],
+        ["--config.data.flip=true"],
+    ],
 )
 def test_every_way_to_write_a_flag_is_understood(flags: list[str]) -> None:
     assert configuration.explain([f"--config={FILE}", *flags]) is None
