@@ -47,10 +47,14 @@ class Metrics:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """All rows of a run's metrics.jsonl; a line that a crash or a person broke is left out, [] where there is none."""
+    """All rows of a run's metrics.jsonl; a line that a crash or a person broke is named and left out."""
     path = workdir / METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return [row for line in lines if (row := _row(line))]
+    rows = [_row(line) for line in lines]
+    for number, row in enumerate(rows, 1):
+        if row is None:
+            logging.warning("%s line %d is no row of metrics and is left out", path, number)
+    return [row for row in rows if row is not None]
 
 
 def _row(line: str) -> dict[str, float] | None:

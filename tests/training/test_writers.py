@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import pytest
 from tensorboardX.proto import event_pb2
 
 from archirf_jax.training.writers import Metrics, read_metrics
@@ -21,6 +22,14 @@ def test_rows_after_the_restored_step_and_a_torn_last_line_are_cut_off(tmp_path:
     metrics.write(30, {"loss": 7.0})
     metrics.close()
     assert read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0}]
+
+
+def test_a_broken_row_is_named_and_the_others_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("archirf_jax.training.writers.logging.warning", lambda text, *args: said.append(text % args))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\nbroken\n[3]\n{"step": 40, "loss": 2.0}\n')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 40]
+    assert ["line 2" in said[0], "line 3" in said[1], len(said)] == [True, True, 2]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: pathlib.Path) -> None:
