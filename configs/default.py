@@ -29,10 +29,14 @@ def get_config() -> ConfigDict:
 
     config.process = process = ConfigDict()
     process.name = "rectified_flow"  # a file of archirf_jax/processes; the other fields are its attributes
-    process.time_distribution = "logit_normal"  # training times: uniform or logit_normal
+    process.path = "linear"  # from image to noise: linear (rectified flow), vp or gvp
+    process.prediction = "velocity"  # what the network learns: velocity, x0, eps or v
+    process.time_distribution = "logit_normal"  # training times: uniform, logit_normal, mode or cosmap
     process.logit_mean = 0.0  # mean of logit(t), for logit_normal
     process.logit_std = 1.0  # standard deviation of logit(t)
+    process.mode_scale = 1.29  # weight of the middle, for mode
     process.shift = 1.0  # SD3's timestep shift of the training times; 1 = none
+    process.weigh_as = ""  # weigh losses as if times came from this distribution; "" = no weights
     process.time_scale = 1000.0  # the network is told time_scale * t
     process.condition_dropout = 0.1  # share of images trained without label
 
@@ -64,8 +68,18 @@ def get_config() -> ConfigDict:
     sample.every_steps = 1000  # steps between two sample grids
     sample.solver = "euler"  # a file of archirf_jax/samplers/solvers
     sample.steps = 50  # solver steps
-    sample.shift = 1.0  # SD3's timestep shift of the sampling times; 1 = none
-    sample.guidance_scale = 1.5  # classifier-free guidance; 1 = off
+    sample.grid = "uniform"  # times they visit: a name or respacing in archirf_jax/samplers/grids.py
+    sample.shift = 1.0  # SD3's timestep shift, for the grid shifted; 1 = none
+    sample.eta = -1.0  # noise of ddim (0 to 1) and euler_maruyama; below 0 = the solver's own
+    sample.churn = 0.0  # noise of edm; 0 = none
+    sample.guidance = "classifier_free"  # or adaptive_projected
+    sample.guidance_scale = 1.5  # 1 = off
+    sample.guidance_interval = (0.0, 1.0)  # times in which classifier_free acts
+    sample.guidance_rescale = 0.0  # 0 to 1: pulls the contrast of classifier_free back
+    sample.guidance_parallel = 0.0  # adaptive_projected: share of the part along the image
+    sample.guidance_longest = 0.0  # adaptive_projected: length the difference is cut to; 0 = never
+    sample.guidance_momentum = 0.0  # adaptive_projected: weight of earlier differences
+    sample.threshold = "none"  # predicted images: none, static (cut to [-1, 1]) or dynamic (Imagen)
     sample.classes = 10  # rows of a grid, at most
     sample.per_class = 8  # columns of a grid
     return config.lock()

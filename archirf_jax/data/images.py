@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import pathlib
+import struct
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from archirf_jax.errors import UserError
+
 MODES = {1: "L", 3: "RGB"}
+# What Pillow raises, by format and by place of the damage.
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def decode(image: bytes | pathlib.Path, size: int, channels: int) -> np.ndarray:
@@ -37,6 +42,18 @@ def decode(image: bytes | pathlib.Path, size: int, channels: int) -> np.ndarray:
     if side != size:
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(picture).reshape(size, size, channels)
+
+
+def read_image(image: bytes | pathlib.Path, size: int, channels: int, flag: str) -> np.ndarray:
+    """`decode` as float32 in [-1, 1], for a picture that a person named by a flag.
+
+    Raises:
+        UserError: no such file, or not readable.
+    """
+    try:
+        return decode(image, size, channels).astype(np.float32) / 127.5 - 1
+    except UNREADABLE as e:
+        raise UserError(f"--{flag}: {str(image)!r} is no readable picture: {' '.join(str(e).split())}") from e
 
 
 def _eight_bits(picture: Any) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,15 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from PIL import Image
 
-from archirf_jax.data.images import decode
+from archirf_jax.data.images import UNREADABLE, decode
 from archirf_jax.data.order import shuffled_index
 from archirf_jax.data.sources import Source, open_source
 from archirf_jax.errors import UserError
-
-# What Pillow raises, by format and by place of the damage.
-UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 class Batch(NamedTuple):

@@ -1,48 +1,185 @@
-"""What every process shares: the result of a prediction, and the one place where conditioning is dropped.
+"""What every process shares: x_t = alpha(t) x0 + sigma(t) eps from t = 0 (data) to t = 1 (noise), and one loss.
 
-A process is a frozen dataclass with
+A process says how alpha and sigma run, which time and input the network is given, what it should answer (`target`) and
+what its answer means (`interpret`). Everything else follows. It never sees a network, only a `ModelFn`.
 
-    loss(key, model_fn, x0, y, null)  -> per-example losses (B,), aux
-    predict(model_fn, x, t, y)        -> Prediction
-    prior(key, shape)                 -> x at t = 1, one image
+Two numbers place any process beside any other:
 
-over times t = 0 (data) to t = 1 (noise) and x_t = alpha(t) x0 + sigma(t) eps. It never sees a network, only a
-`ModelFn` told the process's own network time.
+    ratio(t) = sigma / alpha             the noise level that EDM calls sigma; 0 at the data
+    straight_time(t) = sigma / (alpha + sigma)
+
+x / (alpha + sigma) runs on a straight line from x0 to eps as straight_time goes from 0 to 1, whatever the process:
+each is a rectified flow seen through a scale and a clock, and solvers may step in those coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# x (B, H, W, C), network time (B,), y (a pytree with a leading batch axis) -> (B, H, W, C or 2C).
+from archirf_jax.errors import UserError, nearest
+
+# x (B, H, W, C), network time (B,), y (a pytree with a leading batch axis) -> (B, H, W, C or more).
 ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
+# Times and what is computed from them: on the device inside jit, in float64 on the host for grids and tables.
+Times = TypeVar("Times", jax.Array, np.ndarray)
 
 
 class Prediction(NamedTuple):
-    """What a network says about x_t, in every parametrisation; each (B, H, W, C)."""
+    """What a network says about x_t; each (B, H, W, C).
+
+    Attributes:
+        x0: the image.
+        eps: the noise.
+        variance: where between the smallest (0) and the largest (1) the log-variance of an ancestral step lies;
+            None where the network does not learn it.
+    """
 
     x0: jax.Array
     eps: jax.Array
-    v: jax.Array
+    variance: jax.Array | None = None
 
 
-class Process(Protocol):
-    """The contract of the module docstring."""
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """The contract of the module docstring.
+
+    Attributes:
+        condition_dropout: share of examples trained without condition, 0 to 1.
+    """
+
+    condition_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.condition_dropout <= 1:
+            raise UserError(f"config.process.condition_dropout: {self.condition_dropout} must lie in [0, 1]")
+
+    def alpha(self, t: Times) -> Times:
+        """The share of the data at times t."""
+        raise NotImplementedError
+
+    def sigma(self, t: Times) -> Times:
+        """The share of the noise at times t."""
+        raise NotImplementedError
+
+    def time_of_ratio(self, ratio: Times) -> Times:
+        """The times at which sigma / alpha has these values: the inverse of `ratio`."""
+        raise NotImplementedError
+
+    def network_time(self, t: Times) -> Times:
+        """What the network is told at times t; rises with t."""
+        raise NotImplementedError
+
+    def time(self, network_time: Times) -> Times:
+        """The inverse of `network_time`."""
+        raise NotImplementedError
+
+    def network_input(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """What the network is given for x (B, H, W, C) at times t (B,)."""
+        del t
+        return x
+
+    def target(self, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """What the network should answer where image and noise are known; (B, H, W, C)."""
+        raise NotImplementedError
+
+    def interpret(self, output: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
+        """What the network's answer (B, H, W, C') to x (B, H, W, C) at times t (B,) means."""
+        raise NotImplementedError
+
+    def sample_times(self, key: jax.Array, batch: int, memory: Any = ()) -> tuple[jax.Array, jax.Array]:
+        """(batch,) training times and the weights of their losses."""
+        raise NotImplementedError
+
+    def init_memory(self) -> Any:
+        """What the process remembers of earlier losses before the first step: a pytree, () for nothing."""
+        return ()
+
+    def remember(self, memory: Any, aux: dict[str, jax.Array]) -> Any:
+        """The memory after a step whose loss gave `aux`."""
+        del aux
+        return memory
+
+    def step_variance(self, prediction: Prediction, small: jax.Array, large: jax.Array) -> jax.Array:
+        """The variance of an ancestral step between that of the posterior and that of the forward step."""
+        del prediction, large
+        return small
+
+    def check_start(self, t: float) -> None:
+        """Raise a UserError if a prediction at time t, where sampling would start, means nothing."""
+        del t
+
+    def error(
+        self, output: jax.Array, x0: jax.Array, eps: jax.Array, x: jax.Array, t: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss (B,) of the network's answer, and what else is worth knowing (each (B,))."""
+        del x
+        return jnp.mean(jnp.square(output - self.target(x0, eps, t)), axis=(1, 2, 3)), {}
+
+    def ratio(self, t: Times) -> Times:
+        """sigma / alpha at times t."""
+        return self.sigma(t) / self.alpha(t)
+
+    def straight_time(self, t: Times) -> Times:
+        """sigma / (alpha + sigma) at times t, in [0, 1]."""
+        return self.sigma(t) / (self.alpha(t) + self.sigma(t))
+
+    def noised(self, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """x_t (B, H, W, C) for times t, () or (B,)."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     def loss(
-        self, key: jax.Array, model_fn: ModelFn, x0: jax.Array, y: Any, null: Any
+        self, key: jax.Array, model_fn: ModelFn, x0: jax.Array, y: Any, null: Any, memory: Any = ()
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Losses (B,) for clean images x0 and conditions y; `null` is y's unconditional twin."""
+        """Weighted losses of a batch.
+
+        Args:
+            key: for times, noise and dropped conditions.
+            model_fn: the network.
+            x0: (B, H, W, C) images in [-1, 1].
+            y: conditions, a pytree with leading axis B.
+            null: the unconditional twin of y.
+            memory: see `init_memory`.
+
+        Returns:
+            losses (B,), and {"t": the times drawn, "raw": losses without the weights of the times, ...}, each (B,).
+        """
+        key_t, key_eps, key_drop = jax.random.split(key, 3)
+        t, weight = self.sample_times(key_t, x0.shape[0], memory)
+        eps = jax.random.normal(key_eps, x0.shape)
+        x = self.noised(x0, eps, t)
+        y = drop_condition(key_drop, y, null, self.condition_dropout)
+        losses, aux = self.error(self._ask(model_fn, x, t, y), x0, eps, x, t)
+        return weight * losses, aux | {"t": t, "raw": losses}
 
     def predict(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> Prediction:
-        """What the network says about x at times t (B,)."""
+        """What the network says about x (B, H, W, C) at times t (B,)."""
+        return self.interpret(self._ask(model_fn, x, t, y), x, t)
 
-    def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """One image of `shape` at t = 1."""
+    def prior(self, key: jax.Array, shape: tuple[int, ...], t: jax.Array | float = 1.0) -> jax.Array:
+        """Noise of `shape` from which sampling starts at time t: normal, as large as sigma(t)."""
+        return self.sigma(jnp.asarray(t)) * jax.random.normal(key, shape)
+
+    def output_channels(self, channels: int) -> int:
+        """How many channels the network answers for images of `channels`."""
+        return channels
+
+    def _ask(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        output = model_fn(self.network_input(x, t), self.network_time(t), y)
+        if output.shape != (*x.shape[:-1], self.output_channels(x.shape[-1])):
+            # One image channel would broadcast against two of the network in silence.
+            raise UserError(
+                f"model: gives {output.shape[-1]} channels for images of {x.shape[-1]}, but this process needs "
+                f"{self.output_channels(x.shape[-1])}; model.learn_sigma belongs to ddpm's variance='learned_range'"
+            )
+        return output
 
 
 def drop_condition(key: jax.Array, y: Any, null: Any, probability: float) -> Any:
@@ -62,5 +199,25 @@ def drop_condition(key: jax.Array, y: Any, null: Any, probability: float) -> Any
 
 
 def expand(values: jax.Array, like: jax.Array) -> jax.Array:
-    """(B,) values with trailing axes of size 1, to broadcast against `like` (B, ...)."""
-    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+    """(B,) values with trailing axes of size 1, to broadcast against `like` (B, ...); scalars stay scalars."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 1)) if values.ndim else values
+
+
+def backend(values: Any) -> ModuleType:
+    """jax.numpy for device arrays and tracers, numpy for everything else."""
+    return jnp if isinstance(values, jax.Array) else np
+
+
+def check_choice(field: str, value: str, allowed: Mapping[str, Any] | tuple[str, ...]) -> None:
+    """Raise a UserError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise UserError(
+            f"config.process.{field}: {value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}"
+        )
+
+
+def check_positive(process: Process, *fields: str) -> None:
+    """Raise a UserError unless these fields are finite and above 0."""
+    for name in fields:
+        if not 0 < getattr(process, name) < math.inf:
+            raise UserError(f"config.process.{name}: {getattr(process, name)} must be a finite number above 0")

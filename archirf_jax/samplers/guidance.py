@@ -1,4 +1,7 @@
-"""Guidance: wrappers that turn one ModelFn into another. Networks and solvers know nothing of it."""
+"""Guidance that is linear in the network's answer: wrappers that turn one ModelFn into another.
+
+Networks and solvers know nothing of it; it acts on all channels. What works on images is in `samplers.denoisers`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.processes.base import ModelFn
+from archirf_jax.processes.base import ModelFn, expand
+from archirf_jax.samplers.denoisers import beside
+
+Interval = tuple[float, float]
+ALWAYS: Interval = (-float("inf"), float("inf"))
 
 
-def classifier_free(model_fn: ModelFn, null: Any, scale: float) -> ModelFn:
-    """Classifier-free guidance on all channels: f(null) + scale (f(y) - f(null)).
+def classifier_free(
+    model_fn: ModelFn, null: Any, scale: float, interval: Interval = ALWAYS, rescale: float = 0.0
+) -> ModelFn:
+    """Classifier-free guidance: f(null) + scale (f(y) - f(null)).
 
     Ho & Salimans 2022, Eq. 6, with scale = 1 + w.
 
@@ -19,14 +28,55 @@ def classifier_free(model_fn: ModelFn, null: Any, scale: float) -> ModelFn:
         model_fn: the network.
         null: the unconditional twin of y, without batch axis.
         scale: 1 is off: model_fn itself comes back, and a step costs one pass; otherwise one pass of a doubled batch.
+        interval: network times, both ends included, outside of which guidance is off and a step costs one pass
+            (Kynkäänniemi et al. 2024).
+        rescale: 0 to 1; moves the standard deviation of the result towards that of f(y) (Lin et al. 2023, Eq. 16).
     """
-    if scale == 1:
-        return model_fn
 
-    def guided(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape).astype(a.dtype)]), y, null)
-        out = model_fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        conditional, unconditional = jnp.split(out, 2)
-        return unconditional + scale * (conditional - unconditional)
+    def pair(x: jax.Array, t: jax.Array, y: Any) -> tuple[jax.Array, jax.Array]:
+        answer = model_fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), beside(y, null))
+        conditional, unconditional = jnp.split(answer, 2)
+        return conditional, unconditional
 
-    return guided
+    return model_fn if scale == 1 else _guided(model_fn, pair, scale, interval, rescale)
+
+
+def autoguidance(
+    model_fn: ModelFn, weak_fn: ModelFn, scale: float, interval: Interval = ALWAYS, rescale: float = 0.0
+) -> ModelFn:
+    """Guidance by a weaker version of the network: weak(y) + scale (f(y) - weak(y)).
+
+    Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", Eq. 3. Arguments as in
+    `classifier_free`; a step costs one pass of each network.
+    """
+
+    def pair(x: jax.Array, t: jax.Array, y: Any) -> tuple[jax.Array, jax.Array]:
+        return model_fn(x, t, y), weak_fn(x, t, y)
+
+    return model_fn if scale == 1 else _guided(model_fn, pair, scale, interval, rescale)
+
+
+def _guided(model_fn: ModelFn, pair: Any, scale: float, interval: Interval, rescale: float) -> ModelFn:
+    def everywhere(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        conditional, other = pair(x, t, y)
+        guided = other + scale * (conditional - other)
+        if rescale:
+            axes = tuple(range(1, guided.ndim))
+            factor = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+            guided = guided * (rescale * factor + 1 - rescale)
+        return guided
+
+    def inside(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        on = (interval[0] <= t) & (t <= interval[1])
+
+        def mixed() -> jax.Array:
+            return jnp.where(expand(on, x), everywhere(x, t, y), model_fn(x, t, y))
+
+        # A sampler's batch has one time, so one of the outer branches runs and costs what it says.
+        return jax.lax.cond(
+            jnp.all(on),
+            lambda: everywhere(x, t, y),
+            lambda: jax.lax.cond(jnp.any(on), mixed, lambda: model_fn(x, t, y)),
+        )
+
+    return everywhere if interval == ALWAYS else inside

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,39 @@ import optax
 from archirf_jax import models, processes, registry
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
-from archirf_jax.processes.base import ModelFn
-from archirf_jax.samplers import grids, guidance, solvers
-from archirf_jax.samplers.sample import sample
+from archirf_jax.processes.base import ModelFn, Process
+from archirf_jax.samplers.choice import Choice
+from archirf_jax.samplers.denoisers import Inpaint
+from archirf_jax.samplers.encode import encode
+from archirf_jax.samplers.sample import noise, sample
 from archirf_jax.training import ema, optimizers
 from archirf_jax.training.state import TrainState
 from archirf_jax.visuals.pictures import to_uint8
 
-# (params, keys (B,), labels (B,)) -> images (B, H, W, C), or (N + 1, B, H, W, C) with the trajectory.
-Sampler = Callable[[Any, jax.Array, jax.Array], jax.Array]
 DTYPES = ("float32", "bfloat16")
+
+
+class Inputs(NamedTuple):
+    """What sampling may be given besides conditions; images (B, H, W, C) in [-1, 1].
+
+    Attributes:
+        start: x at the first time of the grid, instead of noise.
+        image: an image to start from, noised to the first time.
+        known: an image whose pixels hold where `mask` is 0.
+        mask: (H, W, 1), 1 where pixels are to be made.
+        weak: parameters of the weaker network of autoguidance.
+    """
+
+    start: jax.Array | None = None
+    image: jax.Array | None = None
+    known: jax.Array | None = None
+    mask: jax.Array | None = None
+    weak: Any = None
+
+
+NOTHING = Inputs()
+# (params, keys (B,), labels (B,), inputs) -> images (B, H, W, C); with a stride the states on the way before them.
+Sampler = Callable[..., jax.Array]
 
 
 class Diffusion:
@@ -37,6 +60,7 @@ class Diffusion:
         model: the network.
         process: what it learns.
         null: the null label, () int32.
+        choice: how it is sampled unless somebody says otherwise.
     """
 
     def __init__(self, config: Any) -> None:
@@ -48,14 +72,18 @@ class Diffusion:
         self.model = registry.build(
             models, "config.model.name", config.model.name, fields | {"num_classes": data.num_classes}
         )
-        self.process = registry.build(processes, "config.process.name", config.process.name, _rest(config.process))
+        self.process: Process = registry.build(
+            processes, "config.process.name", config.process.name, _rest(config.process)
+        )
         self.null = np.int32(data.num_classes)
+        self.choice = _choice(config.sample)
         self._config = config
         self._schedule = optimizers.make_schedule(config)
         self._optimizer = optimizers.make_optimizer(config, self._schedule)
-        jax.eval_shape(self.init_params, jax.random.key(0))  # a size that does not fit is known before a run begins
-        self._preview = self.sampler(trajectory=False)
-        self._animation = self.sampler(trajectory=True)
+        # What does not fit is known before a run begins.
+        jax.eval_shape(self._dry_run)
+        self._preview = self.sampler(self.choice)
+        self._animation = self.sampler(self.choice, stride=1)
 
     def model_fn(self, params: Any) -> ModelFn:
         """The network with its parameters bound."""
@@ -70,16 +98,24 @@ class Diffusion:
         """The state before the first step."""
         params = self.init_params(key)
         average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=average, opt=self._optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=average,
+            opt=self._optimizer.init(params),
+            memory=self.process.init_memory(),
+        )
 
     def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update; metrics are scalars, norms are global."""
 
-        def mean_loss(params: Any) -> jax.Array:
-            losses, _ = self.process.loss(key, self.model_fn(params), batch.image, batch.label, self.null)
-            return jnp.mean(losses)
+        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            losses, aux = self.process.loss(
+                key, self.model_fn(params), batch.image, batch.label, self.null, state.memory
+            )
+            return jnp.mean(losses), aux
 
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+        (loss, aux), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt = self._optimizer.update(gradients, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, self._config.ema.decay, state.step)
@@ -90,33 +126,36 @@ class Diffusion:
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
         }
-        return TrainState(step=state.step + 1, params=params, ema=average, opt=opt), metrics
+        memory = self.process.remember(state.memory, aux)
+        return TrainState(step=state.step + 1, params=params, ema=average, opt=opt, memory=memory), metrics
 
-    def sampler(
-        self,
-        *,
-        solver: str | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        trajectory: bool = False,
-    ) -> Sampler:
-        """A compiled sampler; what is None comes from `config.sample`.
+    def sampler(self, choice: Choice, stride: int = 0) -> Sampler:
+        """A compiled sampler; with a stride it also returns the start and every stride-th state.
 
         Raises:
-            UserError: an unknown solver, or a value outside its range.
+            UserError: parts of the choice that do not fit this process.
         """
-        choice = self._config.sample
-        scale = choice.guidance_scale if guidance_scale is None else guidance_scale
-        if not 0 <= scale < math.inf:
-            raise UserError(f"guidance_scale: {scale} must be a finite number, 0 or more; 1 is off")
-        method = registry.build(solvers, "config.sample.solver", choice.solver if solver is None else solver)
-        grid = grids.linspace(choice.steps if steps is None else steps, choice.shift)
+        solver, grid = choice.make_solver(), choice.make_grid(self.process)
 
-        def run(params: Any, keys: jax.Array, labels: jax.Array) -> jax.Array:
-            model_fn = guidance.classifier_free(self.model_fn(params), self.null, scale)
-            return sample(
-                keys, self.process, model_fn, labels, self.image_shape, grid=grid, solver=method, trajectory=trajectory
-            )
+        def run(params: Any, keys: jax.Array, labels: jax.Array, inputs: Inputs = NOTHING) -> jax.Array:
+            weak_fn = None if inputs.weak is None else self.model_fn(inputs.weak)
+            denoise = choice.make_denoiser(self.process, self.model_fn(params), self.null, weak_fn)
+            if inputs.mask is not None and inputs.known is not None:
+                denoise = Inpaint(denoise, inputs.known, inputs.mask)
+            start = inputs.start
+            if inputs.image is not None:
+                start = self.process.noised(inputs.image, noise(keys, self.image_shape), jnp.asarray(grid[0, 0]))
+            return sample(keys, denoise, labels, self.image_shape, grid=grid, solver=solver, start=start, stride=stride)
+
+        return jax.jit(run)
+
+    def encoder(self, choice: Choice) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+        """Compiled (params, images (B, H, W, C), labels (B,)) -> x at the first time of the choice's grid."""
+        grid = choice.make_grid(self.process)
+
+        def run(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+            denoise = choice.make_denoiser(self.process, self.model_fn(params), self.null)
+            return encode(denoise, images, labels, grid=grid)
 
         return jax.jit(run)
 
@@ -134,6 +173,12 @@ class Diffusion:
         images = to_uint8(np.asarray(sampler(state.ema, keys, labels)))
         return images.reshape(*images.shape[:-4], rows, columns, *self.image_shape)
 
+    def _dry_run(self) -> None:
+        key = jax.random.key(0)
+        params, images, labels = self.init_params(key), jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)
+        self.process.loss(key, self.model_fn(params), images, labels, self.null, self.process.init_memory())
+        self.sampler(self.choice)(params, key[None], labels)
+
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
     """Labels (classes * per_class,) int32 and one key an image, which depends on its label and number alone."""
@@ -141,6 +186,12 @@ def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array,
     numbers = jnp.tile(jnp.arange(per_class), len(labels) // per_class)
     keys = jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number))(labels, numbers)
     return labels, keys
+
+
+def _choice(config: Any) -> Choice:
+    fields = {field.name for field in dataclasses.fields(Choice)}
+    given = {key: value for key, value in config.items() if key in fields}
+    return Choice(**given | {"guidance_interval": tuple(given.get("guidance_interval", (0.0, 1.0)))})
 
 
 def _rest(config: Any) -> dict[str, Any]:

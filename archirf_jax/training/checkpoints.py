@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax items `params`, `ema`, `opt` and `config`, each readable without the others.
+"""Checkpoints of a run: Orbax items `params`, `ema`, `opt`, `memory` and `config`, each readable without the others.
 
 They are written in the background, whole or not at all.
 """
@@ -6,6 +6,7 @@ They are written in the background, whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -21,7 +22,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.training import checksums
 from archirf_jax.training.state import TrainState
 
-TREES = ("params", "ema", "opt")
+TREES = ("params", "ema", "opt", "memory")
 
 
 class Checkpoints:
@@ -57,7 +58,7 @@ class Checkpoints:
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
         """
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in TREES}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
         try:
             self._manager.save(int(state.step), args=ocp.args.Composite(config=ocp.args.JsonSave(config), **items))
         except (OSError, ValueError) as e:
@@ -92,11 +93,11 @@ class Checkpoints:
 
         A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
         """
-        found = self._newest({name: getattr(like, name) for name in TREES})
+        found = self._newest(_trees(like))
         if found is None:
             return None
         step, items = found
-        return TrainState(step=jax.numpy.asarray(step, "int32"), **items)
+        return dataclasses.replace(like, step=jax.numpy.asarray(step, "int32"), **items)
 
     def restore_ema(self, like: Any, step: int | None = None) -> tuple[int, Any]:
         """(step, EMA parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
@@ -149,6 +150,11 @@ class Checkpoints:
             f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; "
             "make room and start the same command again"
         )
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    # Orbax refuses to save an empty tree.
+    return {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
 
 
 def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -18,12 +18,14 @@ class TrainState:
         params: the network's parameters.
         ema: their moving average, float32.
         opt: the optimizer's state.
+        memory: what the process remembers of earlier losses; () for most.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt: Any
+    memory: Any = ()
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:

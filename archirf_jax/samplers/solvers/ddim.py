@@ -1,0 +1,53 @@
+"""DDIM (Song et al. 2020, "Denoising Diffusion Implicit Models", Eq. 12 and 16), for any process.
+
+One evaluation a step:
+
+    x(t_next) = alpha x0 + sqrt(sigma^2 - s^2) eps + s z,   s = eta times the deviation of q(x_next | x, x0)
+
+eta = 0 is deterministic and the same as Euler; eta = 1 is ancestral sampling with the posterior's variance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.errors import UserError
+from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.samplers.solvers.ddpm import posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Ddim:
+    """The step of the module docstring.
+
+    Attributes:
+        eta: 0 to 1, how much of the ancestral noise is added.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta: {self.eta} must lie in [0, 1] for ddim")
+
+    def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
+        """The denoiser's memory alone."""
+        return denoise.init(x)
+
+    def step(
+        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+    ) -> tuple[jax.Array, Any]:
+        """x (B, H, W, C) at scalar time t -> x at t_next."""
+        prediction, memory = denoise(x, t, y, memory)
+        process = denoise.process
+        variance = self.eta**2 * posterior(process, t, t_next).small
+        rest = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - variance, 0))
+        return process.alpha(t_next) * prediction.x0 + rest * prediction.eps + jnp.sqrt(variance) * z, memory
+
+
+build = Ddim

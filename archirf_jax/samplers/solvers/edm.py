@@ -1,0 +1,79 @@
+"""EDM's stochastic sampler (Karras et al. 2022, Algorithm 2), for any process; Heun's method over sigma.
+
+It runs on x / alpha over sigma / alpha, which EDM calls sigma; without churn it is the deterministic Algorithm 1.
+Two evaluations a step, one in the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.errors import UserError
+from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.samplers.straight import check_consistent
+
+LARGEST_RISE = math.sqrt(2) - 1  # of sigma by churn, relative
+
+
+@dataclasses.dataclass(frozen=True)
+class Edm:
+    """Heun's method with fresh noise before each step.
+
+    Attributes:
+        churn: S_churn of the paper: N times the relative rise of sigma in each of the N steps; 0 = deterministic.
+        churn_min, churn_max: S_tmin and S_tmax, the sigmas between which noise is added.
+        churn_noise: S_noise, the size of the added noise.
+    """
+
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    churn_noise: float = 1.0
+
+    def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
+        """The denoiser's memory, and by how much sigma rises."""
+        check_consistent(grid, "edm")
+        if float(denoise.process.alpha(grid[0, 0])) == 0:
+            raise UserError(
+                "solver: edm counts in sigma / alpha, infinite at the start of this grid; use the grid 'karras'"
+            )
+        return denoise.init(x), jnp.asarray(min(self.churn / len(grid), LARGEST_RISE), x.dtype)
+
+    def step(
+        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+    ) -> tuple[jax.Array, Any]:
+        """x (B, H, W, C) at scalar time t -> x at t_next."""
+        inner, rise = memory
+        process = denoise.process
+        x, t = self._churn(process, z, x / process.alpha(t), t, rise)
+        here, inner = denoise(process.alpha(t) * x, t, y, inner)
+        distance = process.ratio(t_next) - process.ratio(t)
+        guess = x + distance * here.eps
+
+        def correct() -> tuple[jax.Array, Any]:
+            there, after = denoise(process.alpha(t_next) * guess, t_next, y, inner)
+            return x + distance * (here.eps + there.eps) / 2, after
+
+        x, inner = jax.lax.cond(t_next > 0, correct, lambda: (guess, inner))
+        return process.alpha(t_next) * x, (inner, rise)
+
+    def _churn(
+        self, process: Any, z: jax.Array, x: jax.Array, t: jax.Array, rise: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """x / alpha and the time after noise was added."""
+        if not self.churn:
+            return x, t
+        sigma = process.ratio(t)
+        rise = jnp.where((self.churn_min <= sigma) & (sigma <= self.churn_max), rise, 0)
+        later = process.time_of_ratio(sigma * (1 + rise))
+        added = jnp.sqrt(jnp.maximum(process.ratio(later) ** 2 - sigma**2, 0))
+        return x + self.churn_noise * added * z, later
+
+
+build = Edm
