@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -27,6 +24,7 @@ from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import loop
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.writers import read_metrics
+from benchmarks.machine import describe
 from configs import dit_rf
 
 
@@ -49,17 +47,6 @@ def loop_seconds(task: Diffusion, feed: loop.Feed, config: Any, workdir: pathlib
     loop.train(task, feed, config, workdir, again="")
     rows = [row["seconds_per_step"] for row in read_metrics(workdir)][1:]
     return statistics.fmean(rows)
-
-
-def describe() -> dict[str, str]:
-    """The machine, the versions and the commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": f"{platform.machine()}, {len(jax.devices())} device(s), python {platform.python_version()}",
-        **{name: metadata.version(name) for name in ("jax", "flax", "optax")},
-        "commit": commit.stdout.strip(),
-    }
 
 
 def main() -> int:
