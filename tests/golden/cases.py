@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
-from tests.golden import dit
+from tests.golden import dit, gaussian, schedulers
+from tests.golden.case import Case, UnsupportedSource
 from tests.golden.synthetic import synthetic
 
 # The start of a case's `source` line -> (function of the case, largest relative error that counts as agreement).
 SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "facebookresearch/DiT models.py DiT": (dit.run, 1e-4),
+    **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
+    "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
 }
-
-
-class UnsupportedSource(ValueError):
-    """No network of this project stands against the case's source."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One golden case; arrays are as the reference stored them (images NCHW)."""
-
-    source: str
-    hyperparameters: dict[str, Any]
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-    params: dict[str, np.ndarray]
 
 
 def load(path: pathlib.Path) -> Case:
