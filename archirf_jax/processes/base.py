@@ -167,17 +167,25 @@ class Process:
         """Noise of `shape` from which sampling starts at time t: normal, as large as sigma(t)."""
         return self.sigma(jnp.asarray(t)) * jax.random.normal(key, shape)
 
+    @property
+    def uncertainty_scale(self) -> float:
+        """What network times are divided by where the last channel is a function of time alone; 0 = there is none."""
+        return 0.0
+
     def output_channels(self, channels: int) -> int:
         """How many channels the network answers for images of `channels`."""
         return channels
 
     def _ask(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
         output = model_fn(self.network_input(x, t), self.network_time(t), y)
-        if output.shape != (*x.shape[:-1], self.output_channels(x.shape[-1])):
+        needed = self.output_channels(x.shape[-1])
+        if output.shape != (*x.shape[:-1], needed):
             # One image channel would broadcast against two of the network in silence.
+            learned = self.output_channels(2) == 4
             raise UserError(
-                f"model: gives {output.shape[-1]} channels for images of {x.shape[-1]}, but this process needs "
-                f"{self.output_channels(x.shape[-1])}; model.learn_sigma belongs to ddpm's variance='learned_range'"
+                f"config.model.learn_sigma: the network gives {output.shape[-1]} channels for images of {x.shape[-1]}, "
+                f"but this process needs {needed}; set it to {learned}: "
+                f"{'' if learned else 'only '}ddpm's variance='learned_range' needs twice the channels"
             )
         return output
 

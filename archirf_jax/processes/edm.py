@@ -99,6 +99,11 @@ class EDM(Process):
         x0 = (self.sigma_data / total) ** 2 * x + self.sigma_data * sigma / total * f
         return Prediction(x0=x0, eps=sigma / total**2 * x - self.sigma_data / total * f)
 
+    @property
+    def uncertainty_scale(self) -> float:
+        """time_scale where the uncertainty is learned."""
+        return self.time_scale if self.uncertainty else 0.0
+
     def output_channels(self, channels: int) -> int:
         """One more for the uncertainty."""
         return channels + self.uncertainty

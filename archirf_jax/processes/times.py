@@ -35,8 +35,8 @@ class Uniform:
     """Every time alike."""
 
     def sample(self, key: jax.Array, batch: int) -> jax.Array:
-        """(batch,) times."""
-        return jax.random.uniform(key, (batch,))
+        """(batch,) times above 0, where the velocity of a curved path may be infinite."""
+        return 1 - jax.random.uniform(key, (batch,))
 
     def density(self, t: jax.Array) -> jax.Array:
         """1 at every time."""
@@ -60,7 +60,7 @@ class LogitNormal:
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (batch,)))
 
     def density(self, t: jax.Array) -> jax.Array:
-        """The normal density of logit(t), times its derivative 1 / (t (1 - t)); 0 at both ends."""
+        """The normal density of logit(t), times its derivative 1 / (t (1 - t)); finite at both ends."""
         inside = jnp.clip(t, jnp.finfo(t.dtype).tiny, 1 - jnp.finfo(t.dtype).epsneg)
         z = (jnp.log(inside) - jnp.log1p(-inside) - self.mean) / self.std
         return jnp.exp(-0.5 * z**2) / (math.sqrt(2 * math.pi) * self.std * inside * (1 - inside))
@@ -95,10 +95,11 @@ class Mode:
 
         low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(t), jnp.ones_like(t)))
         u = (low + high) / 2
-        return 1 / (1 + self.scale * (1 - math.pi / 2 * jnp.sin(math.pi * u)))
+        slope = 1 + self.scale - self.scale * math.pi / 2 * jnp.sin(math.pi * u)
+        return 1 / jnp.maximum(slope, jnp.finfo(t.dtype).eps)  # the extreme scales have poles
 
     def _time(self, u: jax.Array) -> jax.Array:
-        return 1 - u - self.scale * (jnp.cos(math.pi / 2 * u) ** 2 - 1 + u)
+        return (1 + self.scale) * (1 - u) - self.scale * jnp.cos(math.pi / 2 * u) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class CosMap:
         """(batch,) times."""
         u = jax.random.uniform(key, (batch,))
         sine, cosine = jnp.sin(math.pi / 2 * u), jnp.cos(math.pi / 2 * u)
-        return sine / (sine + cosine)
+        return cosine / (sine + cosine)  # that of 1 - u, so that no time is 0
 
     def density(self, t: jax.Array) -> jax.Array:
         """2 / (pi (1 - 2 t + 2 t^2))."""
