@@ -12,7 +12,7 @@ demo: $(VENV)/.requirements
 	$(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --out=$(RUN)/samples.png
 	@echo
 	@echo "Look at $(RUN)/samples.png, $(RUN)/progress.gif, $(RUN)/denoising.gif and $(RUN)/loss.png, then try:"
-	@echo "  $(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --steps=50 --guidance_scale=1.5 --seed=0 --out=samples.png"
+	@echo "  $(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --solver=dpmpp_2m --steps=20 --guidance_scale=1.5 --seed=0 --out=samples.png"
 
 test: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -n 2

@@ -23,7 +23,7 @@ from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.tasks import edits
-from archirf_jax.tasks.diffusion import Diffusion, Inputs, class_grid
+from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
@@ -35,7 +35,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, upper_boun
 STEP = flags.DEFINE_integer("step", None, "checkpoint to use; default: the newest")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images drawn at a time", lower_bound=1)
 OUT = flags.DEFINE_string("out", "samples.png", "file to write: .png, .gif or .npz")
-STRIDE = flags.DEFINE_integer("stride", 1, "a .gif shows every so many steps", lower_bound=1)
+STRIDE = flags.DEFINE_integer("stride", None, "a .gif of fresh images shows every so many steps", lower_bound=1)
 
 # How to sample; what is not given is the run's config.sample.
 CHOICE = {
@@ -59,7 +59,9 @@ CHOICE = {
 WEAK_WORKDIR = flags.DEFINE_string("weak_workdir", None, "autoguidance: run of the weaker network; default: this run")
 WEAK_STEP = flags.DEFINE_integer("weak_step", None, "autoguidance: its checkpoint")
 
-TO_SEED = flags.DEFINE_integer("to_seed", None, "go from the noise of --seed to that of this one", lower_bound=0)
+TO_SEED = flags.DEFINE_integer(
+    "to_seed", None, "go from the noise of --seed to that of this one", lower_bound=0, upper_bound=2**31 - 1
+)
 IMAGE = flags.DEFINE_string("image", None, "begin from this picture: a file, or the number of a training image")
 IMAGE_TO = flags.DEFINE_string("image_to", None, "go from --image to this picture")
 STRENGTH = flags.DEFINE_float("strength", None, "how much of --image becomes noise, above 0 to 1; default 0.6")
@@ -67,6 +69,12 @@ MASK = flags.DEFINE_string("mask", None, "fill the white part of this picture, o
 
 FORMATS = (".png", ".gif", ".npz")
 HALVES = ("left", "right", "top", "bottom")
+# What a choice brings with it: what the run set for its own does not follow to another.
+OPTIONS = {
+    "solver": ("eta", "churn"),
+    "grid": ("shift",),
+    "guidance": ("guidance_rescale", "guidance_interval", "guidance_parallel", "guidance_longest", "guidance_momentum"),
+}
 
 
 def parse_labels(text: str | None, num_classes: int) -> list[int]:
@@ -102,31 +110,37 @@ def parse_interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def check_flags() -> None:
+    """Raise a UserError for flags that do not go together."""
+    image, edited = IMAGE.value is not None, IMAGE.value is not None or TO_SEED.value is not None
+    if not image and (STRENGTH.value, MASK.value, IMAGE_TO.value) != (None, None, None):
+        raise UserError("--strength, --mask and --image_to need a picture; name one by --image")
+    if sum(flag.value is not None for flag in (STRENGTH, MASK, IMAGE_TO, TO_SEED)) > 1:
+        raise UserError("--strength, --mask, --image_to and --to_seed: only one at a time")
+    if image and TO_SEED.value is not None:
+        raise UserError("--image and --to_seed: only one at a time")
+    if IMAGE_TO.value is not None and LABELS.value is not None:
+        raise UserError("--labels: a way between two pictures has no label; leave it out")
+    if STRIDE.value is not None and (edited or pathlib.Path(OUT.value).suffix != ".gif"):
+        raise UserError("--stride: belongs to an --out that ends in .gif, without --image and --to_seed; leave it out")
+    if (WEAK_WORKDIR.value, WEAK_STEP.value) != (None, None) and CHOICE["guidance"].value != "autoguidance":
+        raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
+
+
 def chosen(task: Diffusion) -> Choice:
     """The run's way to sample, with the flags' changes.
 
     Raises:
-        UserError: a value out of range, or flags that do not go together.
+        UserError: a value out of range, or two that do not fit.
     """
     given: dict[str, Any] = {name: flag.value for name, flag in CHOICE.items() if flag.value is not None}
     if "guidance_interval" in given:
         given["guidance_interval"] = parse_interval(given["guidance_interval"])
-    # Options of the run's own solver, grid or guidance do not follow to another one.
-    for name, options in (("solver", ("eta", "churn")), ("grid", ("shift",))):
-        if name in given:
-            given = {option: Choice.__dataclass_fields__[option].default for option in options} | given
-    if IMAGE.value is None and (STRENGTH.value, MASK.value, IMAGE_TO.value) != (None, None, None):
-        raise UserError("--strength, --mask and --image_to need a picture; name one by --image")
-    if sum(flag.value is not None for flag in (STRENGTH, MASK, IMAGE_TO, TO_SEED)) > 1:
-        raise UserError("--strength, --mask, --image_to and --to_seed: only one at a time")
-    if IMAGE.value is not None and TO_SEED.value is not None:
-        raise UserError("--image and --to_seed: only one at a time")
-    if IMAGE_TO.value is not None and LABELS.value is not None:
-        raise UserError("--labels: a way between two pictures has no label; leave it out")
+    for name, options in OPTIONS.items():
+        if given.get(name, getattr(task.choice, name)) != getattr(task.choice, name):
+            given = {option: getattr(Choice, option) for option in options} | given
     if IMAGE.value is not None and (MASK.value, IMAGE_TO.value) == (None, None):
         given["strength"] = 0.6 if STRENGTH.value is None else STRENGTH.value
-    if (WEAK_WORKDIR.value, WEAK_STEP.value) != (None, None) and given.get("guidance") != "autoguidance":
-        raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
     return dataclasses.replace(task.choice, **given)
 
 
@@ -142,8 +156,14 @@ def weak_params(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> Any:
     if choice.guidance != "autoguidance" or (WEAK_WORKDIR.value, WEAK_STEP.value) == (None, None):
         return None
     place = pathlib.Path(WEAK_WORKDIR.value).expanduser() if WEAK_WORKDIR.value else workdir
-    if WEAK_WORKDIR.value and configuration.load(place).model != configuration.load(workdir).model:
-        raise UserError(f"--weak_workdir: the network of {str(place)!r} has another shape than that of --workdir")
+    ours, theirs = (dict(configuration.leaves(configuration.load(path))) for path in (workdir, place))
+    for name in ours.keys() | theirs.keys():
+        same = name.startswith(("model.", "process.")) or name in ("data.num_classes", "data.channels")
+        if same and ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"--weak_workdir: the run in {str(place)!r} must have the network and process of --workdir, "
+                f"but config.{name} is {theirs.get(name)!r} there, {ours.get(name)!r} here"
+            )
     return restore(place, task, WEAK_STEP.value)[1]
 
 
@@ -170,32 +190,39 @@ def mask(value: str, size: int) -> jax.Array:
     return jnp.asarray(half[..., None], jnp.float32)
 
 
-def draw(task: Diffusion, params: Any, choice: Choice, labels: list[int], weak: Any, stride: int) -> np.ndarray:
-    """Images (N, H, W, C), or with a stride the states before them too, as uint8; in batches of one size."""
-    sampler = task.sampler(choice, stride)
-    y, keys = class_grid(purpose_key(SEED.value, "sample"), labels, PER_CLASS.value)
-    count, size = len(y), min(BATCH_SIZE.value, len(y))
-    padded = jnp.arange(-(-count // size) * size) % count
-    batches = [padded[i : i + size] for i in range(0, len(padded), size)]
-    drawn = [pictures.to_uint8(np.asarray(sampler(params, keys[part], y[part], Inputs(weak=weak)))) for part in batches]
-    return np.concatenate(drawn, axis=-4)[..., :count, :, :, :]
+def draw(sheet: edits.Sheet, config: Any) -> np.ndarray:
+    """What the flags ask for: (rows, columns, H, W, C) uint8, with a stride (states, rows, columns, H, W, C)."""
+    if TO_SEED.value is not None:
+        return edits.between_noises(sheet, purpose_key(TO_SEED.value, "sample"))
+    if IMAGE.value is None:
+        return edits.plain(sheet, (STRIDE.value or 1) if OUT.value.endswith(".gif") else 0)
+    image = picture("image", IMAGE.value, config)
+    if IMAGE_TO.value is not None:
+        return edits.between_images(sheet, jnp.stack([image, picture("image_to", IMAGE_TO.value, config)]))
+    if MASK.value is not None:
+        return edits.fill(sheet, image, mask(MASK.value, config.data.image_size))
+    return edits.from_image(sheet, image)
 
 
-def edit(task: Diffusion, params: Any, choice: Choice, labels: list[int], config: Any) -> np.ndarray:
-    """(rows, columns, H, W, C) uint8 of what --to_seed or --image ask for."""
-    key, count = purpose_key(SEED.value, "sample"), PER_CLASS.value
-    image = None if IMAGE.value is None else picture("image", IMAGE.value, config)
-    if image is None:
-        ends = (key, purpose_key(TO_SEED.value or 0, "sample"))
-        rows = edits.between_noises(task, params, choice, ends, labels, count)
-    elif IMAGE_TO.value is not None:
-        both = jnp.stack([image, picture("image_to", IMAGE_TO.value, config)])
-        rows = edits.between_images(task, params, choice, both, count)
-    elif MASK.value is not None:
-        rows = edits.fill(task, params, choice, key, labels, count, image, mask(MASK.value, config.data.image_size))
+def write(pixels: np.ndarray, labels: list[int], out: pathlib.Path) -> None:
+    """Save what `draw` gives in the format that the name of the file says; a .gif shows states, or else columns."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        names = np.repeat(np.asarray(labels, np.int32), pixels.shape[1])
+        np.savez(out, images=pixels.reshape(-1, *pixels.shape[2:]), labels=names)
+    elif out.suffix == ".gif":
+        frames = pixels if pixels.ndim == 6 else pixels.swapaxes(0, 1)[:, :, None]
+        pictures.save_gif([pictures.grid(frame) for frame in frames], out)
     else:
-        rows = edits.from_image(task, params, choice, key, labels, count, image)
-    return pictures.to_uint8(np.asarray(rows))
+        pictures.save_png(pictures.grid(pixels), out)
+
+
+def as_flag(error: UserError) -> UserError:
+    """The same with the name of the flag, where it is about a field of `Choice`."""
+    field, colon, rest = str(error).removeprefix("config.sample.").partition(":")
+    if field == "respacing":
+        field, rest = "grid", f" a respacing,{rest}"
+    return UserError(f"--{field}{colon}{rest}") if field in {*CHOICE, "strength", "image_to"} else error
 
 
 def main(argv: list[str]) -> None:
@@ -204,31 +231,20 @@ def main(argv: list[str]) -> None:
     workdir, out = pathlib.Path(WORKDIR.value).expanduser(), pathlib.Path(OUT.value)
     if out.suffix not in FORMATS:
         raise UserError(f"--out: {str(out)!r} must end in one of {', '.join(FORMATS)}")
+    check_flags()
     config = configuration.load(workdir)
     labels = parse_labels(LABELS.value, config.data.num_classes)
     task = registry.build(tasks, "config.task", config.task, {"config": config})
-    choice = chosen(task)
-    step, params = restore(workdir, task, STEP.value)
-    weak = weak_params(workdir, task, choice)
-
-    if IMAGE.value is not None or TO_SEED.value is not None:
-        rows = edit(task, params, choice, labels, config)
-        frames = list(rows.swapaxes(0, 1)[:, :, None])
-    else:
-        stride = STRIDE.value if out.suffix == ".gif" else 0
-        images = draw(task, params, choice, labels, weak, stride)
-        rows = images.reshape(*images.shape[:-4], len(labels), PER_CLASS.value, *task.image_shape)
-        frames = list(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        per_row = rows.shape[-4]
-        np.savez(
-            out, images=rows.reshape(-1, *task.image_shape), labels=np.repeat(np.asarray(labels, np.int32), per_row)
-        )
-    elif out.suffix == ".gif":
-        pictures.save_gif([pictures.grid(frame) for frame in frames], out)
-    else:
-        pictures.save_png(pictures.grid(rows), out)
+    try:
+        choice = chosen(task)
+        step, params = restore(workdir, task, STEP.value)
+        weak = weak_params(workdir, task, choice)
+        key = purpose_key(SEED.value, "sample")
+        sheet = edits.Sheet(task, params, choice, key, labels, PER_CLASS.value, BATCH_SIZE.value, weak)
+        pixels = draw(sheet, config)
+    except UserError as e:
+        raise as_flag(e) from e
+    write(pixels, [int(task.null)] if IMAGE_TO.value is not None else labels, out)
     logging.info("images of step %d in %s", step, out)
 
 

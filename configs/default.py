@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH
     data.dir = "data"  # folder of prepared TFDS sets
-    data.split = "train"  # TFDS split
+    data.split = "train"  # TFDS split or part of one, such as train[:80%]
     data.label_key = "label"  # TFDS feature with the class; "" = no labels, one class
     data.image_size = 8  # pixels a side after crop and resize
     data.channels = 1  # 1 grey, 3 RGB
@@ -66,8 +66,8 @@ def get_config() -> ConfigDict:
 
     config.sample = sample = ConfigDict()
     sample.every_steps = 1000  # steps between two sample grids
-    sample.solver = "euler"  # a file of archirf_jax/samplers/solvers
-    sample.steps = 50  # solver steps
+    sample.solver = "dpmpp_2m"  # a file of archirf_jax/samplers/solvers
+    sample.steps = 20  # solver steps
     sample.grid = "uniform"  # times they visit: a name or respacing in archirf_jax/samplers/grids.py
     sample.shift = 1.0  # SD3's timestep shift, for the grid shifted; 1 = none
     sample.eta = -1.0  # noise of ddim (0 to 1) and euler_maruyama; below 0 = the solver's own

@@ -23,6 +23,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.beta_end = 0.0  # last beta; 0 = the schedule's published one
         process.prediction = "eps"  # what the network learns: eps, x0 or v
         process.variance = "learned_range"  # of ancestral steps: fixed_small, fixed_large or learned_range
+        process.likelihood = "exact"  # of 8-bit images in the bound: exact, or adm for the published approximation
         process.bound_weight = 0.001  # of T times the variational bound, which trains the variance
         process.respacing = ""  # train on these steps alone, such as "250"; "" = all
         process.time_sampling = "uniform"  # or loss_second_moment
@@ -30,5 +31,4 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.min_snr_gamma = 5.0  # largest signal-to-noise ratio that counts, for min_snr
         process.condition_dropout = default.get_config().process.condition_dropout
         config.model.learn_sigma = True
-        config.sample.solver = "dpmpp_2m"
     return config

@@ -16,6 +16,7 @@ from archirf_jax import models, processes, registry
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import grids, solvers
+from archirf_jax.samplers.denoisers import Network
 from archirf_jax.samplers.sample import sample
 
 KETTLE = """
@@ -35,10 +36,10 @@ import dataclasses
 class Stay:
     offset: float = 0.0
 
-    def init(self, x):
+    def init(self, denoise, grid, x):
         return ()
 
-    def step(self, keys, process, model_fn, x, t, t_next, y, memory):
+    def step(self, z, denoise, x, t, t_next, y, memory):
         return x * 0 + self.offset, memory
 
 build = Stay
@@ -93,6 +94,48 @@ def test_an_unknown_field_brings_the_nearest_and_all_the_others(room: ModuleType
     assert "litres" in message and "\n" not in message
 
 
+def write(room: ModuleType, name: str, source: str) -> None:
+    (pathlib.Path(room.__path__[0]) / f"{name}.py").write_text(source)
+    importlib.invalidate_caches()
+
+
+def test_a_thing_whose_package_is_missing_is_a_choice_that_says_how_to_get_it(
+    room: ModuleType, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the file that lists the package, where there is one."""
+    monkeypatch.setattr(registry, "REPOSITORY", tmp_path)
+    write(room, "samovar", "from no_such_package.inner import coal\nbuild = coal\n")
+    assert registry.names(room) == ["kettle", "samovar", "teapot"]
+    needs = "kitchen.name: samovar needs the package no_such_package, which is not installed; pip install "
+    for listed, what in ((False, "no_such_package"), (True, "-r requirements-no_such_package.txt")):
+        if listed:
+            (tmp_path / "requirements-no_such_package.txt").write_text("")
+        with pytest.raises(UserError) as caught:
+            registry.build(room, "kitchen.name", "samovar")
+        assert str(caught.value) == needs + what
+    assert registry.build(room, "kitchen.name", "teapot") == ["tea", "tea"]
+
+
+def test_a_thing_that_does_not_run_with_an_installed_package_names_it(room: ModuleType) -> None:
+    write(room, "samovar", "from numpy import coal\nbuild = coal\n")
+    assert "samovar" in registry.names(room)
+    with pytest.raises(UserError, match="kitchen.name: samovar does not run with this version of numpy: .*'coal'"):
+        registry.build(room, "kitchen.name", "samovar")
+
+
+def test_a_file_of_our_own_that_is_not_there_is_no_missing_package(room: ModuleType) -> None:
+    write(room, "samovar", "import temporary_room.coal\nbuild = dict\n")
+    for ask in (lambda: registry.names(room), lambda: registry.build(room, "kitchen.name", "samovar")):
+        with pytest.raises(ModuleNotFoundError, match="temporary_room.coal"):
+            ask()
+
+
+def test_every_package_that_a_choice_may_miss_is_listed_in_a_file() -> None:
+    requirements = (registry.REPOSITORY / "requirements-diffrax.txt").read_text()
+    assert "diffrax>=" in requirements
+    assert "-r requirements-diffrax.txt" in (registry.REPOSITORY / "requirements-dev.txt").read_text()
+
+
 def test_a_field_that_is_needed_and_missing_is_named() -> None:
     with pytest.raises(UserError, match="model.num_classes: dit needs this field"):
         registry.build(models, "model.name", "dit", {"depth": 2})
@@ -104,10 +147,12 @@ def test_the_fields_of_a_network_are_those_of_its_file_and_not_of_linen() -> Non
     assert "parent" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("room", "name"), [(models, "dit"), (processes, "rectified_flow"), (solvers, "euler")])
+@pytest.mark.parametrize(
+    ("room", "name"), [(models, "dit"), (processes, "rectified_flow"), (solvers, "euler"), (solvers, "dopri5")]
+)
 def test_the_rooms_of_the_house_hold_choices_and_hide_helpers(room: ModuleType, name: str) -> None:
     found = registry.names(room)
-    assert name in found and not {"base", "layers"} & set(found)
+    assert name in found and not {"base", "layers", "times", "conversions", "oracles"} & set(found)
 
 
 def test_a_new_solver_is_a_new_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +162,9 @@ def test_a_new_solver_is_a_new_file(tmp_path: pathlib.Path, monkeypatch: pytest.
         assert {"stay", "euler"} <= set(registry.names(solvers))
         solver = registry.build(solvers, "sample.solver", "stay", {"offset": 0.5})
         keys, y = jax.random.split(jax.random.key(0), 2), np.zeros(2, np.int32)
-        pictures = sample(keys, RectifiedFlow(), lambda x, t, y: x, y, (2, 2, 1), grid=grids.linspace(3), solver=solver)
+        denoise = Network(RectifiedFlow(), lambda x, t, y: x)
+        grid = grids.make("uniform", denoise.process, 3)
+        pictures = sample(keys, denoise, y, (2, 2, 1), grid=grid, solver=solver)
         np.testing.assert_array_equal(pictures, np.full((2, 2, 2, 1), 0.5))
     finally:
         sys.modules.pop(f"{solvers.__name__}.stay", None)

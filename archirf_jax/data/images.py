@@ -53,7 +53,8 @@ def read_image(image: bytes | pathlib.Path, size: int, channels: int, flag: str)
     try:
         return decode(image, size, channels).astype(np.float32) / 127.5 - 1
     except UNREADABLE as e:
-        raise UserError(f"--{flag}: {str(image)!r} is no readable picture: {' '.join(str(e).split())}") from e
+        name = "the training image" if isinstance(image, bytes) else repr(str(image))
+        raise UserError(f"--{flag}: {name} is no readable picture: {' '.join(str(e).split())}") from e
 
 
 def _eight_bits(picture: Any) -> Any:

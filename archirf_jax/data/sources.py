@@ -42,13 +42,15 @@ def open_source(name: str, *, directory: str, split: str, label_key: str) -> Sou
     Args:
         name: a TFDS name such as "cifar10" or "imagenet_resized/64x64", or "folder:PATH".
         directory: where prepared TFDS sets lie.
-        split: TFDS split; a folder has one only, "train".
+        split: TFDS split or part of one, such as "train[:80%]"; a folder has one only, "train".
         label_key: TFDS feature that holds the label; "" for a set without labels, which is then one class.
 
     Raises:
         UserError: unknown name, not prepared, not readable without TensorFlow, no such feature.
     """
     if name.startswith("folder:"):
+        if split != "train":
+            raise UserError(f"config.data.split: {name!r} has no split {split!r}; a folder has train alone")
         return FolderSource(pathlib.Path(name.removeprefix("folder:")).expanduser())
     return TfdsSource(name, os.path.expanduser(directory), split, label_key)
 
@@ -98,10 +100,7 @@ class TfdsSource:
         command = f"python -m archirf_jax.prepare_data --name={name} --dir={directory}"
         if not builder.info.splits:
             raise UserError(f"config.data.name: {name!r} is not prepared in {directory!r}; prepare it by: {command}")
-        if split not in builder.info.splits:
-            raise UserError(
-                f"config.data.split: {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}"
-            )
+        _check_split(builder, name, split)
         features = builder.info.features
         if "image" not in features:
             raise UserError(f"config.data.name: {name!r} has no feature 'image'; it has {', '.join(features)}")
@@ -173,6 +172,19 @@ class FolderSource:
     def describe(self, index: int) -> str:
         """The file's path."""
         return str(self._examples[index][0])
+
+
+def _check_split(builder: Any, name: str, split: str) -> None:
+    try:
+        count, reason = builder.info.splits[split].num_examples, "it is empty"
+    except (KeyError, ValueError) as e:
+        count, reason = 0, _one_line(e).partition(" See format")[0]
+    if count <= 0:
+        allowed = builder.info.splits
+        raise UserError(
+            f"config.data.split: {name!r} has no split {split!r} ({reason}); "
+            f"it has {', '.join(allowed)} and parts such as {next(iter(allowed))}[:80%]"
+        )
 
 
 def _visible(path: pathlib.Path) -> list[pathlib.Path]:

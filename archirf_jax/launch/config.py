@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -32,6 +33,7 @@ PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (lambda text: int(text, 16 if text.lower().startswith("0x") else 10), "an integer"),
     float: (float, "a number"),
     bool: (lambda text: BOOLEANS[text.lower()], "true or false"),
+    tuple: (lambda text: [float(item) for item in ast.literal_eval(text)], "a list of numbers such as (0.2, 0.8)"),
 }
 CONFIG_FILE_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
@@ -124,7 +126,7 @@ def _explain_override(config: Any, name: str, value: str) -> str | None:
 def _parses(parse: Callable[[str], Any], value: str) -> bool:
     try:
         parse(value)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, SyntaxError):
         return False
     return True
 

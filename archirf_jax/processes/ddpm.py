@@ -345,7 +345,7 @@ def discretized_log_likelihood(
 def adm_log_likelihood(x0: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
     """`discretized_log_likelihood` with ADM's distribution, (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2, and floor.
 
-    Within 3e-4 of the normal distribution, with lighter tails; no probability counts as less than 1e-12.
+    Within 2e-4 of the normal distribution, with lighter tails; no probability counts as less than 1e-12.
     """
 
     def log_cdf(z: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from archirf_jax.samplers.sample import Solver
 
 GUIDANCE = ("classifier_free", "adaptive_projected", "autoguidance")
 THRESHOLDS = ("none", "static", "dynamic")
+ROUNDING = 1e-6  # relative, of times in float32
 OPTIONS = {"eta": ("ddim", "euler_maruyama"), "churn": ("edm",)}  # fields of a few solvers
 
 
@@ -69,7 +70,10 @@ class Choice:
             ("guidance_scale", 0, math.inf),
             ("guidance_rescale", 0, 1),
             ("guidance_longest", 0, math.inf),
+            ("guidance_parallel", -math.inf, math.inf),
+            ("guidance_momentum", -math.inf, math.inf),
             ("churn", 0, math.inf),
+            ("eta", -math.inf, math.inf),
         ):
             if not (low <= getattr(self, name) <= high and math.isfinite(getattr(self, name))):
                 raise UserError(f"{name}: {getattr(self, name)} must be a finite number from {low} to {high}")
@@ -112,8 +116,7 @@ class Choice:
             null: the unconditional twin of a condition.
             weak_fn: the weaker network of autoguidance.
         """
-        low, high = (float(process.network_time(np.asarray(max(t, 1e-9)))) for t in self.guidance_interval)
-        interval = guidance.ALWAYS if self.guidance_interval == (0.0, 1.0) else (low, high)
+        interval = self._interval(process)
         denoise: Denoiser
         if self.guidance == "adaptive_projected" and self.guidance_scale != 1:
             denoise = denoisers.AdaptiveProjectedGuidance(
@@ -130,6 +133,15 @@ class Choice:
         if self.threshold == "static":
             return denoisers.StaticClip(denoise)
         return denoisers.DynamicThreshold(denoise) if self.threshold == "dynamic" else denoise
+
+    def _interval(self, process: Process) -> Interval:
+        """The guidance interval in network times; both ends belong to it, however the sampler's times round."""
+        first, second = self.guidance_interval
+        low, high = (np.asarray(max(t, 1e-9)) for t in (first * (1 - ROUNDING), second * (1 + ROUNDING)))
+        return (
+            float(process.network_time(low)) if first > 0 else guidance.ALWAYS[0],
+            float(process.network_time(high)) if second < 1 else guidance.ALWAYS[1],
+        )
 
     def _guided(self, model_fn: ModelFn, null: Any, weak_fn: ModelFn | None, interval: Interval) -> ModelFn:
         options = (self.guidance_scale, interval, self.guidance_rescale)

@@ -20,12 +20,14 @@ import numpy as np
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.processes.respacing import respaced
 from archirf_jax.processes.times import shift_time
 
 NAMES = ("uniform", "shifted", "linspace", "trailing", "leading", "karras", "archirf")
 SIGMAS = (0.002, 80.0)  # EDM's smallest and largest
 RHO = 7.0
+DEFINED_AT_DATA = ("velocity", "v")  # predictions that say what the noise is where none is left
 
 
 def make(name: str, process: Process, steps: int, shift: float = 1.0) -> np.ndarray:
@@ -81,11 +83,16 @@ def archirf(process: Process, steps: int) -> np.ndarray:
     (T // N)-th step from 1 up, without the last one to the data: N - 1 steps, and noise remains.
 
     Raises:
-        UserError: fewer than 2 steps, or more than DDPM has.
+        UserError: fewer than 2 steps, more than DDPM has, or a process of which the network cannot be asked at t = 0.
     """
     if steps < 2:
         raise UserError(f"steps: {steps} must be at least 2 for the grid 'archirf'")
     if not isinstance(process, DDPM):
+        if not isinstance(process, RectifiedFlow) or process.path == "vp" or process.prediction not in DEFINED_AT_DATA:
+            raise UserError(
+                "grid: 'archirf' asks the network about t=0, which only ddpm and rectified_flow with path='linear' or "
+                f"'gvp' and prediction={' or '.join(map(repr, DEFINED_AT_DATA))} allow; use 'uniform'"
+            )
         times = np.linspace(1.0, 0.0, steps)
         return np.stack([times, times - 1 / steps], axis=1)
     _check_count(steps, process)
@@ -116,8 +123,10 @@ def _ddpm_steps(name: str, process: DDPM, steps: int) -> np.ndarray:
     if name == "leading":
         return np.arange(steps)[::-1] * (total // steps)
     if name == "linspace":
-        return np.round(np.linspace(0, total - 1, steps))[::-1].astype(int)
-    return np.round(np.arange(steps, 0, -1) * (total / steps)).astype(int) - 1
+        places = np.linspace(0, total - 1, steps) if steps > 1 else np.asarray([total - 1])
+        return np.round(places)[::-1].astype(int)
+    # Counted down from T: other orders of the same sum round halves to other steps than the published ones.
+    return np.round(np.arange(total, 0, -total / steps)[:steps]).astype(int) - 1
 
 
 def _check_count(steps: int, process: DDPM) -> None:
@@ -126,10 +135,12 @@ def _check_count(steps: int, process: DDPM) -> None:
 
 
 def _unknown(name: str, process: Process) -> UserError:
+    if isinstance(process, DDPM):
+        more = ", or a respacing such as 250 or ddim50"
+        return UserError(f"grid: {name!r} is not one of {', '.join(NAMES)}{more}{nearest(name, NAMES)}")
+    allowed = [known for known in NAMES if known not in ("trailing", "leading")]
     if name in NAMES or name[:1].isdecimal() or name.startswith("ddim"):
-        allowed = [known for known in NAMES if known not in ("trailing", "leading")]
         return UserError(
             f"grid: {name!r} counts the integer steps of ddpm, which this process has not; it has {', '.join(allowed)}"
         )
-    more = ", or a respacing such as 250 or ddim50" if isinstance(process, DDPM) else ""
-    return UserError(f"grid: {name!r} is not one of {', '.join(NAMES)}{more}{nearest(name, NAMES)}")
+    return UserError(f"grid: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")

@@ -37,3 +37,9 @@ def check_consistent(grid: np.ndarray, solver: str) -> None:
         raise UserError(
             f"solver: {solver} needs a grid whose steps fit together; 'archirf' is for euler, ddim and ddpm"
         )
+
+
+def check_inside(grid: np.ndarray, solver: str) -> None:
+    """Raise a UserError if a step goes beyond the data, where noise has no size."""
+    if np.any(grid < 0):
+        raise UserError(f"solver: {solver} cannot go beyond the data, as 'archirf' does for flows; use euler")

@@ -14,6 +14,7 @@ import optax
 from archirf_jax import models, processes, registry
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
+from archirf_jax.models.uncertainty import Uncertain
 from archirf_jax.processes.base import ModelFn, Process
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.denoisers import Inpaint
@@ -27,10 +28,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Inputs(NamedTuple):
-    """What sampling may be given besides conditions; images (B, H, W, C) in [-1, 1].
+    """What sampling may be given besides conditions; images (H, W, C) in [-1, 1].
 
     Attributes:
-        start: x at the first time of the grid, instead of noise.
+        start: (B, H, W, C) x at the first time of the grid, instead of noise.
         image: an image to start from, noised to the first time.
         known: an image whose pixels hold where `mask` is 0.
         mask: (H, W, 1), 1 where pixels are to be made.
@@ -75,6 +76,8 @@ class Diffusion:
         self.process: Process = registry.build(
             processes, "config.process.name", config.process.name, _rest(config.process)
         )
+        if self.process.uncertainty_scale:
+            self.model = Uncertain(self.model, self.process.uncertainty_scale)
         self.null = np.int32(data.num_classes)
         self.choice = _choice(config.sample)
         self._config = config
@@ -177,7 +180,10 @@ class Diffusion:
         key = jax.random.key(0)
         params, images, labels = self.init_params(key), jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)
         self.process.loss(key, self.model_fn(params), images, labels, self.null, self.process.init_memory())
-        self.sampler(self.choice)(params, key[None], labels)
+        try:
+            self.sampler(self.choice)(params, key[None], labels)
+        except UserError as e:
+            raise _of_sample(e) from e
 
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
@@ -191,7 +197,20 @@ def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array,
 def _choice(config: Any) -> Choice:
     fields = {field.name for field in dataclasses.fields(Choice)}
     given = {key: value for key, value in config.items() if key in fields}
-    return Choice(**given | {"guidance_interval": tuple(given.get("guidance_interval", (0.0, 1.0)))})
+    interval = tuple(given.get("guidance_interval", (0.0, 1.0)))
+    if len(interval) != 2 or not all(isinstance(time, (int, float)) for time in interval):
+        raise UserError(f"config.sample.guidance_interval: {interval} must be two times such as (0.2, 0.8)")
+    if "grid" not in given and given.get("shift", 1.0) != 1:  # saved when there was one grid, which was shifted
+        given["grid"] = "shifted"
+    try:
+        return Choice(**given | {"guidance_interval": interval})
+    except UserError as e:
+        raise _of_sample(e) from e
+
+
+def _of_sample(error: UserError) -> UserError:
+    """The same of a field of the configuration; where a choice is made nobody knows who made it."""
+    return UserError(f"config.sample.{str(error).removeprefix('config.sample.')}")
 
 
 def _rest(config: Any) -> dict[str, Any]:

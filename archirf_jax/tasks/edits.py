@@ -1,6 +1,6 @@
-"""What a deterministic sampler gives beside fresh images: ways between two, images begun from a picture, filled holes.
+"""Sheets of pictures: fresh ones, ways between two, ones begun from a picture, filled holes.
 
-Each function returns pictures (rows, columns, H, W, C) in [-1, 1]; what was given stands in the first column.
+Every function gives uint8 (rows, columns, H, W, C), one row a label; a picture that was given stands first in each row.
 """
 
 from __future__ import annotations
@@ -10,81 +10,109 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.interpolate import slerp
 from archirf_jax.samplers.sample import noise
-from archirf_jax.tasks.diffusion import Diffusion, Inputs, class_grid
+from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs, class_grid
+from archirf_jax.visuals.pictures import to_uint8
 
 
-def between_noises(
-    task: Diffusion, params: Any, choice: Choice, keys: tuple[jax.Array, jax.Array], labels: list[int], count: int
-) -> jax.Array:
-    """One row a label: `count` images on the arc from the noise of the first key to that of the second."""
-    first, second = (noise(jnp.broadcast_to(key, (count,)), task.image_shape) for key in keys)
-    start = slerp(first, second, _weights(count))
-    scale = task.process.sigma(jnp.asarray(choice.make_grid(task.process)[0, 0]))
-    sampler = task.sampler(choice)
-    rows = [
-        sampler(params, jnp.broadcast_to(keys[0], (count,)), jnp.full(count, label), Inputs(start=scale * start))
-        for label in labels
-    ]
-    return jnp.stack(rows)
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """Who draws what.
+
+    Attributes:
+        task: the network and its process.
+        params: of the network.
+        choice: how it is sampled.
+        key: of the noise; that of a picture follows from its label and its number in the row.
+        labels: one a row.
+        count: pictures drawn in a row.
+        batch_size: pictures drawn at a time.
+        weak: parameters of the weaker network of autoguidance.
+    """
+
+    task: Diffusion
+    params: Any
+    choice: Choice
+    key: jax.Array
+    labels: list[int]
+    count: int
+    batch_size: int = 128
+    weak: Any = None
+
+    def draw(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> np.ndarray:
+        """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C)."""
+        sampler = self.task.sampler(self.choice, stride)
+        total, size = len(y), min(self.batch_size, len(y))
+        drawn = []
+        for first in range(0, total, size):
+            part = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
+            start = None if inputs.start is None else inputs.start[part]
+            images = sampler(self.params, keys[part], y[part], inputs._replace(start=start, weak=self.weak))
+            drawn.append(to_uint8(np.asarray(images)))
+        whole = np.concatenate(drawn, axis=-4)[..., :total, :, :, :]
+        return whole.reshape(*whole.shape[:-4], -1, self.count, *self.task.image_shape)
 
 
-def between_images(task: Diffusion, params: Any, choice: Choice, images: jax.Array, count: int) -> jax.Array:
-    """One row: the two images (2, H, W, C) decoded from their noises, and `count` - 2 on the arc between them.
+def plain(sheet: Sheet, stride: int = 0) -> np.ndarray:
+    """Fresh pictures; with a stride (states, rows, columns, H, W, C)."""
+    return sheet.draw(*class_grid(sheet.key, sheet.labels, sheet.count), stride=stride)
+
+
+def between_noises(sheet: Sheet, to_key: jax.Array) -> np.ndarray:
+    """On the arc between the noises of the first picture of each label with the sheet's key and with another."""
+    y, keys = class_grid(sheet.key, sheet.labels, 1)
+    sigma = sheet.task.process.sigma(jnp.asarray(sheet.choice.make_grid(sheet.task.process)[0, 0]))
+    first, second = (
+        sigma * noise(each, sheet.task.image_shape) for each in (keys, class_grid(to_key, sheet.labels, 1)[1])
+    )
+    start = Inputs(start=_arcs(first, second, sheet.count))
+    return sheet.draw(jnp.repeat(y, sheet.count), jnp.repeat(keys, sheet.count), start)
+
+
+def between_images(sheet: Sheet, images: jax.Array) -> np.ndarray:
+    """One row without label: two images (2, H, W, C), and between them those on the arc between their noises.
 
     Raises:
         UserError: guidance or noise, with which an image has no noise of its own.
     """
+    choice = sheet.choice
     if choice.guidance_scale != 1 or choice.threshold != "none" or choice.solver not in ("euler", "ddim"):
         raise UserError(
             "image_to: an image is encoded by euler or ddim without guidance and threshold; "
             "add --solver=euler --guidance_scale=1 --threshold=none"
         )
-    choice = dataclasses.replace(choice, eta=-1.0)
-    null = jnp.full(2, task.null)
-    ends = task.encoder(choice)(params, images, null)
-    start = slerp(jnp.repeat(ends[:1], count, 0), jnp.repeat(ends[1:], count, 0), _weights(count))
-    keys = jax.random.split(jax.random.key(0), count)
-    drawn = task.sampler(choice)(params, keys, jnp.full(count, task.null), Inputs(start=start))
-    return jnp.concatenate([images[:1], drawn, images[1:]])[None]
+    if choice.eta > 0:
+        raise UserError(f"eta: {choice.eta} adds noise, and an image is encoded without any; set it to 0")
+    sheet = dataclasses.replace(sheet, choice=dataclasses.replace(choice, guidance="classifier_free"))
+    null = sheet.task.null
+    ends = sheet.task.encoder(sheet.choice)(sheet.params, images, jnp.full(2, null))
+    keys = jnp.broadcast_to(sheet.key, (sheet.count,))
+    drawn = sheet.draw(jnp.full(sheet.count, null), keys, Inputs(start=_arcs(ends[:1], ends[1:], sheet.count)))
+    return np.concatenate([_column(images[0], 1), drawn, _column(images[1], 1)], axis=1)
 
 
-def from_image(
-    task: Diffusion, params: Any, choice: Choice, key: jax.Array, labels: list[int], count: int, image: jax.Array
-) -> jax.Array:
-    """One row a label: the image (H, W, C), then `count` images begun from it, noised to `choice.strength`.
-
-    Meng et al. 2021, "SDEdit".
-    """
-    y, keys = class_grid(key, labels, count)
-    inputs = Inputs(image=jnp.broadcast_to(image, (len(y), *image.shape)))
-    return _beside(image, task.sampler(choice)(params, keys, y, inputs), len(labels))
+def from_image(sheet: Sheet, image: jax.Array) -> np.ndarray:
+    """The image (H, W, C), then pictures begun from it, noised to `choice.strength` (Meng et al. 2021, "SDEdit")."""
+    drawn = sheet.draw(*class_grid(sheet.key, sheet.labels, sheet.count), Inputs(image=image))
+    return np.concatenate([_column(image, len(drawn)), drawn], axis=1)
 
 
-def fill(
-    task: Diffusion,
-    params: Any,
-    choice: Choice,
-    key: jax.Array,
-    labels: list[int],
-    count: int,
-    image: jax.Array,
-    mask: jax.Array,
-) -> jax.Array:
-    """One row a label: the image with its hole grey, then `count` images whose pixels outside the mask are its own."""
-    y, keys = class_grid(key, labels, count)
-    drawn = task.sampler(choice)(params, keys, y, Inputs(known=image, mask=mask))
-    return _beside(jnp.where(mask > 0.5, 0.0, image), drawn, len(labels))
+def fill(sheet: Sheet, image: jax.Array, mask: jax.Array) -> np.ndarray:
+    """The image (H, W, C) with its hole, where mask (H, W, 1) is 1, grey; then pictures that are its own elsewhere."""
+    drawn = sheet.draw(*class_grid(sheet.key, sheet.labels, sheet.count), Inputs(known=image, mask=mask))
+    return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
 
 
-def _weights(count: int) -> jax.Array:
-    return jnp.linspace(0.0, 1.0, count)
+def _arcs(first: jax.Array, second: jax.Array, count: int) -> jax.Array:
+    """(rows * count, H, W, C) from the ends (rows, H, W, C), row after row."""
+    weights = jnp.tile(jnp.linspace(0.0, 1.0, count), len(first))
+    return slerp(jnp.repeat(first, count, 0), jnp.repeat(second, count, 0), weights)
 
 
-def _beside(image: jax.Array, drawn: jax.Array, rows: int) -> jax.Array:
-    drawn = drawn.reshape(rows, -1, *image.shape)
-    return jnp.concatenate([jnp.broadcast_to(image, (rows, 1, *image.shape)), drawn], axis=1)
+def _column(image: jax.Array, rows: int) -> np.ndarray:
+    return np.broadcast_to(to_uint8(np.asarray(image)), (rows, 1, *image.shape))

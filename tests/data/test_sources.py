@@ -7,7 +7,7 @@ import json
 import pathlib
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,9 +177,43 @@ def test_an_unprepared_set_names_its_command_and_touches_no_network(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_split_is_answered_with_those_there_are(data_dir: pathlib.Path) -> None:
-    message = complaint(lambda: tfds_source(data_dir, split="valid"))
-    assert "data.split" in message and "'valid'" in message and "it has train" in message
+@pytest.mark.parametrize(
+    ("split", "numbers"),
+    [
+        ("train[:80%]", range(1438)),
+        ("train[80%:]", range(1438, 1797)),
+        ("train[10:13]", range(10, 13)),
+        ("train[:2]+train[-1:]", (0, 1, 1796)),
+    ],
+)
+def test_a_part_of_a_split_holds_those_examples_and_no_others(
+    data_dir: pathlib.Path, split: str, numbers: Sequence[int]
+) -> None:
+    whole, part = tfds_source(data_dir), tfds_source(data_dir, split=split)
+    assert len(part) == len(numbers)
+    for place in (0, len(numbers) // 2, -1):
+        assert part[range(len(part))[place]] == whole[numbers[place]]
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["valid", "valid[:10%]", "train[", "train[a:b]", "train[5]", "train[:120%]", "train[5:5]", "train[9:2]", ""],
+)
+def test_an_unknown_or_empty_split_is_answered_with_those_there_are(data_dir: pathlib.Path, split: str) -> None:
+    message = complaint(lambda: tfds_source(data_dir, split=split))
+    assert (
+        "data.split" in message and f"{split!r}" in message and "it has train and parts such as train[:80%]" in message
+    )
+
+
+def test_a_part_beyond_the_set_is_told_its_size(data_dir: pathlib.Path) -> None:
+    assert "1797 examples" in complaint(lambda: tfds_source(data_dir, split="train[:5000]"))
+
+
+def test_a_folder_has_no_other_split_than_train(tmp_path: pathlib.Path) -> None:
+    tree(tmp_path, "cat/1.png")
+    message = complaint(lambda: open_source(f"folder:{tmp_path}", directory="", split="test", label_key=""))
+    assert "data.split" in message and "'test'" in message and "train" in message
 
 
 def test_an_unknown_label_is_answered_with_the_features_there_are(data_dir: pathlib.Path) -> None:

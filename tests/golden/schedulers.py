@@ -112,7 +112,7 @@ class Plan(NamedTuple):
 def run(case: Case) -> dict[str, np.ndarray]:
     """The trajectory, and the times and noise levels that it visits."""
     h = settings("hyperparameter", case.hyperparameters, HYPERPARAMETERS)
-    defaults, plan_of = choice("scheduler", case.source.split()[-1], READERS)
+    defaults, plan_of = choice("scheduler", case.source.split()[2].rstrip(";,"), READERS)
     if not isinstance(h["steps"], int):
         raise UnsupportedSource(f"unsupported hyperparameter steps: {h['steps']!r}; supported: a whole number")
     with jax.enable_x64(True):
@@ -228,13 +228,13 @@ def diffusion_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.n
         # Leading and linspace are those of one step more, without the last.
         more = s["timestep_spacing"] != "trailing"
         return process, process.time(timesteps(s, process, steps + more)[:steps]), None
-    refuse(s, beta_schedule=("linear", "scaled_linear"))  # the reference's rounding decides what cosine's are
+    # Of the others and of cosine the reference's last digits decide which timesteps the network is told.
+    refuse(s, use_exponential_sigmas=False, use_beta_sigmas=False, beta_schedule=("linear", "scaled_linear"))
     process = SinglePrecision(**dataclasses.asdict(process))
     table = process.ratio(process.time(np.arange(process.steps, dtype=np.float64)))
     sigmas = SIGMA_SPACINGS[spacing](table[-1], table[0], steps)
-    told = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
-    whole = np.round if spacing in ("use_karras_sigmas", "use_lu_lambdas") else np.trunc
-    return process, process.time_of_ratio(sigmas), whole(told + 1e-6)
+    told = np.round(np.interp(np.log(sigmas), np.log(table), np.arange(len(table))))
+    return process, process.time_of_ratio(sigmas), told
 
 
 class SinglePrecision(DDPM):

@@ -19,6 +19,7 @@ from tests.golden.cases import load, relative_error
 from tests.golden.synthetic import synthetic
 
 CASES = sorted(pathlib.Path(__file__).parent.glob("*.npz"))
+DIT = [path for path in CASES if path.stem.startswith("dit_")]
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]
 
@@ -149,7 +150,7 @@ def meta_of(path: pathlib.Path, **fields: Any) -> str:
 
 
 def test_every_stored_case_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(CASES) >= 2
+    assert len(CASES) >= 13 and len(DIT) >= 2
     assert main([str(path) for path in CASES]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CASES) and all(line.startswith("pass  ") for line in lines)
@@ -165,56 +166,56 @@ def test_a_case_with_other_hyperparameters_agrees_with_the_numpy_network(
 
 def test_parameters_may_be_stored_instead_of_synthetic(tmp_path: pathlib.Path) -> None:
     """A stored array wins over the synthetic one of its name, and it matters."""
-    name, meta = "final_layer.linear.bias", json.loads(meta_of(CASES[0]))
+    name, meta = "final_layer.linear.bias", json.loads(meta_of(DIT[0]))
     stored = {f"param/{name}": synthetic(name, meta["synthetic"].pop(name))}
-    assert main([change(CASES[0], tmp_path / "a.npz", meta=json.dumps(meta), **stored)]) == 0
+    assert main([change(DIT[0], tmp_path / "a.npz", meta=json.dumps(meta), **stored)]) == 0
     stored = {key: value + 1 for key, value in stored.items()}
-    assert main([change(CASES[0], tmp_path / "b.npz", **stored)]) == 1
+    assert main([change(DIT[0], tmp_path / "b.npz", **stored)]) == 1
 
 
 @pytest.mark.parametrize("what", ["out/y", "in/x", "in/t", "in/y"])
 def test_a_perturbed_case_fails(what: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = load(CASES[0])
+    case = load(DIT[0])
     name = what.partition("/")[2]
     values = (case.outputs if what.startswith("out") else case.inputs)[name].copy()
     # Inputs by one unit (a label, a time step, a pixel); outputs by thrice the allowed error at one pixel.
     values.flat[0] += 3e-4 * np.abs(values).max() if what == "out/y" else 1
-    assert main([change(CASES[0], tmp_path / "case.npz", **{what: values})]) == 1
+    assert main([change(DIT[0], tmp_path / "case.npz", **{what: values})]) == 1
     assert capsys.readouterr().out.startswith("FAIL  ")
 
 
 def test_one_failure_among_passing_cases_is_a_failure(tmp_path: pathlib.Path) -> None:
-    bad = change(CASES[0], tmp_path / "case.npz", **{"out/y": load(CASES[0]).outputs["y"] * 1.01})
-    assert main([bad, str(CASES[0])]) == 1
+    bad = change(DIT[0], tmp_path / "case.npz", **{"out/y": load(DIT[0]).outputs["y"] * 1.01})
+    assert main([bad, str(DIT[0])]) == 1
 
 
 def test_an_unsupported_source_fails_and_is_named(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    meta = meta_of(CASES[0], source="example/Net models.py Net")
-    assert main([change(CASES[0], tmp_path / "case.npz", meta=meta)]) == 1
+    meta = meta_of(DIT[0], source="example/Net models.py Net")
+    assert main([change(DIT[0], tmp_path / "case.npz", meta=meta)]) == 1
     assert "example/Net models.py Net" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fields", [{"depth": 7}, {"hidden_size": 32}, {"num_classes": 2}])
 def test_parameters_that_do_not_fit_the_network_fail(fields: dict[str, int], tmp_path: pathlib.Path) -> None:
-    meta = meta_of(CASES[0], hyperparameters=json.loads(meta_of(CASES[0]))["hyperparameters"] | fields)
-    assert main([change(CASES[0], tmp_path / "case.npz", meta=meta)]) == 1
+    meta = meta_of(DIT[0], hyperparameters=json.loads(meta_of(DIT[0]))["hyperparameters"] | fields)
+    assert main([change(DIT[0], tmp_path / "case.npz", meta=meta)]) == 1
 
 
 def test_a_case_without_outputs_or_with_an_unknown_one_does_not_pass(tmp_path: pathlib.Path) -> None:
-    assert main([change(CASES[0], tmp_path / "a.npz", **{"out/y": None})]) == 1
-    assert main([change(CASES[0], tmp_path / "b.npz", **{"out/z": np.zeros(3)})]) == 1
+    assert main([change(DIT[0], tmp_path / "a.npz", **{"out/y": None})]) == 1
+    assert main([change(DIT[0], tmp_path / "b.npz", **{"out/z": np.zeros(3)})]) == 1
 
 
 def test_a_file_that_is_no_case_is_told_apart_and_the_others_still_run(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = CASES[0].read_bytes()
+    whole = DIT[0].read_bytes()
     for name, content in {"cut.npz": whole[: len(whole) // 2], "text.npz": b"no case", "empty.npz": b""}.items():
         (tmp_path / name).write_bytes(content)
     np.save(tmp_path / "array.npy", np.zeros(3))
-    nothing = change(CASES[0], tmp_path / "nothing.npz", meta=None)
+    nothing = change(DIT[0], tmp_path / "nothing.npz", meta=None)
     files = [*(tmp_path / name for name in ("cut.npz", "text.npz", "empty.npz", "array.npy", "absent.npz")), nothing]
-    assert main([*map(str, files), str(CASES[0])]) == 2
+    assert main([*map(str, files), str(DIT[0])]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line[:4] for line in lines] == ["FAIL"] * 6 + ["pass"]
     assert main([]) == 2

@@ -118,6 +118,16 @@ def test_the_loss_is_the_mean_square_of_the_error_of_each_example(kind: type[Pro
     np.testing.assert_array_equal(losses, aux["raw"])
 
 
+@KINDS
+def test_training_stays_in_single_precision_and_precise(kind: type[Process]) -> None:
+    with jax.enable_x64(False):
+        x0 = jnp.asarray(X0, jnp.float32)
+        loss = jax.jit(lambda key: kind().loss(key, knows(kind(), x0, 1.0), x0, Y, NULL))
+        losses, aux = loss(jax.random.key(0))
+        assert losses.dtype == aux["t"].dtype == jnp.float32
+        np.testing.assert_allclose(losses, 1, rtol=2e-3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Remembering(RectifiedFlow):
     """Draws the times that it remembers, with weights 2."""
@@ -136,9 +146,10 @@ def test_times_come_from_the_memory_and_their_weights_stay_out_of_the_raw_loss()
 
 
 @KINDS
-def test_most_processes_remember_nothing(kind: type[Process]) -> None:
+def test_a_process_remembers_nothing_and_knows_no_uncertainty_unless_told_to(kind: type[Process]) -> None:
     process = kind()
     assert process.init_memory() == () and process.remember((), {"raw": jnp.ones(3), "t": jnp.ones(3)}) == ()
+    assert process.uncertainty_scale == 0
 
 
 @every_learner

@@ -70,10 +70,11 @@ def scattered() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def test_the_density_of_images_is_the_product_over_pixels() -> None:
     x, alpha, sigma = scattered()
-    std = np.sqrt(alpha[:, None] ** 2 * IMAGES.stds**2 + sigma[:, None] ** 2)[..., None, None, None]
-    pixels = scipy.stats.norm.pdf(x[:, None], alpha[:, None, None, None, None] * IMAGES.means, std)
+    a, s = (np.asarray(values)[:, None, None, None, None] for values in (alpha, sigma))
+    std = np.sqrt(a**2 * IMAGES.stds[:, None, None, None] ** 2 + s**2)
+    pixels = scipy.stats.norm.pdf(np.asarray(x)[:, None], a * IMAGES.means, std)
     expected = np.log(pixels.prod(axis=(2, 3, 4)) @ IMAGES.weights)
-    np.testing.assert_allclose(IMAGES.log_prob(x, alpha, sigma), expected, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(IMAGES.log_prob)(x, alpha, sigma), expected, rtol=1e-9)
 
 
 def test_the_denoiser_is_the_gradient_of_the_log_density() -> None:
@@ -86,12 +87,13 @@ def test_the_denoiser_is_the_gradient_of_the_log_density() -> None:
 
 def test_the_classifier_is_bayes_rule() -> None:
     x, alpha, sigma = scattered()
-    log_posterior = np.asarray(IMAGES.log_posterior(x, alpha, sigma))
+    log_posterior = np.asarray(jax.jit(IMAGES.log_posterior)(x, alpha, sigma))
     np.testing.assert_allclose(np.exp(log_posterior).sum(axis=1), 1, rtol=1e-12)
+    evidence = IMAGES.log_prob(x, alpha, sigma)
     for k in range(3):
         alone = Mixture(IMAGES.means[k : k + 1], IMAGES.stds[k : k + 1], np.ones(1))
         joint = np.log(IMAGES.weights[k]) + alone.log_prob(x, alpha, sigma)
-        np.testing.assert_allclose(log_posterior[:, k], joint - IMAGES.log_prob(x, alpha, sigma), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(log_posterior[:, k], joint - evidence, rtol=1e-9, atol=1e-12)
 
 
 def test_draws_follow_the_mixture() -> None:
@@ -145,11 +147,12 @@ def test_no_network_loses_less_than_the_perfect_one(process: Process) -> None:
     x0 = PIXEL.sample(jax.random.key(1), 4000)
     y = np.zeros(4000, np.int32)
 
-    def loss(offset: float) -> np.ndarray:
+    @jax.jit
+    def loss(offset: jax.Array) -> jax.Array:
         def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
             return network(process, PIXEL)(x, t, y) + offset
 
-        return np.asarray(jax.jit(lambda x0: process.loss(jax.random.key(0), model_fn, x0, y, np.int32(1))[0])(x0))
+        return process.loss(jax.random.key(0), model_fn, x0, y, np.int32(1))[0]
 
     for offset in (-0.3, 0.2):
         assert within_error(loss(offset) - loss(0.0), offset**2)

@@ -84,7 +84,7 @@ def test_densities_are_finite_in_single_precision_and_above_zero_where_times_are
     density = jax.jit(lambda key: distribution.density(jnp.append(ends, distribution.sample(key, 1000))))(
         jax.random.key(0)
     )
-    assert density.dtype == jnp.float32 and np.all(np.isfinite(density))
+    assert density.dtype == jnp.float32 and np.all(np.isfinite(density)) and np.all(density >= 0)
     assert np.all(density[len(ends) :] > 0)
 
 

@@ -1,13 +1,7 @@
-"""Laws of the driver and its solvers: exact end points, orders of convergence, keys, memory, trajectories.
+"""Laws of the driver: end points, keys, noise, memory, states on the way, and one program whatever the steps.
 
 For pixels x0 ~ N(m, s^2), x_t = (1 - t) x0 + t eps is normal with mean (1 - t) m and variance
-S(t)^2 = (1 - t)^2 s^2 + t^2. Regressing eps - x0 on x_t gives the exact velocity
-
-    v(x, t) = E[eps - x0 | x_t = x] = -m + S'(t) / S(t) (x - (1 - t) m),   S S' = t - (1 - t) s^2,
-
-so d/dt (x - (1 - t) m) = S'/S (x - (1 - t) m): the deviation from the mean grows as S. As S(1) = 1,
-
-    x(t) = (1 - t) m + S(t) x(1),   and the end point is x(0) = m + s x(1).
+S(t)^2 = (1 - t)^2 s^2 + t^2. The exact velocity is E[eps - x0 | x_t = x] = -m + S'(t) / S(t) (x - (1 - t) m).
 """
 
 from __future__ import annotations
@@ -21,186 +15,203 @@ import pytest
 import scipy.spatial
 import scipy.stats
 
-from archirf_jax import registry
+from archirf_jax.errors import UserError
 from archirf_jax.models.dit import DiT
-from archirf_jax.processes.base import ModelFn
+from archirf_jax.processes.base import Process
+from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.edm import EDM
+from archirf_jax.processes.oracles import gaussian, network
 from archirf_jax.processes.rectified_flow import RectifiedFlow
-from archirf_jax.samplers import grids, solvers
-from archirf_jax.samplers.sample import sample
+from archirf_jax.samplers import grids
+from archirf_jax.samplers.denoisers import Denoiser, Network
+from archirf_jax.samplers.sample import noise, sample
+from archirf_jax.samplers.solvers.ddpm import Ddpm
 from archirf_jax.samplers.solvers.euler import Euler
 
 SHAPE = (2, 3, 1)
 FLOW = RectifiedFlow()
 KEYS = jax.random.split(jax.random.key(0), 7)
 LABELS = np.asarray([0, 1, 2, 3, 4, 5, 6], np.int32)
-ORDERS = {"euler": 1}  # every solver and the order of its global error
+START: Any = np.random.default_rng(0).normal(size=(7, *SHAPE)).astype(np.float32)
 
 
-def gaussian(mean: float, deviation: float) -> ModelFn:
-    """The exact network for pixels from N(mean, deviation^2)."""
-
-    def velocity(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        tt = (t / FLOW.time_scale)[:, None, None, None]
-        variance = (1 - tt) ** 2 * deviation**2 + tt**2
-        return -mean + (tt - (1 - tt) * deviation**2) / variance * (x - (1 - tt) * mean)
-
-    return velocity
+def uniform(steps: int, shift: float = 1.0) -> np.ndarray:
+    return grids.make("shifted", FLOW, steps, shift)
 
 
-def draw(model_fn: ModelFn, grid: np.ndarray, keys: jax.Array = KEYS, y: Any = LABELS, **options: Any) -> np.ndarray:
-    options = {"solver": Euler(), "process": FLOW, "shape": SHAPE, **options}
-    return np.asarray(sample(keys, model_fn=model_fn, y=y, grid=grid, **options))
+def normal(mean: float, std: float, process: Process = FLOW) -> Network:
+    return Network(process, network(process, gaussian(np.full(SHAPE, mean), std, SHAPE)))
 
 
-def test_every_solver_has_its_order_tested() -> None:
-    assert set(registry.names(solvers)) == set(ORDERS)
+def silent(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+    return jnp.zeros_like(x)
 
 
-@pytest.mark.parametrize(("name", "order"), ORDERS.items())
-def test_the_error_at_the_end_falls_with_the_order_of_the_solver(name: str, order: int) -> None:
-    solver = registry.build(solvers, "solver", name)
-    steps = np.asarray([16, 32, 64, 128])
-    with jax.enable_x64(True):
-        errors = []
-        for n in steps:
-            states = draw(gaussian(0.3, 0.5), grids.linspace(n), KEYS[:2], LABELS[:2], solver=solver, trajectory=True)
-            assert states.dtype == np.float64
-            errors.append(np.max(np.abs(states[-1] - (0.3 + 0.5 * states[0]))))
-    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert -order - 0.1 < slope < -order + 0.1, errors
-    assert errors[-1] < 0.05
+def draw(denoise: Denoiser, grid: np.ndarray, keys: jax.Array = KEYS, y: Any = LABELS, **options: Any) -> np.ndarray:
+    options = {"solver": Euler(), "shape": SHAPE, **options}
+    return np.asarray(jax.jit(lambda keys, y: sample(keys, denoise, y, grid=grid, **options))(keys, y))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_is_exact_for_a_single_image_in_any_number_of_steps(steps: int, shift: float) -> None:
     """A point mass has straight paths: x(t) = (1 - t) m + t x(1) at every time of the grid."""
-    grid = grids.linspace(steps, shift)
-    states = draw(gaussian(0.7, 0.0), grid, trajectory=True)
-    t = grid[:, None, None, None, None]
+    grid = uniform(steps, shift)
+    states = draw(normal(0.7, 0.0), grid, start=START, stride=1)
+    t = np.append(1, grid[:, 1])[:, None, None, None, None]
     np.testing.assert_allclose(states, (1 - t) * 0.7 + t * states[0], atol=1e-5)
 
 
 def test_the_pictures_have_the_distribution_of_the_data() -> None:
     """Even Euler's factor on the deviation is known: the product of 1 + h S'/S over the steps."""
-    grid = grids.linspace(20)
+    grid = uniform(20)
     factor = 1.0
-    for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+    for t, t_next in grid:
         factor *= 1 + (t_next - t) * (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2)
     keys = jax.random.split(jax.random.key(1), 500)
-    pixels = draw(gaussian(0.3, 0.5), grid, keys, np.zeros(500, np.int32)).ravel()
+    pixels = draw(normal(0.3, 0.5), grid, keys, np.zeros(500, np.int32)).ravel()
     assert 0.45 < factor < 0.55
     assert scipy.stats.kstest((pixels - 0.3) / factor, "norm").pvalue > 1e-3
 
 
-def test_a_trajectory_starts_at_the_prior_and_ends_at_the_plain_result() -> None:
+# --- where it starts
+
+
+@pytest.mark.parametrize(
+    ("process", "grid"), [(FLOW, "uniform"), (FLOW, "karras"), (EDM(), "uniform"), (DDPM(), "leading")]
+)
+def test_it_starts_from_normal_noise_as_large_as_the_first_time_has(process: Process, grid: str) -> None:
+    keys, way = jax.random.split(jax.random.key(2), 500), grids.make(grid, process, 2)
+    start = draw(Network(process, silent), way, keys, np.zeros(500, np.int32), stride=1)[0]
+    size = float(process.sigma(way[0, 0]))
+    assert scipy.stats.kstest(start.ravel() / size, "norm").pvalue > 1e-3
+    np.testing.assert_allclose(start, size * noise(keys, SHAPE), rtol=1e-6)
+
+
+def test_it_starts_where_the_process_says() -> None:
     class Elsewhere(RectifiedFlow):
-        def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        def prior(self, key: jax.Array, shape: tuple[int, ...], t: Any = 1.0) -> jax.Array:
             return 5 + jax.random.uniform(key, shape)
 
-    grid = grids.linspace(4)
-    states = draw(gaussian(0.3, 0.5), grid, trajectory=True, process=Elsewhere())
-    assert states.shape == (5, len(KEYS), *SHAPE)
+    states = draw(normal(0.3, 0.5, Elsewhere()), uniform(4), stride=1)
     assert np.all((states[0] >= 5) & (states[0] < 6)) and len(np.unique(states[0])) == states[0].size
-    np.testing.assert_allclose(states[-1], draw(gaussian(0.3, 0.5), grid, process=Elsewhere()), atol=1e-6)
 
 
-def test_the_noise_is_standard_normal() -> None:
-    keys = jax.random.split(jax.random.key(2), 500)
-    states = draw(lambda x, t, y: jnp.zeros_like(x), grids.linspace(1), keys, np.zeros(500, np.int32), trajectory=True)
-    np.testing.assert_array_equal(states[0], states[1])
-    assert scipy.stats.kstest(states[0].ravel(), "norm").pvalue > 1e-3
+def test_it_starts_from_what_it_is_given() -> None:
+    """From there the way is the rest of a longer one."""
+    grid = uniform(6)
+    states = draw(normal(0.3, 0.5), grid, start=START, stride=1)
+    again = draw(normal(0.3, 0.5), grid[2:], start=states[2], stride=1)
+    np.testing.assert_array_equal(states[0], START)
+    np.testing.assert_array_equal(again[0], states[2])
+    np.testing.assert_allclose(again, states[2:], atol=1e-6)
+
+
+def test_a_start_at_which_the_network_means_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="grid: starts at t=1"):
+        draw(Network(RectifiedFlow(prediction="eps"), silent), uniform(3))
+
+
+# --- states on the way
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 10])
+def test_with_a_stride_come_the_start_every_so_many_states_and_the_last(stride: int) -> None:
+    """State i is where the first i steps lead, and the last state is the plain result."""
+    grid = uniform(7)
+    states = draw(normal(0.3, 0.5), grid, start=START, stride=stride)
+    assert states.shape == (1 + -(-7 // stride), 7, *SHAPE)
+    np.testing.assert_array_equal(states[0], START)
+    for state, steps in zip(states[1:], [*range(stride, 7, stride), 7], strict=True):
+        np.testing.assert_allclose(state, draw(normal(0.3, 0.5), grid[:steps], start=START), atol=1e-6)
+
+
+# --- keys and noise
 
 
 class Diary:
-    """A solver that goes nowhere and writes down its memory, its times and its keys; the memory counts the steps."""
+    """A solver that goes nowhere and writes down its memory, its times and its noise; the memory counts the steps."""
 
     def __init__(self) -> None:
         self.pages: list[tuple[int, float, float, np.ndarray]] = []
 
-    def init(self, x: jax.Array) -> Any:
+    def init(self, denoise: Any, grid: np.ndarray, x: jax.Array) -> Any:
         return jnp.zeros((), jnp.int32)
 
     def step(
-        self,
-        keys: jax.Array,
-        process: Any,
-        model_fn: ModelFn,
-        x: jax.Array,
-        t: jax.Array,
-        t_next: jax.Array,
-        y: Any,
-        memory: Any,
+        self, z: jax.Array, denoise: Any, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
     ) -> tuple[jax.Array, Any]:
-        def write(memory: Any, t: Any, t_next: Any, words: Any) -> None:
-            self.pages.append((int(memory), float(t), float(t_next), np.array(words)))
-
-        jax.debug.callback(write, memory, t, t_next, jax.random.key_data(keys), ordered=True)
+        self.pages.append((int(memory), float(t), float(t_next), np.asarray(z)))
         return x, memory + 1
 
 
-def diary(grid: np.ndarray, keys: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The memory before each step (N,), its times (N, 2) and its keys (N, B, 2 words)."""
+def diary(grid: np.ndarray, keys: jax.Array, stride: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The memory before each step (N,), its times (N, 2) and its noise (N, B, H, W, C)."""
     solver = Diary()
-    draw(gaussian(0, 1), grid, keys, np.zeros(len(keys), np.int32), solver=solver)
-    jax.effects_barrier()
-    memories, starts, ends, words = zip(*solver.pages, strict=True)
-    return np.asarray(memories), np.stack([starts, ends], axis=1), np.stack(words)
+    with jax.disable_jit():  # so that it can be read while it runs
+        y = np.zeros(len(keys), np.int32)
+        sample(keys, Network(FLOW, silent), y, SHAPE, grid=grid, solver=solver, stride=stride)
+    memories, starts, ends, noises = zip(*solver.pages, strict=True)
+    return np.asarray(memories), np.stack([starts, ends], axis=1), np.stack(noises)
 
 
 def test_the_memory_of_a_solver_goes_from_step_to_step_along_the_grid() -> None:
-    grid = grids.linspace(5, 2.0)
-    memories, times, _ = diary(grid, KEYS)
-    np.testing.assert_array_equal(memories, np.arange(5))
-    np.testing.assert_allclose(times, np.stack([grid[:-1], grid[1:]], axis=1), rtol=1e-6)
+    for grid in (uniform(5, 2.0), grids.make("archirf", FLOW, 5)):
+        memories, times, _ = diary(grid, KEYS)
+        np.testing.assert_array_equal(memories, np.arange(5))
+        np.testing.assert_allclose(times, grid, atol=1e-7)
 
 
-def test_every_step_of_every_picture_has_a_key_of_its_own_that_the_batch_does_not_change() -> None:
-    grid = grids.linspace(5)
-    _, _, keys = diary(grid, KEYS)
-    assert keys.shape == (5, 7, 2) and len(np.unique(keys.reshape(-1, 2), axis=0)) == 5 * 7
-    np.testing.assert_array_equal(diary(grid, KEYS[2:3])[2][:, 0], keys[:, 2])
+def test_every_step_of_every_picture_has_noise_of_its_own_that_the_batch_does_not_change() -> None:
+    grid = uniform(5)
+    _, _, z = diary(grid, KEYS)
+    assert z.shape == (5, 7, *SHAPE) and len(np.unique(z)) == z.size
+    np.testing.assert_array_equal(diary(grid, KEYS[2:3])[2][:, 0], z[:, 2])
+    np.testing.assert_array_equal(diary(grid[:3], KEYS, stride=2)[2], z[:3])
 
 
-def test_the_noise_of_the_steps_is_not_the_noise_of_the_start() -> None:
+def test_the_noise_of_the_steps_is_standard_normal_and_not_that_of_the_start() -> None:
     class Restless:
-        def init(self, x: jax.Array) -> Any:
+        def init(self, denoise: Any, grid: np.ndarray, x: jax.Array) -> Any:
             return ()
 
-        def step(self, keys: jax.Array, process: Any, model_fn: Any, x: jax.Array, *rest: Any) -> tuple[jax.Array, Any]:
-            return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys), rest[-1]
+        def step(self, z: jax.Array, *rest: Any) -> tuple[jax.Array, Any]:
+            return z, rest[-1]
 
-    keys = jax.random.split(jax.random.key(3), 300)
-    states = draw(gaussian(0, 1), grids.linspace(3), keys, np.zeros(300, np.int32), solver=Restless(), trajectory=True)
+    keys = jax.random.split(jax.random.key(3), 500)
+    states = draw(Network(FLOW, silent), uniform(3), keys, np.zeros(500, np.int32), solver=Restless(), stride=1)
+    assert scipy.stats.kstest(states[1:].ravel(), "norm").pvalue > 1e-3
     correlation = np.corrcoef(states.reshape(4, -1))
     assert np.max(np.abs(correlation - np.eye(4))) < 5 / np.sqrt(states[0].size)
 
 
 @pytest.fixture(scope="module")
-def network() -> Any:
+def dit() -> Any:
     model = DiT(num_classes=7, patch_size=1, hidden_size=8, depth=1, num_heads=2)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *SHAPE)), np.zeros(1), np.zeros(1, np.int32))
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    return lambda x, t, y: model.apply(params, x, t, y)
+    return Network(FLOW, lambda x, t, y: model.apply(params, x, t, y))
 
 
-def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(network: ModelFn) -> None:
-    """Keys are equal bit for bit; matrix products of another batch size may differ in the last bits, hence 1e-5."""
-    grid = grids.linspace(6)
-    together = draw(network, grid)
+@pytest.mark.parametrize("solver", [Euler(), Ddpm()])
+def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(dit: Denoiser, solver: Any) -> None:
+    """Noise is equal bit for bit; matrix products of another batch size may differ in the last bits, hence 1e-5."""
+    grid, keys = uniform(6), jax.random.split(jax.random.key(4), 64)
+    labels = np.arange(64, dtype=np.int32) % 7
+    together = draw(dit, grid, keys, labels, solver=solver)
     assert np.min(np.std(together, axis=0)) > 0.1
-    order = np.asarray([6, 2, 0, 1, 5, 3, 4])
-    np.testing.assert_allclose(draw(network, grid, KEYS[order], LABELS[order]), together[order], atol=1e-5)
-    np.testing.assert_allclose(draw(network, grid, KEYS[3:4], LABELS[3:4]), together[3:4], atol=1e-5)
-    np.testing.assert_array_equal(draw(network, grid), together)
+    order = np.random.default_rng(5).permutation(64)
+    np.testing.assert_allclose(draw(dit, grid, keys[order], labels[order], solver=solver), together[order], atol=1e-5)
+    np.testing.assert_allclose(draw(dit, grid, keys[3:4], labels[3:4], solver=solver), together[3:4], atol=1e-5)
+    np.testing.assert_array_equal(draw(dit, grid, keys, labels, solver=solver), together)
 
 
-def test_another_key_or_another_label_gives_another_picture(network: ModelFn) -> None:
-    grid = grids.linspace(6)
-    same = draw(network, grid, KEYS[np.zeros(7, int)])
+def test_another_key_or_another_label_gives_another_picture(dit: Denoiser) -> None:
+    grid = uniform(6)
+    same = draw(dit, grid, KEYS[np.zeros(7, int)])
     assert np.min(scipy.spatial.distance.pdist(same.reshape(7, -1))) > 1e-3
-    again = draw(network, grid, KEYS, np.zeros(7, np.int32))
+    again = draw(dit, grid, KEYS, np.zeros(7, np.int32))
     assert np.min(scipy.spatial.distance.pdist(again.reshape(7, -1))) > 1e-1
 
 
@@ -209,5 +220,47 @@ def test_conditions_may_be_trees() -> None:
         return (x - y["mean"][:, None, None, None]) / (t / FLOW.time_scale)[:, None, None, None]
 
     means = np.linspace(-1, 1, len(KEYS), dtype=np.float32)
-    pictures = draw(towards, grids.linspace(3), y={"mean": means})
+    pictures = draw(Network(FLOW, towards), uniform(3), y={"mean": means})
     np.testing.assert_allclose(pictures, np.broadcast_to(means[:, None, None, None], pictures.shape), atol=1e-5)
+
+
+# --- one program
+
+
+def test_a_sampler_is_compiled_once_and_holds_one_step_whatever_their_number() -> None:
+    traced = []
+
+    def counted(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        traced.append(x.shape)
+        return x * y[:, None, None, None]
+
+    counts = []
+    for steps in (3, 300):
+        run = jax.jit(
+            lambda keys, y, n=steps: sample(keys, Network(FLOW, counted), y, SHAPE, grid=uniform(n), solver=Euler())
+        )
+        for seed in range(3):
+            run(jax.random.split(jax.random.key(seed), 7), LABELS + seed)
+        counts.append(len(traced))
+    assert counts[1] == 2 * counts[0]
+    run(KEYS[:2], LABELS[:2])
+    assert len(traced) == 3 * counts[0]
+
+
+def temporary_bytes(solver: Any, steps: int, stride: int) -> int:
+    """What the compiled sampler needs beside its arguments and results."""
+    keys, y, x = jax.random.split(jax.random.key(0), 4), np.zeros(4, np.int32), np.zeros((4, 16, 16, 3), np.float32)
+    denoise = Network(FLOW, lambda x, t, y: jnp.sin(x))
+
+    def run(keys: jax.Array, y: Any, x: Any) -> jax.Array:
+        return sample(keys, denoise, y, (16, 16, 3), grid=uniform(steps), solver=solver, start=x, stride=stride)
+
+    return int(jax.jit(run).lower(keys, y, x).compile().memory_analysis().temp_size_in_bytes)
+
+
+@pytest.mark.parametrize(("solver", "states"), [(Ddpm(), 0), (Euler(), 1), (Euler(), 5)])
+def test_memory_does_not_grow_with_the_number_of_steps(solver: Any, states: int) -> None:
+    """Only the grid does; 990 more states, or the noise of so many steps, would need 12 MB."""
+    few, many = (temporary_bytes(solver, steps, steps // states if states else 0) for steps in (10, 1000))
+    assert many < few + 32 * 990
+    assert few < 200_000

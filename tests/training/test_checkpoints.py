@@ -5,38 +5,76 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from archirf_jax.errors import UserError
+from archirf_jax.processes.importance import LossHistory
 from archirf_jax.training import checksums
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import TrainState
 
 
 def state(step: int) -> TrainState:
+    """Of a process that remembers nothing."""
     value = jnp.arange(6.0).reshape(2, 3) + step
     return TrainState(jnp.int32(step), {"w": value}, {"w": value * 2}, (jnp.int32(step), {"m": value * 3}))
 
 
-@pytest.fixture
-def saved(tmp_path: pathlib.Path) -> pathlib.Path:
-    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+def remembering(step: int) -> TrainState:
+    memory = LossHistory(jnp.arange(8.0).reshape(4, 2) + step, jnp.arange(4, dtype=jnp.int32) * step)
+    return state(step).replace(memory=memory)
+
+
+def save(directory: pathlib.Path, make: Callable[[int], TrainState]) -> pathlib.Path:
+    checkpoints = Checkpoints(directory, keep=2)
     for step in (1, 2, 3):
-        checkpoints.save(state(step), {"steps": 3})
+        checkpoints.save(make(step), {"steps": 3})
     checkpoints.wait()
     assert checkpoints.steps() == [3, 2]
     checkpoints.close()
-    return tmp_path / "c"
+    return directory
 
 
-def test_a_round_trip_is_exact(saved: pathlib.Path) -> None:
-    restored = Checkpoints(saved, keep=2).restore(jax.eval_shape(lambda: state(0)))
-    assert restored is not None
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), restored, state(3))
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> pathlib.Path:
+    return save(tmp_path / "c", state)
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), first, second)
+
+
+@pytest.mark.parametrize("make", [state, remembering])
+def test_a_round_trip_is_exact(make: Callable[[int], TrainState], tmp_path: pathlib.Path) -> None:
+    directory = save(tmp_path / "c", make)
+    restored = Checkpoints(directory, keep=2).restore(jax.eval_shape(lambda: make(0)))
+    assert restored is not None and isinstance(restored.memory, type(make(0).memory))
+    assert_equal(restored, make(3))
+
+
+def test_what_is_not_remembered_is_not_saved(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    items = {"params", "ema", "opt", "config"}
+    assert {path.name for path in (saved / "3").iterdir() if path.is_dir()} == items
+    with_memory = save(tmp_path / "m", remembering)
+    assert {path.name for path in (with_memory / "3").iterdir() if path.is_dir()} == items | {"memory"}
+
+
+def test_a_run_saved_before_anything_was_remembered_opens(tmp_path: pathlib.Path) -> None:
+    names = ("params", "ema", "opt")
+    with ocp.CheckpointManager(tmp_path / "c", item_names=(*names, "config")) as manager:
+        items = {name: ocp.args.StandardSave(getattr(state(5), name)) for name in names}
+        manager.save(5, args=ocp.args.Composite(config=ocp.args.JsonSave({"steps": 5}), **items))
+    restored = Checkpoints(tmp_path / "c", keep=2).restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None and restored.memory == ()
+    assert_equal(restored, state(5))
+    assert Checkpoints(tmp_path / "c").restore_ema(jax.eval_shape(lambda: state(0).ema))[0] == 5
 
 
 def test_an_empty_directory_restores_nothing(tmp_path: pathlib.Path) -> None:
@@ -53,17 +91,18 @@ def test_the_average_alone_comes_from_the_newest_or_the_asked_step(saved: pathli
         Checkpoints(saved).restore_ema(like, 1)
 
 
-@pytest.mark.parametrize("item", ["params", "ema", "opt"])
-def test_damage_anywhere_falls_back_and_is_kept_aside(item: str, saved: pathlib.Path) -> None:
+@pytest.mark.parametrize("item", ["params", "ema", "opt", "memory"])
+def test_damage_anywhere_falls_back_and_is_kept_aside(item: str, tmp_path: pathlib.Path) -> None:
+    saved = save(tmp_path / "c", remembering)
     victim = max((saved / "3" / item).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     checkpoints = Checkpoints(saved, keep=2)
-    restored = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    restored = checkpoints.restore(jax.eval_shape(lambda: remembering(0)))
     assert restored is not None and int(restored.step) == 2
     assert (saved.parent / "damaged" / "3").is_dir() and checkpoints.steps() == [2]
-    checkpoints.save(state(3), {})
+    checkpoints.save(remembering(3), {})
     checkpoints.wait()
     assert checkpoints.steps() == [3, 2]
     checkpoints.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import jax
@@ -11,12 +12,14 @@ import pytest
 
 from archirf_jax.data.pipeline import ResidentFeed
 from archirf_jax.errors import UserError
+from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import ema
+from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.loop import make_advance
 from archirf_jax.training.meter import Meter, check_finite
 from archirf_jax.training.state import TrainState, purpose_key
-from configs import dit_rf
+from configs import dit_ddpm, dit_rf
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,16 @@ def run(small: tuple[Diffusion, ResidentFeed], cuts: list[int]) -> tuple[TrainSt
     return state, losses
 
 
+def assert_same(first: TrainState, second: TrainState) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), first, second)
+
+
 def test_the_same_bits_however_a_run_is_cut_into_dispatches(small: Any) -> None:
     whole, losses = run(small, [6, 6])
     for cuts in ([1] * 12, [5, 2, 4, 1], [6, 1, 5]):
         cut, same = run(small, cuts)
         assert same == losses
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole, cut)
+        assert_same(whole, cut)
 
 
 def test_loss_falls_and_every_parameter_moves(small: Any) -> None:
@@ -104,6 +111,40 @@ def test_the_average_follows_the_parameters_by_its_formula(small: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.ema, expected)
     moved = [float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (start.ema, after.ema)), strict=True)]
     assert max(moved) > 1e-6
+
+
+def test_a_run_that_draws_times_by_their_losses_goes_on_bit_for_bit(small: Any, tmp_path: pathlib.Path) -> None:
+    config, feed = dit_ddpm.get_config(), small[1]
+    config.update_from_flattened_dict(
+        {"model.hidden_size": 16, "model.depth": 0, "data.num_classes": 10, "sample.steps": 3}
+        | {"process.time_sampling": "loss_second_moment", "process.respacing": "3"}
+        | {"process.variance": "fixed_small", "model.learn_sigma": False}
+    )
+    task = Diffusion(config)
+    advance, init = make_advance(task, feed, seed=0), jax.jit(lambda: task.init(purpose_key(0, "init")))
+
+    def go(state: TrainState, last: int) -> TrainState:
+        while (step := int(state.step)) < last:
+            n = min(feed.dispatch, last - step)
+            state, _ = advance(state, feed.chunk(step, n), n)
+        return state
+
+    def reopened() -> TrainState:
+        found = Checkpoints(tmp_path, keep=1).restore(jax.eval_shape(init))
+        assert found is not None
+        return found
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(go(init(), 14), {})
+    checkpoints.wait()
+    checkpoints.close()
+    # By now every time has all the losses that count, so the memory decides which times are drawn.
+    assert int(jnp.min(reopened().memory.written)) >= importance.HISTORY
+    whole = go(init(), 24)
+    assert int(jnp.sum(whole.memory.written)) == 24 * feed.batch_size
+    assert_same(go(reopened(), 24), whole)
+    forgetful = go(reopened().replace(memory=task.process.init_memory()), 24)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (forgetful.params, whole.params)), strict=True))
 
 
 def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from archirf_jax.errors import UserError
 from archirf_jax.samplers.denoisers import Denoiser
 from archirf_jax.samplers.solvers.ddpm import posterior
+from archirf_jax.samplers.straight import check_inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Ddim:
 
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
         """The denoiser's memory alone."""
+        if self.eta:
+            check_inside(grid, "ddim with eta above 0")
         return denoise.init(x)
 
     def step(
@@ -45,6 +48,8 @@ class Ddim:
         """x (B, H, W, C) at scalar time t -> x at t_next."""
         prediction, memory = denoise(x, t, y, memory)
         process = denoise.process
+        if not self.eta:
+            return process.alpha(t_next) * prediction.x0 + process.sigma(t_next) * prediction.eps, memory
         variance = self.eta**2 * posterior(process, t, t_next).small
         rest = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - variance, 0))
         return process.alpha(t_next) * prediction.x0 + rest * prediction.eps + jnp.sqrt(variance) * z, memory

@@ -15,6 +15,7 @@ import numpy as np
 
 from archirf_jax.processes.base import Process
 from archirf_jax.samplers.denoisers import Denoiser, LogProbability, classifier_gradient
+from archirf_jax.samplers.straight import check_inside
 
 
 class Posterior(NamedTuple):
@@ -55,6 +56,7 @@ class Ddpm:
 
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
         """The denoiser's memory alone."""
+        check_inside(grid, "ddpm")
         return denoise.init(x)
 
     def step(

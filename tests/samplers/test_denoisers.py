@@ -1,0 +1,346 @@
+"""Laws of denoisers: what wrappers change and leave, Bayes' rule for classifiers, held pixels, projected guidance.
+
+Whatever a wrapper does to the image, the noise must follow: x = alpha x0 + sigma eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.processes.base import Process
+from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.edm import EDM
+from archirf_jax.processes.oracles import gaussian, network
+from archirf_jax.processes.rectified_flow import RectifiedFlow
+from archirf_jax.samplers import denoisers, grids
+from archirf_jax.samplers.denoisers import AdaptiveProjectedGuidance, ClassifierGuidance, Denoiser, Inpaint, Network
+from archirf_jax.samplers.guidance import classifier_free
+from archirf_jax.samplers.sample import sample
+from archirf_jax.samplers.solvers.ddim import Ddim
+from archirf_jax.samplers.solvers.ddpm import Ddpm
+from archirf_jax.samplers.solvers.dpmpp_2m import DpmSolver
+from archirf_jax.samplers.solvers.edm import Edm
+from archirf_jax.samplers.solvers.euler import Euler
+from archirf_jax.samplers.solvers.euler_maruyama import EulerMaruyama
+from archirf_jax.samplers.solvers.heun import Heun
+from archirf_jax.samplers.solvers.midpoint import Midpoint
+from tests.samplers import exact
+
+FLOW, DENOISING, LEARNED, NOISING = RectifiedFlow(), DDPM(), DDPM(variance="learned_range"), EDM()
+RANDOM = np.random.default_rng(0)  # of what is drawn below, not in tests, whose order may change
+U, Z = RANDOM.normal(size=(4, 2)), RANDOM.normal(size=(4, 4, 2))
+B, NULL = 3, np.int32(0)
+Y = np.asarray([1, 2, 3], np.int32)
+T: Any = np.asarray([0.3, 0.6, 0.9])
+X: Any = RANDOM.normal(size=(B, 4, 5, 2))
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def answer(x: Any, y: Any) -> Any:
+    """What a network might say, in numpy or on the device."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.sin(2 * x + y[:, None, None, None]) * (1 + y[:, None, None, None])
+
+
+def restless(process: Process) -> Any:
+    def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        said = answer(x, y)
+        more = process.output_channels(x.shape[-1]) - x.shape[-1]
+        return jnp.concatenate([said, 0.5 * jnp.cos(said[..., :more])], axis=-1)
+
+    return model_fn
+
+
+def ask(denoise: Denoiser, x: Any = X, t: Any = T, y: Any = Y) -> Any:
+    x, t = jnp.asarray(x), jnp.asarray(t)
+    return jax.tree.map(np.asarray, denoise(x, t, y, denoise.init(x))[0])
+
+
+def assert_explains(prediction: Any, process: Process, x: Any = X, t: Any = T) -> None:
+    alpha, sigma = (np.asarray(part(t))[:, None, None, None] for part in (process.alpha, process.sigma))
+    np.testing.assert_allclose(alpha * prediction.x0 + sigma * prediction.eps, x, atol=1e-9)
+
+
+def test_a_time_for_all_is_the_same_as_one_each() -> None:
+    plain = Network(FLOW, restless(FLOW))
+    guided = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 2.0)
+    for denoise in (plain, denoisers.StaticClip(plain), guided):
+        for one, each in zip(ask(denoise, t=0.3)[:2], ask(denoise, t=np.full(B, 0.3))[:2], strict=True):
+            np.testing.assert_array_equal(one, each)
+
+
+# --- thresholds
+
+THRESHOLDS = [denoisers.StaticClip, denoisers.DynamicThreshold]
+
+
+@pytest.mark.parametrize("process", [FLOW, LEARNED, NOISING])
+@pytest.mark.parametrize("make", THRESHOLDS)
+def test_a_threshold_moves_the_noise_with_the_image_unless_told_otherwise(process: Process, make: Any) -> None:
+    inner = Network(process, restless(process))
+    plain, cut, kept = ask(inner), ask(make(inner)), ask(make(inner, keep_eps=True))
+    assert np.max(np.abs(plain.x0)) > 1.2 and np.max(np.abs(cut.x0)) <= 1
+    assert_explains(plain, process)
+    assert_explains(cut, process)
+    np.testing.assert_array_equal(kept.x0, cut.x0)
+    np.testing.assert_array_equal(kept.eps, plain.eps)
+    if process is LEARNED:
+        np.testing.assert_array_equal(cut.variance, plain.variance)
+
+
+def says(x0: np.ndarray) -> Network:
+    """The network that sees this image in everything."""
+    return Network(RectifiedFlow(prediction="x0"), lambda x, t, y: jnp.asarray(x0))
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.5])
+def test_a_static_threshold_cuts_at_its_limit(limit: float) -> None:
+    np.testing.assert_array_equal(ask(denoisers.StaticClip(says(3 * X), limit)).x0, np.clip(3 * X, -limit, limit))
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("largest", [float("inf"), 1.5])
+def test_a_dynamic_threshold_is_the_quantile_of_each_image_where_that_is_beyond_1(
+    quantile: float, largest: float
+) -> None:
+    images = np.stack([5 * X[0], X[1], 0.2 * X[2]])
+    found = ask(denoisers.DynamicThreshold(says(images), quantile, largest)).x0
+    for image, cut in zip(images, found, strict=True):
+        s = np.clip(np.quantile(np.abs(image), quantile), 1, largest)
+        np.testing.assert_allclose(cut, np.clip(image, -s, s) / s, atol=1e-12)
+    np.testing.assert_array_equal(found[2], images[2])
+
+
+# --- classifiers
+
+
+def classifier(process: Process) -> Any:
+    """The perfect one: log p(y | x_t) for the two normal distributions of `exact`."""
+
+    def log_p(x: jax.Array, network_time: jax.Array, y: Any) -> jax.Array:
+        t = process.time(network_time)
+        return jnp.take_along_axis(exact.DATA.log_posterior(x, process.alpha(t), process.sigma(t)), y[:, None], 1)[:, 0]
+
+    return log_p
+
+
+def of_class(x: np.ndarray, y: int, alpha: Any, sigma: Any) -> np.ndarray:
+    """E[x0 | x, y] for x (B, 2)."""
+    mean, variance = exact.MEANS[y], exact.STDS[y] ** 2
+    return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+
+def gradient(x: np.ndarray, y: int, alpha: Any, sigma: Any) -> np.ndarray:
+    """The gradient of log p(y | x): the score of the class less the score of all; for x (B, 2) at one time."""
+    score = -(x - alpha * exact.MEANS[y]) / (alpha**2 * exact.STDS[y] ** 2 + sigma**2)
+    return score + exact.denoise(x, alpha, sigma)[1] / sigma
+
+
+@pytest.mark.parametrize("process", exact.PROCESSES.values(), ids=exact.PROCESSES)
+@pytest.mark.parametrize("y", [0, 1])
+def test_the_perfect_classifier_turns_the_denoiser_of_all_into_that_of_the_class(process: Process, y: int) -> None:
+    """Bayes: grad log p(x | y) = grad log p(x) + grad log p(y | x)."""
+    t = np.asarray([0.05, 0.3, 0.6, 0.95])
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    x = (alpha + sigma) * U
+    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    found = ask(guided, x.reshape(4, *exact.SHAPE), t, np.full(4, y))
+    expected = of_class(x, y, alpha, sigma)
+    np.testing.assert_allclose(found.x0.reshape(4, 2), expected, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(found.eps.reshape(4, 2), (x - alpha * expected) / sigma, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 2.0])
+def test_a_classifier_pulls_by_its_scale_towards_its_class(scale: float) -> None:
+    t, x = 0.6, U
+    plain = Network(FLOW, network(FLOW, exact.DATA))
+    guided = ClassifierGuidance(plain, classifier(FLOW), scale)
+    before, after = (
+        ask(denoise, x.reshape(4, *exact.SHAPE), np.full(4, t), np.zeros(4, int)) for denoise in (plain, guided)
+    )
+    moved = (after.x0 - before.x0).reshape(4, 2)
+    np.testing.assert_allclose(moved, scale * t**2 / (1 - t) * gradient(x, 0, 1 - t, t), atol=1e-9)
+    sure, surer = (exact.log_posterior(p.x0.reshape(4, 2), 1.0, 0.0)[:, 0] for p in (before, after))
+    assert np.all(np.sign(surer - sure) == np.sign(scale))
+
+
+@pytest.mark.parametrize("process", [FLOW, RectifiedFlow(path="gvp", prediction="x0")])
+def test_of_noise_alone_a_classifier_says_nothing(process: Process) -> None:
+    """And the way from there is finite."""
+    plain = Network(process, network(process, exact.DATA))
+    guided = ClassifierGuidance(plain, classifier(process), 3.0)
+    x, ones = U.reshape(4, *exact.SHAPE), np.ones(4)
+    for one, other in zip(
+        ask(guided, x, ones, np.zeros(4, int))[:2], ask(plain, x, ones, np.zeros(4, int))[:2], strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    keys, grid = jax.random.split(jax.random.key(0), 4), grids.make("uniform", process, 5)
+    run = jax.jit(lambda x, y: sample(keys, guided, y, exact.SHAPE, grid=grid, solver=Euler(), start=x))
+    assert np.all(np.isfinite(run(x, np.zeros(4, np.int32))))
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_sampling_moves_its_mean_by_the_variance_times_the_gradient(variance: str) -> None:
+    """Dhariwal & Nichol 2021, Algorithm 1; with the step's own noise unchanged."""
+    process, scale = DDPM(variance=variance), 3.0
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    beta = 1 - abar[400] / abar[300]
+    size = beta if variance == "fixed_large" else beta * (1 - abar[300]) / (1 - abar[400])
+    plain, grid = Network(process, network(process, exact.DATA)), np.asarray([[0.401, 0.301]])
+    ends = [exact.walk(s, plain, grid, U, Z[:1]) for s in (Ddpm(), Ddpm(classifier(process), scale))]
+    alpha, sigma = np.sqrt(abar[400]), np.sqrt(1 - abar[400])
+    np.testing.assert_allclose(ends[1] - ends[0], scale * size * gradient(U, 0, alpha, sigma), rtol=1e-8)
+
+
+# --- held pixels
+
+KNOWN = np.asarray([0.37, 99.0]).reshape(exact.SHAPE)
+MASK = np.asarray([0.0, 1.0]).reshape(exact.SHAPE)  # the second pixel is to be made
+SOLVERS = {
+    "euler": Euler(),
+    "ddim": Ddim(),
+    "ddim_noisy": Ddim(eta=1.0),
+    "ddpm": Ddpm(),
+    "euler_maruyama": EulerMaruyama(),
+    "heun": Heun(),
+    "midpoint": Midpoint(),
+    "dpmpp_2m": DpmSolver(),
+    "edm": Edm(),
+    "edm_noisy": Edm(churn=3.0),
+}
+WAYS = [(name, key) for name in SOLVERS for key in ("linear", "gvp", "edm")] + [("euler", "ddpm"), ("ddpm", "ddpm")]
+
+
+@pytest.mark.parametrize(("name", "key"), WAYS)
+def test_known_pixels_end_at_their_values_and_leave_the_others_alone(name: str, key: str) -> None:
+    """Where the network treats each pixel apart, the others go their own way."""
+    process, solver = exact.PROCESSES[key], SOLVERS[name]
+    grid = grids.make("karras" if name.startswith("edm") else "uniform", process, 4)
+    plain = Network(process, network(process, gaussian(0.2, 0.5, exact.SHAPE)))
+    x = float(process.sigma(grid[0, 0])) * U
+    free, held = (exact.walk(solver, d, grid, x, Z) for d in (plain, Inpaint(plain, KNOWN, MASK)))
+    np.testing.assert_allclose(held[:, 0], 0.37, atol=1e-9)
+    np.testing.assert_allclose(held[:, 1], free[:, 1], atol=1e-9)
+    assert np.min(np.abs(free[:, 0] - 0.37)) > 1e-3
+
+
+def test_each_example_may_have_its_own_known_pixels() -> None:
+    random = np.random.default_rng(1)
+    known, mask = random.normal(size=X.shape), 1.0 * random.integers(0, 2, size=(4, 5, 1))
+    plain = Network(NOISING, restless(NOISING))
+    found = ask(Inpaint(plain, known, mask))
+    np.testing.assert_array_equal(found.x0, np.where(mask == 1, ask(plain).x0, known))
+    assert_explains(found, NOISING)
+
+
+# --- adaptive projected guidance
+
+
+def published(
+    conditional: np.ndarray, difference: np.ndarray, scale: float, parallel: float, longest: float
+) -> np.ndarray:
+    """Sadat et al. 2024, Algorithm 1 after the momentum, for one image."""
+    if longest:
+        difference = difference * min(1.0, longest / np.linalg.norm(difference))
+    direction = conditional / np.linalg.norm(conditional)
+    along = np.sum(difference * direction) * direction
+    return conditional + (scale - 1) * (difference - along + parallel * along)
+
+
+def images(process: Process, y: Any) -> np.ndarray:
+    return ask(Network(process, restless(process)), y=y).x0
+
+
+@pytest.mark.parametrize("process", [FLOW, LEARNED, NOISING])
+@pytest.mark.parametrize("parallel", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("longest", [0.0, 2.0, 1e6])
+def test_projected_guidance_is_algorithm_1_of_sadat_et_al(process: Process, parallel: float, longest: float) -> None:
+    found = ask(AdaptiveProjectedGuidance(process, restless(process), NULL, 4.0, parallel, longest))
+    conditional, unconditional = images(process, Y), images(process, np.full(B, NULL))
+    for one, c, u in zip(found.x0, conditional, unconditional, strict=True):
+        np.testing.assert_allclose(one, published(c, c - u, 4.0, parallel, longest), rtol=1e-9, atol=1e-9)
+    assert_explains(found._replace(x0=found.x0), process)
+    if process is LEARNED:
+        np.testing.assert_allclose(found.variance, ask(Network(process, restless(process))).variance, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", [FLOW, DENOISING, NOISING])
+def test_projected_guidance_that_keeps_everything_is_classifier_free_guidance(process: Process) -> None:
+    projected = AdaptiveProjectedGuidance(process, restless(process), NULL, 4.0, parallel=1.0)
+    free = Network(process, classifier_free(restless(process), NULL, 4.0))
+    found, expected = ask(projected), ask(free)
+    np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_projected_guidance_moves_across_the_image_and_no_farther_than_it_may(scale: float) -> None:
+    found = ask(AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, scale, longest=0.5)).x0
+    conditional = images(FLOW, Y)
+    update = found - conditional
+    lengths = np.sqrt(np.sum(update**2, axis=(1, 2, 3)))
+    products = np.sum(update * conditional, axis=(1, 2, 3)) / np.sqrt(np.sum(conditional**2, axis=(1, 2, 3)))
+    assert np.all(np.abs(products) < 1e-9 * lengths + 1e-12)
+    assert np.all(lengths <= abs(scale - 1) * 0.5 * (1 + 1e-5)) and np.all(lengths > 0.1)
+
+
+def test_projected_guidance_asks_once_about_a_doubled_batch() -> None:
+    asked = []
+
+    def counted(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        asked.append((x.shape[0], np.asarray(y).tolist()))
+        return x
+
+    ask(AdaptiveProjectedGuidance(FLOW, counted, NULL, 2.0))
+    assert asked == [(2 * B, [1, 2, 3, 0, 0, 0])]
+
+
+MOMENTUM = 0.7
+
+
+class Mirror:
+    """Projected guidance with momentum in numpy, for x (B, H, W, C) under rectified flow."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        self.running = np.zeros_like(like)
+
+    def velocity(self, x: np.ndarray, t: float) -> np.ndarray:
+        c, u = (x - t * answer(x, y) for y in (Y, np.full(B, NULL)))
+        self.running = c - u + MOMENTUM * self.running
+        pairs = zip(c, self.running, strict=True)
+        x0 = np.stack([published(one, difference, 3.0, 0.2, 4.0) for one, difference in pairs])
+        return (x - x0) / t
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("solver", [Euler(), Heun()])
+def test_momentum_runs_through_all_evaluations_of_a_sampler(solver: Any, wrapped: bool) -> None:
+    """From nothing, one recursion over steps and corrections, also inside a wrapper."""
+    u, z = X[::-1], jnp.zeros(X.shape)
+    grid = grids.make("uniform", FLOW, 4)
+    x, mirror = u, Mirror(u)
+    for t, t_next in grid:
+        v = mirror.velocity(x, t)
+        guess = x + (t_next - t) * v
+        if isinstance(solver, Heun) and t_next > 0:
+            guess = x + (t_next - t) * (v + mirror.velocity(guess, t_next)) / 2
+        x = guess
+    with jax.disable_jit():
+        denoise: Denoiser = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 3.0, 0.2, 4.0, MOMENTUM)
+        denoise = denoisers.StaticClip(denoise, limit=1e9) if wrapped else denoise
+        found = jnp.asarray(u)
+        memory = solver.init(denoise, grid, found)
+        for t, t_next in grid:
+            found, memory = solver.step(z, denoise, found, jnp.asarray(t), jnp.asarray(t_next), Y, memory)
+    np.testing.assert_allclose(found, x, rtol=1e-8, atol=1e-8)
