@@ -46,12 +46,13 @@ def rows(kind: str, workdir: pathlib.Path, per_class: int, budgets: tuple[int, .
     task, params = open_run(workdir)
     real = features(real_images())
     plain = dataclasses.replace(Choice(), guidance_scale=1.0)
-    found = []
+    found: list[dict[str, Any]] = []
     for solver, grid in WAYS[kind]:
         for budget in budgets:
             steps = steps_within(solver, budget)
             images, _ = draw(task, params, dataclasses.replace(plain, solver=solver, grid=grid, steps=steps), per_class)
-            row = {"model": kind, "solver": solver, "grid": grid, "evaluations": evaluations(solver, steps)}
+            row: dict[str, Any] = {"model": kind, "solver": solver, "grid": grid}
+            row["evaluations"] = evaluations(solver, steps)
             found.append(row | {"frechet": frechet(features(images), real)})
             print("{model:5} {solver:15} {grid:9} {evaluations:4} {frechet:8.3f}".format(**found[-1]), flush=True)
     return found

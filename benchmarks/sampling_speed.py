@@ -50,11 +50,12 @@ def main() -> int:
     keys, labels = jax.random.split(jax.random.key(1), BATCH), jnp.zeros(BATCH, jnp.int32)
     x, t = jnp.zeros((BATCH, *task.image_shape)), jnp.full(BATCH, 500.0)
     network = jax.jit(lambda params, x, t, y: task.model_fn(params)(x, t, y))
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for solver in SOLVERS:
         grid = "karras" if solver == "edm" else "uniform"
         choice = dataclasses.replace(Choice(), solver=solver, grid=grid, steps=STEPS)
-        sampler, calls = task.sampler(choice), evaluations(solver, STEPS)
+        sampler: Any = task.sampler(choice)
+        calls = evaluations(solver, STEPS)
 
         def bare(calls: int = calls) -> Any:
             return [network(params, x, t, labels) for _ in range(calls)][-1]
