@@ -144,11 +144,14 @@ def chosen(task: Diffusion) -> Choice:
     return dataclasses.replace(task.choice, **given)
 
 
-def restore(workdir: pathlib.Path, task: Diffusion, step: int | None) -> tuple[int, Any]:
+def restore(workdir: pathlib.Path, task: Diffusion, step: int | None, weak: str = "") -> tuple[int, Any]:
     """(step, EMA parameters) of a run."""
     like = jax.eval_shape(task.init_params, jax.random.key(0))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like)
-    return Checkpoints(workdir / "checkpoints").restore_ema(like, step)
+    try:
+        return Checkpoints(workdir / "checkpoints").restore_ema(like, step)
+    except UserError as e:
+        raise UserError(f"--{weak}{'workdir' if step is None else 'step'}: {e}") from e
 
 
 def weak_params(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> Any:
@@ -156,15 +159,16 @@ def weak_params(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> Any:
     if choice.guidance != "autoguidance" or (WEAK_WORKDIR.value, WEAK_STEP.value) == (None, None):
         return None
     place = pathlib.Path(WEAK_WORKDIR.value).expanduser() if WEAK_WORKDIR.value else workdir
-    ours, theirs = (dict(configuration.leaves(configuration.load(path))) for path in (workdir, place))
-    for name in ours.keys() | theirs.keys():
+    ours = dict(configuration.leaves(configuration.load(workdir)))
+    theirs = dict(configuration.leaves(configuration.load(place, "weak_workdir")))
+    for name in sorted(ours.keys() | theirs.keys()):
         same = name.startswith(("model.", "process.")) or name in ("data.num_classes", "data.channels")
         if same and ours.get(name) != theirs.get(name):
             raise UserError(
-                f"--weak_workdir: the run in {str(place)!r} must have the network and process of --workdir, "
-                f"but config.{name} is {theirs.get(name)!r} there, {ours.get(name)!r} here"
+                f"--weak_workdir: {str(place)!r} must have the network and process of --workdir, "
+                f"but config.{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
             )
-    return restore(place, task, WEAK_STEP.value)[1]
+    return restore(place, task, WEAK_STEP.value, "weak_")[1]
 
 
 def picture(flag: str, value: str, config: Any) -> jax.Array:

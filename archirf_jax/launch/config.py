@@ -138,8 +138,8 @@ def save(config: Any, workdir: pathlib.Path) -> None:
     part.replace(workdir / FILE)
 
 
-def load(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The configuration of a run.
+def load(workdir: pathlib.Path, flag: str = "workdir") -> ml_collections.ConfigDict:
+    """The configuration of a run; `flag` named its directory.
 
     Raises:
         UserError: no run there, or its config.json is damaged.
@@ -149,12 +149,12 @@ def load(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         values = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise UserError(
-            f"--workdir: {str(workdir)!r} holds no run (no {FILE}); train one by python -m archirf_jax.main"
+            f"--{flag}: {str(workdir)!r} holds no run (no {FILE}); train one by python -m archirf_jax.main"
         ) from e
     except ValueError as e:
-        raise UserError(f"--workdir: {str(workdir / FILE)!r} is damaged: {e}") from e
+        raise UserError(f"--{flag}: {str(workdir / FILE)!r} is damaged: {e}") from e
     if not isinstance(values, dict) or not {"task", "data", "model"} <= values.keys():
-        raise UserError(f"--workdir: {str(workdir / FILE)!r} is no configuration of a run")
+        raise UserError(f"--{flag}: {str(workdir / FILE)!r} is no configuration of a run")
     return ml_collections.ConfigDict(values).lock()
 
 

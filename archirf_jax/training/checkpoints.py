@@ -106,7 +106,7 @@ class Checkpoints:
             UserError: there is none.
         """
         if step is not None and step not in self.steps():
-            raise UserError(f"--step: no checkpoint of step {step}; there are {self.whole()}")
+            raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
         found = self._newest({"ema": like}, only=step)
         if found is None:
             raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")

@@ -226,7 +226,7 @@ def test_without_noise_ddim_and_euler_maruyama_are_euler(solver: Any, process: P
 
 @pytest.mark.parametrize("process", [EDM(), RectifiedFlow()])
 @pytest.mark.parametrize(
-    "fields", [{}, {"churn": 3.0}, {"churn": 40.0, "churn_min": 0.05, "churn_max": 5.0, "churn_noise": 1.1}]
+    "fields", [{}, {"churn": 1.0}, {"churn": 40.0, "churn_min": 0.05, "churn_max": 5.0, "churn_noise": 1.1}]
 )
 def test_edm_is_algorithm_2_of_karras_et_al(process: Process, fields: dict[str, float]) -> None:
     churn, low = fields.get("churn", 0.0), fields.get("churn_min", 0.0)

@@ -16,26 +16,28 @@ from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import ema
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.loop import make_advance
+from archirf_jax.training.loop import Advance, make_advance
 from archirf_jax.training.meter import Meter, check_finite
 from archirf_jax.training.state import TrainState, purpose_key
 from configs import dit_ddpm, dit_rf
 
+Small = tuple[Diffusion, ResidentFeed, Advance]
+
 
 @pytest.fixture(scope="module")
-def small() -> tuple[Diffusion, ResidentFeed]:
+def small() -> Small:
     config = dit_rf.get_config()
     config.update_from_flattened_dict(
         {"model.hidden_size": 16, "model.depth": 1, "batch_size": 8, "data.num_classes": 10, "sample.steps": 3}
     )
     images = jax.random.randint(jax.random.key(0), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
     feed = ResidentFeed(images, jnp.arange(40, dtype=jnp.int32) % 10, batch_size=8, seed=0, flip=True, dispatch=6)
-    return Diffusion(config), feed
+    task = Diffusion(config)
+    return task, feed, make_advance(task, feed, seed=0)
 
 
-def run(small: tuple[Diffusion, ResidentFeed], cuts: list[int]) -> tuple[TrainState, list[float]]:
-    task, feed = small
-    advance = make_advance(task, feed, seed=0)
+def run(small: Small, cuts: list[int]) -> tuple[TrainState, list[float]]:
+    task, feed, advance = small
     state, step, losses = jax.jit(lambda: task.init(purpose_key(0, "init")))(), 0, []
     for n in cuts:
         state, rows = advance(state, feed.chunk(step, n), n)
@@ -57,7 +59,7 @@ def test_the_same_bits_however_a_run_is_cut_into_dispatches(small: Any) -> None:
 
 
 def test_loss_falls_and_every_parameter_moves(small: Any) -> None:
-    task, _ = small
+    task = small[0]
     start = task.init(purpose_key(0, "init"))
     state, losses = run(small, [6] * 30)
     assert np.mean(losses[-30:]) < 0.9 * np.mean(losses[:6])
@@ -124,6 +126,7 @@ def test_a_run_that_draws_times_by_their_losses_goes_on_bit_for_bit(small: Any, 
     advance, init = make_advance(task, feed, seed=0), jax.jit(lambda: task.init(purpose_key(0, "init")))
 
     def go(state: TrainState, last: int) -> TrainState:
+        state = jax.device_put(state, jax.devices()[0])  # placed alike, or each would be compiled for
         while (step := int(state.step)) < last:
             n = min(feed.dispatch, last - step)
             state, _ = advance(state, feed.chunk(step, n), n)
@@ -148,7 +151,7 @@ def test_a_run_that_draws_times_by_their_losses_goes_on_bit_for_bit(small: Any, 
 
 
 def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> None:
-    task, feed = small
+    task, feed, _ = small
     frozen = task.init(purpose_key(0, "init"))
     batch = feed.batch(feed.chunk(0, 1), jnp.int32(0), jax.random.key(0))
     keys = [jax.random.fold_in(purpose_key(seed, "step"), step) for seed in (0, 1) for step in range(3)]

@@ -52,10 +52,15 @@ def test_wrong_names_and_a_warmup_longer_than_the_run_are_refused() -> None:
 def test_weight_decay_touches_kernels_only() -> None:
     made = config(optimizer__weight_decay=0.5, optimizer__learning_rate=0.1, schedule__warmup_steps=0)
     optimizer = make_optimizer(made, make_schedule(made))
-    params = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}, "table": {"embedding": jnp.ones(2)}}
+    params = {
+        "layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))},
+        "table": {"embedding": jnp.ones(2)},
+        "weight": jnp.ones(2),
+    }
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["layer"]["kernel"], -0.05, rtol=1e-6)
-    assert not np.any(updates["layer"]["bias"]) and not np.any(updates["table"]["embedding"])
+    updates["layer"].pop("kernel")
+    assert len(jax.tree.leaves(updates)) == 3 and not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
 
 
 def test_clipping_makes_the_step_independent_of_the_gradients_length() -> None:

@@ -1,0 +1,157 @@
+"""What the sample command makes of noises and pictures: ways between two, pictures begun from one, filled holes."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archirf_jax.data.images import decode
+from archirf_jax.data.sources import open_source
+from tests.commands.inside import PLAIN, arrays, complaint, sample
+
+STOCHASTIC = ("--solver=ddpm", "--steps=4", "--guidance_scale=1")
+
+
+@pytest.fixture(scope="module")
+def three(data_dir: pathlib.Path) -> np.ndarray:
+    """Training image number 3."""
+    source = open_source("digits", directory=str(data_dir), split="train", label_key="label")
+    return decode(source[3][0], 8, 1).astype(int)
+
+
+@pytest.fixture
+def three_as_a_file(three: np.ndarray, tmp_path: pathlib.Path) -> pathlib.Path:
+    Image.fromarray(three[..., 0].astype(np.uint8)).save(tmp_path / "three.png")
+    return tmp_path / "three.png"
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((first - second) ** 2)))
+
+
+def test_a_way_between_two_seeds_starts_and_ends_at_the_pictures_of_both(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    way, labels = arrays(whole_run, tmp_path, *PLAIN, "--labels=2,5", "--per_class=4", "--seed=1", "--to_seed=6")
+    assert labels.tolist() == [2] * 4 + [5] * 4
+    ends = [arrays(whole_run, tmp_path, *PLAIN, "--labels=2,5", "--per_class=1", f"--seed={s}")[0] for s in (1, 6)]
+    rows = way.reshape(2, 4, 8, 8, 1)
+    assert np.max(np.abs(rows[:, 0] - ends[0])) <= 1 and np.max(np.abs(rows[:, -1] - ends[1])) <= 1
+    assert distance(ends[0], ends[1]) > 10
+    # On an arc of normal noises each step is about as long as the others.
+    steps = [distance(rows[:, i], rows[:, i + 1]) for i in range(3)]
+    assert max(steps) < 2 * min(steps) and max(steps) < distance(ends[0], ends[1])
+
+
+def test_a_way_between_two_pictures_begins_and_ends_with_them_and_next_to_them_their_decoded_noises(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path, three: np.ndarray, three_as_a_file: pathlib.Path
+) -> None:
+    more = ("--image_to=17", "--per_class=4")
+    way, labels = arrays(whole_run, tmp_path, *PLAIN, "--image=3", *more)
+    assert way.shape == (6, 8, 8, 1) and labels.tolist() == [10] * 6
+    np.testing.assert_array_equal(way[0], three)
+    assert np.max(np.abs(way[1] - way[0])) <= 2 and np.max(np.abs(way[4] - way[5])) <= 2
+    assert distance(way[0], way[5]) > 30
+    np.testing.assert_array_equal(way, arrays(whole_run, tmp_path, *PLAIN, f"--image={three_as_a_file}", *more)[0])
+
+
+def test_the_more_of_a_picture_becomes_noise_the_less_is_left_of_it(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path, three: np.ndarray
+) -> None:
+    def begun(*strength: str) -> np.ndarray:
+        images, labels = arrays(whole_run, tmp_path, *PLAIN, "--image=3", "--labels=0,8", "--per_class=4", *strength)
+        assert labels.tolist() == [0] * 5 + [8] * 5
+        rows = images.reshape(2, 5, 8, 8, 1)
+        np.testing.assert_array_equal(rows[:, 0], np.stack([three, three]))
+        return rows[:, 1:]
+
+    kept = [begun(f"--strength={strength}") for strength in (0.25, 0.6, 1)]
+    far = [distance(pictures, three) for pictures in kept]
+    assert far == sorted(far) and far[0] < 0.5 * far[-1]
+    np.testing.assert_array_equal(begun(), kept[1])
+    fresh = arrays(whole_run, tmp_path, *PLAIN, "--labels=0,8", "--per_class=4")[0]
+    assert np.max(np.abs(kept[2].reshape(fresh.shape) - fresh)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "hole"),
+    [
+        ("left", np.s_[:, :4]),
+        ("right", np.s_[:, 4:]),
+        ("top", np.s_[:4]),
+        ("bottom", np.s_[4:]),
+        ("file", np.s_[2:5, 1:7]),
+    ],
+)
+def test_a_hole_is_filled_and_every_other_pixel_stays(
+    mask: str, hole: tuple[slice, ...], whole_run: pathlib.Path, tmp_path: pathlib.Path, three: np.ndarray
+) -> None:
+    made = np.zeros((8, 8), bool)
+    made[hole] = True
+    if mask == "file":
+        mask = str(tmp_path / "mask.png")
+        Image.fromarray(made).save(mask)
+    solver = STOCHASTIC if made.sum() == 18 else PLAIN
+    images, labels = arrays(
+        whole_run, tmp_path, *solver, "--image=3", f"--mask={mask}", "--labels=0,8", "--per_class=4"
+    )
+    assert labels.tolist() == [0] * 5 + [8] * 5
+    np.testing.assert_array_equal(images[:, ~made], np.broadcast_to(three[~made], (10, (~made).sum(), 1)))
+    rows = images.reshape(2, 5, 8, 8, 1)
+    np.testing.assert_array_equal(rows[:, 0, made], 128)
+    filled = rows[:, 1:].reshape(8, 8, 8, 1)[:, made]
+    assert min(distance(a, b) for i, a in enumerate(filled) for b in filled[:i]) > 5
+
+
+def test_edits_do_not_depend_on_the_batch_they_are_drawn_in(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for edit in (("--image=3", "--mask=left"), ("--to_seed=4",)):
+        common = (*STOCHASTIC, *edit, "--labels=0,8", "--per_class=4")
+        whole, parts = (arrays(whole_run, tmp_path, *common, *size)[0] for size in ((), ("--batch_size=3",)))
+        assert np.max(np.abs(whole - parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "frames", "rows"),
+    [(("--image=3", "--image_to=17"), 6, 1), (("--image=3", "--mask=top", "--labels=0,8"), 5, 2)],
+)
+def test_an_animation_shows_one_column_a_frame(
+    edit: tuple[str, ...], frames: int, rows: int, whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    sample(whole_run, *PLAIN, *edit, "--per_class=4", f"--out={tmp_path / 'x.gif'}")
+    with Image.open(tmp_path / "x.gif") as animation:
+        assert animation.n_frames == frames and animation.size == (40, 41 * rows - 1)
+
+
+BAD = {
+    "a mask without a picture": (["--mask=left"], ["--mask", "--image"]),
+    "a way without a start": (["--image_to=3"], ["--image_to", "--image"]),
+    "strength without a picture": (["--strength=0.5"], ["--strength", "--image"]),
+    "a number too high": (["--image=99999"], ["--image: 99999", "0-1796"]),
+    "no such file": (["--image=missing.png"], ["--image: 'missing.png'", "No such file"]),
+    "no picture": (["--image=README.md"], ["--image: 'README.md'", "no readable picture"]),
+    "no second file": (["--image=3", "--image_to=x.png", *PLAIN], ["--image_to: 'x.png'", "No such file"]),
+    "labels of a way": (["--image=3", "--image_to=4", "--labels=3"], ["--labels", "leave it out"]),
+    "a guided way": (["--image=3", "--image_to=4", "--solver=euler", "--guidance_scale=2"], ["--guidance_scale=1"]),
+    "a way by another solver": (["--image=3", "--image_to=4", "--solver=heun"], ["--image_to", "--solver=euler"]),
+    "a way with noise": (["--image=3", "--image_to=4", "--solver=ddim", "--eta=1", *PLAIN[1:]], ["--eta: 1", "to 0"]),
+    "a cut way": (["--image=3", "--image_to=4", *PLAIN, "--threshold=static"], ["--threshold=none"]),
+    "no strength": (["--image=3", "--strength=0"], ["--strength: 0", "above 0"]),
+    "too much strength": (["--image=3", "--strength=1.5"], ["--strength: 1.5", "at most 1"]),
+    "strength below the last step": (["--image=3", "--strength=0.01", *PLAIN], ["--strength: 0.01", "more steps"]),
+    "two at a time": (["--image=3", "--to_seed=3"], ["--image", "--to_seed", "one at a time"]),
+    "a way and a mask": (["--image=3", "--image_to=4", "--mask=left"], ["--image_to", "--mask", "one at a time"]),
+    "an unknown half": (["--image=3", "--mask=middle"], ["--mask", "'middle'", "left, right, top, bottom"]),
+    "a mask that is no picture": (["--image=3", "--mask=README.md"], ["--mask: 'README.md'", "no readable picture"]),
+    "a seed below 0": (["--to_seed=-1"], ["--to_seed"]),
+    "a stride through columns": (["--image=3", "--stride=2", "--out=x.gif"], ["--stride", "leave it out"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_go_together_is_refused_in_one_line(case: str, whole_run: pathlib.Path) -> None:
+    arguments, expected = BAD[case]
+    message = complaint(whole_run, *arguments)
+    assert all(word in message for word in expected), message
