@@ -1,0 +1,231 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # DDPM or rectified flow?
+#
+# The same DiT on the same digits for the same number of steps, once as DDPM (`configs/dit_ddpm.py`: noise prediction,
+# linear betas, learned variance) and once as rectified flow (`configs/dit_rf.py`: velocity prediction, logit-normal
+# times). Which is better, after how much training, and with how many network evaluations an image?
+#
+# Run it from the root of the repository: as a script (`python -m experiments.ddpm_vs_rf.ddpm_vs_rf`) or as a notebook
+# (`jupytext --to ipynb experiments/ddpm_vs_rf/ddpm_vs_rf.py`).
+
+# %%
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from archirf_jax.processes.base import expand
+from archirf_jax.samplers.choice import Choice
+from archirf_jax.tasks.diffusion import class_grid
+from archirf_jax.training.state import purpose_key
+from archirf_jax.visuals import pictures
+from benchmarks.digits_judge import accuracy, features, frechet, real_images
+from benchmarks.machine import describe
+from benchmarks.runs import draw, evaluations, open_run
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# The whole experiment by default; smaller by environment variables.
+STEPS = int(os.environ.get("STEPS", "2000"))
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
+PER_CLASS = int(os.environ.get("PER_CLASS", "180"))
+DATA = os.environ.get("DATA", "data")
+RUNS = pathlib.Path(os.environ.get("RUNS", "runs/ddpm_vs_rf"))
+OUT = pathlib.Path(os.environ.get("OUT", "experiments/ddpm_vs_rf"))
+BUDGETS = [int(budget) for budget in os.environ.get("BUDGETS", "5,10,20,50,100").split(",")]
+NAMES = {"rf": "rectified flow", "ddpm": "DDPM"}
+COLOURS = {"rf": "tab:blue", "ddpm": "tab:orange"}
+STAGES = [STEPS * part // 4 for part in (1, 2, 3, 4)]
+
+
+def command(*arguments: str) -> None:
+    """Run a command of the package, as a person would."""
+    subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def workdir(name: str, seed: int) -> pathlib.Path:
+    """Where a training lives."""
+    return RUNS / f"{name}_{seed}"
+
+
+# %% [markdown]
+# ## Training
+#
+# One command a run; all checkpoints are kept to look back at.
+
+# %%
+OUT.mkdir(parents=True, exist_ok=True)
+command("archirf_jax.prepare_data", "--name=digits", f"--dir={DATA}")
+for name in NAMES:
+    for seed in SEEDS:
+        command(
+            "archirf_jax.main",
+            f"--config=configs/dit_{name}.py",
+            f"--workdir={workdir(name, seed)}",
+            f"--config.data.dir={DATA}",
+            f"--config.seed={seed}",
+            f"--config.steps={STEPS}",
+            f"--config.schedule.warmup_steps={min(100, STEPS // 2)}",
+            f"--config.checkpoint.every_steps={STEPS // 4}",
+            "--config.checkpoint.keep=4",
+            f"--config.sample.every_steps={STEPS}",
+        )
+
+# %% [markdown]
+# The losses cannot be compared: one is an error of the noise, the other of a velocity, and the times differ. Pictures
+# can. The Frechet distance below is taken in the features of a small classifier that was trained on the real digits;
+# all samples are drawn without guidance.
+
+# %%
+REAL = features(real_images())
+WAYS = {
+    "rf": [("euler", "uniform"), ("heun", "uniform"), ("dpmpp_2m", "karras"), ("ddpm", "uniform")],
+    "ddpm": [("ddim", "trailing"), ("heun", "karras"), ("dpmpp_2m", "karras"), ("ddpm", "trailing")],
+}
+
+
+def choice(solver: str, grid: str, budget: int) -> Choice:
+    """The most steps that cost at most `budget` evaluations, unguided."""
+    steps = max(n for n in range(1, budget + 1) if n == 1 or evaluations(solver, n) <= budget)
+    return Choice(solver=solver, grid=grid, steps=steps, guidance_scale=1.0)
+
+
+def measure(name: str, seed: int, how: Choice, step: int | None = None) -> dict[str, float]:
+    """Distance to the real digits, and the share of samples with the right label."""
+    task, params = open_run(workdir(name, seed), step)
+    images, labels = draw(task, params, how, PER_CLASS, seed)
+    return {"frechet": frechet(features(images), REAL), "accuracy": accuracy(images, labels)}
+
+
+# %% [markdown]
+# ## How many evaluations an image needs
+
+# %%
+by_budget = []
+for name, ways in WAYS.items():
+    for solver, grid in ways:
+        for budget in BUDGETS:
+            for seed in SEEDS:
+                how = choice(solver, grid, budget)
+                row = {"model": name, "seed": seed, "solver": solver, "grid": grid}
+                row |= {"evaluations": evaluations(solver, how.steps)} | measure(name, seed, how)
+                by_budget.append(row)
+
+
+def average(rows: list[dict], key: str) -> list[tuple[float, float, float, float]]:
+    """(key, mean, lowest, highest distance) for each value of `key`."""
+    found = []
+    for value in sorted({row[key] for row in rows}):
+        distances = [row["frechet"] for row in rows if row[key] == value]
+        found.append((value, float(np.mean(distances)), min(distances), max(distances)))
+    return found
+
+
+figure, panel = plt.subplots(figsize=(7, 4.5))
+for name, ways in WAYS.items():
+    for (solver, grid), style in zip(ways, ("o-", "^-", "v--", "+:"), strict=True):
+        rows = [row for row in by_budget if (row["model"], row["solver"], row["grid"]) == (name, solver, grid)]
+        x, mean, low, high = np.array(average(rows, "evaluations")).T
+        panel.plot(x, mean, style, color=COLOURS[name], label=f"{NAMES[name]}: {solver}, {grid}")
+        panel.fill_between(x, low, high, color=COLOURS[name], alpha=0.1)
+panel.set(xscale="log", yscale="log", xlabel="network evaluations an image", ylabel="Frechet distance")
+panel.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+panel.legend(fontsize=7)
+panel.grid(alpha=0.3)
+figure.tight_layout()
+figure.savefig(OUT / "evaluations.png", dpi=110)
+
+# %% [markdown]
+# ## How much training they need
+#
+# The checkpoints on the way, with 50 evaluations of each model's most common solver.
+
+# %%
+COMMON = {"rf": choice("euler", "uniform", 50), "ddpm": choice("ddim", "trailing", 50)}
+by_stage = [
+    {"model": name, "seed": seed, "step": step} | measure(name, seed, COMMON[name], step)
+    for name in NAMES
+    for seed in SEEDS
+    for step in STAGES
+]
+figure, panel = plt.subplots(figsize=(6, 4))
+for name in NAMES:
+    x, mean, low, high = np.array(average([row for row in by_stage if row["model"] == name], "step")).T
+    panel.plot(x, mean, "o-", color=COLOURS[name], label=NAMES[name])
+    panel.fill_between(x, low, high, color=COLOURS[name], alpha=0.15)
+panel.set(yscale="log", xlabel="training steps", ylabel="Frechet distance")
+panel.legend()
+panel.grid(alpha=0.3)
+figure.tight_layout()
+figure.savefig(OUT / "training.png", dpi=110)
+
+# %% [markdown]
+# ## How straight the ways are
+#
+# Every process becomes a rectified flow when x is divided by alpha + sigma and time is read as sigma / (alpha + sigma).
+# In these coordinates the two models' paths from noise to image can be laid beside each other. A straight path is as
+# long as the distance between its ends.
+
+
+# %%
+def length_over_distance(name: str, seed: int) -> float:
+    """Mean over images of the path's length over the distance of its ends; 1 is straight."""
+    task, params = open_run(workdir(name, seed))
+    how = COMMON[name]
+    y, keys = class_grid(purpose_key(seed, "sample"), range(10), 8)
+    states = task.sampler(how, stride=1)(params, keys, y)
+    grid = how.make_grid(task.process)
+    times = jnp.asarray(np.append(grid[:, 0], grid[-1, 1]), states.dtype)
+    paths = states / expand(task.process.alpha(times) + task.process.sigma(times), states)
+    lengths = jnp.sum(jnp.sqrt(jnp.sum(jnp.diff(paths, axis=0) ** 2, axis=(2, 3, 4))), axis=0)
+    return float(jnp.mean(lengths / jnp.sqrt(jnp.sum((paths[-1] - paths[0]) ** 2, axis=(1, 2, 3)))))
+
+
+straightness = {name: [length_over_distance(name, seed) for seed in SEEDS] for name in NAMES}
+
+# %% [markdown]
+# ## The pictures
+#
+# Left rectified flow, right DDPM; rows are classes, columns the first seeds' images from 5, 10, 20 and 50 evaluations.
+
+# %%
+for budget in BUDGETS[:4]:
+    sides = []
+    for name in NAMES:
+        task, params = open_run(workdir(name, SEEDS[0]))
+        solver, grid = WAYS[name][0]
+        images, _ = draw(task, params, choice(solver, grid, budget), 6)
+        sides.append(images.reshape(10, 6, *images.shape[1:]))
+    gap = np.full_like(sides[0][:, :1], 255)
+    pictures.save_png(pictures.grid(np.concatenate([sides[0], gap, sides[1]], axis=1)), OUT / f"samples_{budget}.png")
+
+# %%
+results = describe() | {
+    "steps": STEPS,
+    "images": 10 * PER_CLASS,
+    "by_evaluations": by_budget,
+    "by_training_steps": by_stage,
+    "length_over_distance": straightness,
+}
+(OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+for row in by_budget + by_stage:
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}))
+print(json.dumps(straightness))
