@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -32,6 +31,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        from sklearn.datasets import load_digits  # a second or two, which reading the prepared set need not wait
+
         digits = load_digits()
         for i, (levels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             png = io.BytesIO()
