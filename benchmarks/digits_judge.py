@@ -50,6 +50,12 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
     return float(means @ means + np.trace(a) + np.trace(b) - 2 * cross)
 
 
+def of_real(count: int, repeats: int = 20) -> float:
+    """The mean Frechet distance of `count` real digits, drawn with replacement, to all of them."""
+    real, random = features(real_images()), np.random.default_rng(0)
+    return float(np.mean([frechet(real[random.integers(0, len(real), count)], real) for _ in range(repeats)]))
+
+
 def _root(matrix: np.ndarray) -> np.ndarray:
     values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

@@ -15,12 +15,11 @@ import sys
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 from archirf_jax.samplers.choice import Choice
-from benchmarks.digits_judge import features, frechet, real_images
+from benchmarks.digits_judge import features, frechet, of_real, real_images
 from benchmarks.machine import describe
-from benchmarks.runs import draw, evaluations, open_run
+from benchmarks.runs import draw, evaluations, open_run, steps_within
 
 BUDGETS = (5, 10, 20, 40, 80)
 # Per kind of model: solver and grid.
@@ -34,11 +33,6 @@ WAYS = {
         *(("dpmpp_2m", "karras"), ("edm", "karras"), ("euler_maruyama", "trailing"), ("ddpm", "trailing")),
     ),
 }
-
-
-def steps_within(solver: str, budget: int) -> int:
-    """The most steps that cost at most `budget` evaluations."""
-    return max(n for n in range(1, budget + 1) if n == 1 or evaluations(solver, n) <= budget)
 
 
 def rows(kind: str, workdir: pathlib.Path, per_class: int, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -56,12 +50,6 @@ def rows(kind: str, workdir: pathlib.Path, per_class: int, budgets: tuple[int, .
             found.append(row | {"frechet": frechet(features(images), real)})
             print("{model:5} {solver:15} {grid:9} {evaluations:4} {frechet:8.3f}".format(**found[-1]), flush=True)
     return found
-
-
-def of_real(count: int, repeats: int = 20) -> float:
-    """The mean distance of `count` real digits, drawn with replacement, to all."""
-    real, random = features(real_images()), np.random.default_rng(0)
-    return float(np.mean([frechet(real[random.integers(0, len(real), count)], real) for _ in range(repeats)]))
 
 
 def plot(table: list[dict[str, Any]], floor: float, path: pathlib.Path) -> None:

@@ -127,10 +127,11 @@ def compact(cells: list[Cell], rows: list[Row]) -> dict[str, Any]:
 
 
 def dump(figures: dict[str, Any], path: pathlib.Path) -> None:
-    """JSON with one entry a line."""
-    head = json.dumps({k: v for k, v in figures.items() if k != "cells"}, indent=1)[:-2]
-    lines = ",\n  ".join(json.dumps(entry) for entry in figures["cells"])
-    path.write_text(f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
+    """JSON with one row and one entry a line."""
+    lists = {name: ",\n  ".join(map(json.dumps, figures[name])) for name in ("rows", "cells")}
+    head = json.dumps({k: v for k, v in figures.items() if k not in lists}, indent=1)[:-2]
+    tail = "".join(f',\n "{name}": [\n  {lines}\n ]' for name, lines in lists.items())
+    path.write_text(head + tail + "\n}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -132,11 +132,6 @@ def projected_ends(column: Column) -> np.ndarray:
     return 2 * image(n) - image(n - 1) if column.choice.solver == "midpoint" else image(n)
 
 
-def unguided(name: str) -> bool:
-    """Whether this guidance is none at all."""
-    return name == "none" or name in {f"{guidance} 1" for guidance in GUIDANCE}
-
-
 class Guided:
     """A row's network under every guidance, or those named."""
 
@@ -145,9 +140,11 @@ class Guided:
         self.row, self.calls = row, Calls()
         self.kinds = {name: kind for name, kind in kinds().items() if not names or name in names}
         self.grid = Choice(grid="karras", steps=STEPS).make_grid(row.process)
-        network = counted(forms.conditional(row.process), self.calls)
-        self.plain = Compiled(Network(row.process, network))
-        self.denoisers = {name: self._compiled(denoiser(row.process, network, k)) for name, k in self.kinds.items()}
+        self.network = counted(forms.conditional(row.process), self.calls)
+        self.plain = Compiled(Network(row.process, self.network))
+        self.denoisers = {
+            name: self._compiled(denoiser(row.process, self.network, kind)) for name, kind in self.kinds.items()
+        }
 
     def _compiled(self, made: Denoiser) -> Compiled:
         # At scale 1 nothing is left of guidance: the same network, and so the same program.

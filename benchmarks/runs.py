@@ -37,3 +37,8 @@ def draw(task: Diffusion, params: Any, choice: Choice, per_class: int, seed: int
 def evaluations(solver: str, steps: int) -> int:
     """How often the network is asked about an image."""
     return EVALUATIONS.get(solver, lambda n: n)(steps)
+
+
+def steps_within(solver: str, budget: int) -> int:
+    """The most steps, at least one, that cost at most `budget` evaluations."""
+    return max(n for n in range(1, budget + 1) if n == 1 or evaluations(solver, n) <= budget)
