@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -47,8 +48,13 @@ def sample(workdir: pathlib.Path, *extra: str) -> subprocess.CompletedProcess[st
 
 def run(command: Sequence[str], **popen: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository's root with its output as text."""
-    options = {"timeout": 300} | popen
+    options = {"timeout": 300, "env": environment()} | popen
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, **options)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """A person's: compiled as well as it can be, unlike the tests themselves."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | more
 
 
 def final_arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:

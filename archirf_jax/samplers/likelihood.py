@@ -75,7 +75,8 @@ def bits_per_dim(
 ) -> Likelihood:
     """Bits per dimension of images with `levels` grey levels in [-1, 1]; in the mean over noise a bound from above.
 
-    The grid ends where the noise, sigma / alpha, is some thirds of half a level or less; otherwise as `log_density`.
+    The grid ends where the noise, sigma / alpha, is some thirds of half a level or less, but not below what the network
+    was trained on (0.01 for DDPM's linear betas, a third of half a level if there are 34); otherwise as `log_density`.
     """
     process, last = denoise.process, jnp.asarray(grid[-1, 1], x0.dtype)
     ratio = process.ratio(last)

