@@ -22,6 +22,7 @@ from benchmarks.machine import describe
 from benchmarks.runs import draw, evaluations, open_run, steps_within
 
 BUDGETS = (5, 10, 20, 40, 80)
+HIGHEST = 2.0  # distance that is still plotted; worse samples are no digits
 # Per kind of model: solver and grid.
 WAYS = {
     "flow": (
@@ -70,8 +71,11 @@ def plot(table: list[dict[str, Any]], floor: float, path: pathlib.Path) -> None:
                 label=f"{solver}, {grid}",
             )
         panel.axhline(floor, color="grey", linewidth=1, label="real digits drawn anew")
-        panel.set(xscale="log", yscale="log", title=titles[kind], xlabel="network evaluations an image")
+        panel.set(xscale="log", yscale="log", ylim=(0.9 * floor, HIGHEST))
+        panel.set(title=titles[kind], xlabel="network evaluations an image")
         panel.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+        panel.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+        panel.minorticks_off()
         panel.legend(fontsize=7)
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("Frechet distance in classifier features")

@@ -31,4 +31,5 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.min_snr_gamma = 5.0  # largest signal-to-noise ratio that counts, for min_snr
         process.condition_dropout = default.get_config().process.condition_dropout
         config.model.learn_sigma = True
+        config.sample.grid = "karras"
     return config
