@@ -154,21 +154,22 @@ def restore(workdir: pathlib.Path, task: Diffusion, step: int | None, weak: str 
         raise UserError(f"--{weak}{'workdir' if step is None else 'step'}: {e}") from e
 
 
-def weak_params(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> Any:
-    """The parameters of the weaker network, where autoguidance asks for one; it has the same shape."""
+def weaker(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> tuple[Any, Diffusion]:
+    """Parameters and task of the weaker network, where autoguidance asks for one; it may be another network."""
     if choice.guidance != "autoguidance" or (WEAK_WORKDIR.value, WEAK_STEP.value) == (None, None):
-        return None
+        return None, task
     place = pathlib.Path(WEAK_WORKDIR.value).expanduser() if WEAK_WORKDIR.value else workdir
-    ours = dict(configuration.leaves(configuration.load(workdir)))
-    theirs = dict(configuration.leaves(configuration.load(place, "weak_workdir")))
+    config = configuration.load(place, "weak_workdir")
+    ours, theirs = (dict(configuration.leaves(each)) for each in (configuration.load(workdir), config))
     for name in sorted(ours.keys() | theirs.keys()):
-        same = name.startswith(("model.", "process.")) or name in ("data.num_classes", "data.channels")
+        same = name.startswith("process.") or name in ("data.num_classes", "data.channels", "data.image_size")
         if same and ours.get(name) != theirs.get(name):
             raise UserError(
-                f"--weak_workdir: {str(place)!r} must have the network and process of --workdir, "
+                f"--weak_workdir: {str(place)!r} must have the process, classes and image size of --workdir, "
                 f"but config.{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
             )
-    return restore(place, task, WEAK_STEP.value, "weak_")[1]
+    other: Diffusion = registry.build(tasks, "config.task", config.task, {"config": config})
+    return restore(place, other, WEAK_STEP.value, "weak_")[1], other
 
 
 def picture(flag: str, value: str, config: Any) -> jax.Array:
@@ -242,9 +243,9 @@ def main(argv: list[str]) -> None:
     try:
         choice = chosen(task)
         step, params = restore(workdir, task, STEP.value)
-        weak = weak_params(workdir, task, choice)
         key = purpose_key(SEED.value, "sample")
-        sheet = edits.Sheet(task, params, choice, key, labels, PER_CLASS.value, BATCH_SIZE.value, weak)
+        more = weaker(workdir, task, choice)
+        sheet = edits.Sheet(task, params, choice, key, labels, PER_CLASS.value, BATCH_SIZE.value, *more)
         pixels = draw(sheet, config)
     except UserError as e:
         raise as_flag(e) from e

@@ -34,10 +34,11 @@ from archirf_jax.processes.base import (
 from archirf_jax.processes.conversions import TABLE, Path
 from archirf_jax.processes.respacing import respaced
 
-BETAS = {  # first and last beta
+LARGEST_BETA = 0.999
+BETAS = {  # first and last beta of 1,000
     "linear": (1e-4, 0.02),  # Ho et al. 2020, Sec. 4
     "scaled_linear": (0.00085, 0.012),  # linear in the root; Rombach et al. 2022
-    "cosine": (0.0, 0.999),  # Nichol & Dhariwal 2021, Eq. 17; only the bound of beta counts
+    "cosine": (0.0, LARGEST_BETA),  # Nichol & Dhariwal 2021, Eq. 17; only the bound of beta counts
 }
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 PREDICTIONS = ("eps", "x0", "v")
@@ -71,8 +72,8 @@ class DDPM(Process):
     Attributes:
         schedule: how beta runs: "linear", "scaled_linear" or "cosine".
         steps: T, the number of betas.
-        beta_start, beta_end: first and last beta, in (0, 1); 0 = the published ones (for "cosine" beta_end is the
-            largest, beta_start has no meaning).
+        beta_start, beta_end: first and last beta, in (0, 1); 0 = the published ones, times 1000 / T (for "cosine"
+            beta_end is the largest and does not change with T, beta_start has no meaning).
         prediction: what the network learns: "eps", "x0" or "v".
         variance: of an ancestral step: "fixed_small" (the posterior's), "fixed_large" (beta) or "learned_range": the
             network answers twice the channels, the second half between the two (Nichol & Dhariwal 2021, Eq. 15).
@@ -126,7 +127,7 @@ class DDPM(Process):
     @functools.cached_property
     def betas(self) -> np.ndarray:
         """(T,) float64."""
-        first, last = (own or published for own, published in zip(*self._beta_ends(), strict=True))
+        first, last = self._beta_ends()
         if self.schedule == "linear":
             return np.linspace(first, last, self.steps)
         if self.schedule == "scaled_linear":
@@ -217,8 +218,9 @@ class DDPM(Process):
 
     def step_variance(self, prediction: Prediction, small: jax.Array, large: jax.Array) -> jax.Array:
         """What `variance` names."""
-        if prediction.variance is not None:
-            return large**prediction.variance * small ** (1 - prediction.variance)
+        if prediction.variance is not None:  # none is left of it on the step to the data, whatever the network says
+            mixed = large**prediction.variance * jnp.where(small > 0, small, 1) ** (1 - prediction.variance)
+            return jnp.where(small > 0, mixed, 0)
         return large if self.variance == "fixed_large" else small
 
     def output_channels(self, channels: int) -> int:
@@ -286,8 +288,11 @@ class DDPM(Process):
         prior = jnp.mean(normal_kl(alpha * x0, log_variance, 0.0, 0.0), axis=(1, 2, 3)) / math.log(2)
         return jnp.sum(terms, axis=0) + prior, terms.T
 
-    def _beta_ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        return (self.beta_start, self.beta_end), BETAS[self.schedule]
+    def _beta_ends(self) -> tuple[float, float]:
+        """The published ones are for 1,000 steps; fewer destroy as much of an image with larger betas."""
+        grown = 1.0 if self.schedule == "cosine" else 1000 / self.steps
+        first, last = (min(grown * beta, LARGEST_BETA) for beta in BETAS[self.schedule])
+        return self.beta_start or first, self.beta_end or last
 
     def _minus_log_abar(self, t: Times) -> Times:
         xp = backend(t)

@@ -86,6 +86,13 @@ class Choice:
             raise UserError("guidance_rescale: belongs to classifier_free and autoguidance, not to adaptive_projected")
         if self.guidance == "adaptive_projected" and self.guidance_interval != (0.0, 1.0):
             raise UserError("guidance_interval: belongs to classifier_free and autoguidance, not to adaptive_projected")
+        for name in ("guidance_parallel", "guidance_longest", "guidance_momentum"):
+            if getattr(self, name) and self.guidance != "adaptive_projected":
+                raise UserError(f"{name}: belongs to adaptive_projected, not to {self.guidance}")
+
+    def asks_null(self) -> bool:
+        """Whether the network is asked for images without condition."""
+        return self.guidance_scale != 1 and self.guidance in ("classifier_free", "adaptive_projected")
 
     def make_solver(self) -> Solver:
         """The solver with its options.

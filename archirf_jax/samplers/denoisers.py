@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from archirf_jax.processes.base import ModelFn, Prediction, Process, expand
 
+NOISIEST = 1e3  # sigma / alpha up to which a classifier is asked
 # x (B, H, W, C), network time (B,), y -> log p(y | x_t) (B,).
 LogProbability = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
@@ -126,7 +127,8 @@ class DynamicThreshold(Wrapper):
 class ClassifierGuidance(Wrapper):
     """The score moved by that of a noisy classifier: eps - sigma scale grad log p(y | x_t).
 
-    Dhariwal & Nichol 2021, Algorithm 2. The ancestral solver has their Algorithm 1.
+    Dhariwal & Nichol 2021, Algorithm 2. The ancestral solver has their Algorithm 1. The image moves by sigma^2 / alpha
+    of the gradient, which vanishes with alpha: at pure noise the classifier is asked at sigma / alpha = `NOISIEST`.
 
     Attributes:
         log_p: the classifier.
@@ -137,11 +139,11 @@ class ClassifierGuidance(Wrapper):
     scale: float = 1.0
 
     def change(self, prediction: Prediction, x: jax.Array, t: jax.Array, y: Any) -> Prediction:
-        """Noise and image moved; where no image is left in x, it says nothing of the class and moves nothing."""
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
-        push = self.scale * classifier_gradient(self.process, self.log_p, x, t, y)
-        gain = jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1), 0)
-        return prediction._replace(x0=prediction.x0 + gain * push, eps=prediction.eps - sigma * push * (alpha > 0))
+        """Noise and image moved."""
+        asked = jnp.minimum(t, self.process.time_of_ratio(jnp.asarray(NOISIEST, x.dtype)))
+        alpha, sigma = expand(self.process.alpha(asked), x), expand(self.process.sigma(asked), x)
+        moved = self.scale * sigma**2 / alpha * classifier_gradient(self.process, self.log_p, x, asked, y)
+        return with_x0(self.process, prediction, prediction.x0 + moved, x, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +191,8 @@ class AdaptiveProjectedGuidance:
     momentum: float = 0.0
 
     def init(self, x: jax.Array) -> Any:
-        """The running difference."""
-        return jnp.zeros_like(x)
+        """The running difference, if there is momentum."""
+        return jnp.zeros_like(x) if self.momentum else ()
 
     def __call__(self, x: jax.Array, t: jax.Array, y: Any, memory: Any) -> tuple[Prediction, Any]:
         """The guided prediction; one pass of a doubled batch."""
@@ -199,8 +201,9 @@ class AdaptiveProjectedGuidance:
             self.model_fn, jnp.concatenate([x, x]), jnp.concatenate([t, t]), beside(y, self.null)
         )
         conditional, unconditional = jax.tree.map(lambda a: a[: len(x)], both), jnp.split(both.x0, 2)[1]
-        memory = conditional.x0 - unconditional + self.momentum * memory
-        update = memory
+        update = conditional.x0 - unconditional
+        if self.momentum:
+            memory = update = update + self.momentum * memory
         if self.longest:
             update = update * jnp.minimum(1, self.longest / jnp.maximum(_length(update), 1e-12))
         direction = conditional.x0 / jnp.maximum(_length(conditional.x0), 1e-12)
@@ -210,8 +213,10 @@ class AdaptiveProjectedGuidance:
 
 
 def with_x0(process: Process, prediction: Prediction, x0: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
-    """The prediction with another image, and the noise that then explains x."""
-    return prediction._replace(x0=x0, eps=(x - expand(process.alpha(t), x) * x0) / expand(process.sigma(t), x))
+    """The prediction with another image, and the noise that then explains x; where x has none, the noise stays."""
+    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    eps = jnp.where(sigma > 0, (x - alpha * x0) / jnp.where(sigma > 0, sigma, 1), prediction.eps)
+    return prediction._replace(x0=x0, eps=eps)
 
 
 def classifier_gradient(process: Process, log_p: LogProbability, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:

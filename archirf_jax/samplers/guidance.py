@@ -1,6 +1,7 @@
 """Guidance that is linear in the network's answer: wrappers that turn one ModelFn into another.
 
-Networks and solvers know nothing of it; it acts on all channels. What works on images is in `samplers.denoisers`.
+Networks and solvers know nothing of it. It acts on all channels of the image; what a network says beyond these (a
+variance, an uncertainty) stays as it says. What works on images is in `samplers.denoisers`.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ def autoguidance(
 
 def _guided(model_fn: ModelFn, pair: Any, scale: float, interval: Interval, rescale: float) -> ModelFn:
     def everywhere(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        conditional, other = pair(x, t, y)
+        answer, other = pair(x, t, y)
+        conditional, more = jnp.split(answer, [x.shape[-1]], axis=-1)
+        other = other[..., : x.shape[-1]]
         guided = other + scale * (conditional - other)
         if rescale:
             axes = tuple(range(1, guided.ndim))
-            factor = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
-            guided = guided * (rescale * factor + 1 - rescale)
-        return guided
+            before, after = (jnp.std(a, axes, keepdims=True) for a in (conditional, guided))
+            guided = guided * (rescale * jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1) + 1 - rescale)
+        return jnp.concatenate([guided, more], axis=-1)
 
     def inside(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
         on = (interval[0] <= t) & (t <= interval[1])

@@ -132,16 +132,23 @@ class Diffusion:
         memory = self.process.remember(state.memory, aux)
         return TrainState(step=state.step + 1, params=params, ema=average, opt=opt, memory=memory), metrics
 
-    def sampler(self, choice: Choice, stride: int = 0) -> Sampler:
+    def sampler(self, choice: Choice, stride: int = 0, weaker: Diffusion | None = None) -> Sampler:
         """A compiled sampler; with a stride it also returns the start and every stride-th state.
+
+        Args:
+            choice: how.
+            stride: 0 = images alone.
+            weaker: the task whose network has the weaker parameters of autoguidance; None = this one.
 
         Raises:
             UserError: parts of the choice that do not fit this process.
         """
         solver, grid = choice.make_solver(), choice.make_grid(self.process)
+        if choice.asks_null():
+            self.check_null(f"guidance_scale: {choice.guidance_scale:g}")
 
         def run(params: Any, keys: jax.Array, labels: jax.Array, inputs: Inputs = NOTHING) -> jax.Array:
-            weak_fn = None if inputs.weak is None else self.model_fn(inputs.weak)
+            weak_fn = None if inputs.weak is None else (weaker or self).model_fn(inputs.weak)
             denoise = choice.make_denoiser(self.process, self.model_fn(params), self.null, weak_fn)
             if inputs.mask is not None and inputs.known is not None:
                 denoise = Inpaint(denoise, inputs.known, inputs.mask)
@@ -161,6 +168,14 @@ class Diffusion:
             return encode(denoise, images, labels, grid=grid)
 
         return jax.jit(run)
+
+    def check_null(self, what: str) -> None:
+        """Raise a UserError if the network never saw images without condition, which `what` asks it for."""
+        if not self.process.condition_dropout:
+            raise UserError(
+                f"{what} needs a network that was also trained without labels, and config.process.condition_dropout is "
+                "0; train with 0.1, or sample with guidance_scale 1"
+            )
 
     def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
         """(classes, per_class, H, W, C) uint8 samples of the EMA, one row a class, the same noise for the same key."""

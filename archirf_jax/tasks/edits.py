@@ -33,6 +33,7 @@ class Sheet:
         count: pictures drawn in a row.
         batch_size: pictures drawn at a time.
         weak: parameters of the weaker network of autoguidance.
+        weaker: the task of that network; None = `task`.
     """
 
     task: Diffusion
@@ -43,10 +44,11 @@ class Sheet:
     count: int
     batch_size: int = 128
     weak: Any = None
+    weaker: Diffusion | None = None
 
     def draw(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> np.ndarray:
         """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C)."""
-        sampler = self.task.sampler(self.choice, stride)
+        sampler = self.task.sampler(self.choice, stride, self.weaker)
         total, size = len(y), min(self.batch_size, len(y))
         drawn = []
         for first in range(0, total, size):
@@ -88,6 +90,7 @@ def between_images(sheet: Sheet, images: jax.Array) -> np.ndarray:
         )
     if choice.eta > 0:
         raise UserError(f"eta: {choice.eta} adds noise, and an image is encoded without any; set it to 0")
+    sheet.task.check_null("image_to: a way without label")
     sheet = dataclasses.replace(sheet, choice=dataclasses.replace(choice, guidance="classifier_free"))
     null = sheet.task.null
     ends = sheet.task.encoder(sheet.choice)(sheet.params, images, jnp.full(2, null))

@@ -168,13 +168,25 @@ def test_guidance_moves_from_the_weaker_network_of_an_earlier_step_or_another_ru
     assert np.any(drawn("--guidance_scale=3") != plain)
 
 
-def test_a_weaker_network_of_another_shape_or_process_is_refused(
+def test_the_weaker_network_may_be_a_smaller_one(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    smaller = tmp_path / "smaller"
+    done = running.main(smaller, data_dir, "--config.model.depth=1", "--config.steps=20")
+    assert done.returncode == 0, done.stderr
+    common = ("--solver=euler", "--steps=4", "--labels=0,7", "--per_class=2")
+    auto = ("--guidance=autoguidance", "--guidance_scale=2", f"--weak_workdir={smaller}")
+    strong, guided = (inside.arrays(whole_run, tmp_path, *common, *more)[0] for more in (("--guidance_scale=1",), auto))
+    assert np.max(np.abs(guided - strong)) > 5
+
+
+def test_a_weaker_network_of_another_process_or_other_images_is_refused(
     whole_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     auto = ("--guidance=autoguidance", f"--weak_workdir={tmp_path}")
     assert "--weak_workdir" in (said := complaint(whole_run, *auto)) and "holds no run" in said
     saved = json.loads((whole_run / "config.json").read_text())
-    for group, field, value in (("model", "depth", 5), ("process", "name", "edm")):
+    for group, field, value in (("data", "image_size", 16), ("process", "name", "edm")):
         other = {**saved, group: {**saved[group], field: value}}
         (tmp_path / "config.json").write_text(json.dumps(other))
         said = complaint(whole_run, *auto)

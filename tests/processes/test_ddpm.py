@@ -52,6 +52,14 @@ def test_the_cosine_schedule_is_the_squared_cosine_until_beta_is_cut() -> None:
     np.testing.assert_allclose(DDPM(schedule="cosine", beta_end=0.5).betas, np.minimum(process.betas, 0.5))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("steps", [40, 250, 4000])
+def test_fewer_or_more_steps_destroy_as_much_of_an_image_as_a_thousand(schedule: str, steps: int) -> None:
+    left, usual = (DDPM(schedule=schedule, steps=count).alpha(np.asarray([0.3, 1.0])) for count in (steps, 1000))
+    assert left[0] == pytest.approx(usual[0], rel=0.05)
+    assert left[1] < 0.08
+
+
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
 def test_the_ends_of_beta_can_be_chosen(schedule: str) -> None:
     betas = DDPM(schedule=schedule, steps=30, beta_start=0.01, beta_end=0.3).betas
@@ -156,6 +164,13 @@ def test_a_learned_variance_lies_between_the_two_in_the_logarithm() -> None:
     np.testing.assert_array_equal(np.ravel(said.eps), [7, 7])
     assert said.variance is not None
     np.testing.assert_array_equal(np.ravel(said.variance), [0, 1])
+
+
+@pytest.mark.parametrize("share", [-0.4, 0.3, 1.4])
+def test_on_the_step_to_the_data_no_learned_variance_is_left(share: float) -> None:
+    said = Prediction(jnp.zeros(1), jnp.zeros(1), jnp.full(1, share))
+    found = DDPM(variance="learned_range").step_variance(said, jnp.zeros(()), jnp.full((), 1e-4))
+    np.testing.assert_array_equal(found, [0.0])
 
 
 def test_the_variance_of_a_samplers_step_is_the_one_that_is_named() -> None:

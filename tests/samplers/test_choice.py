@@ -224,6 +224,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"guidance": "adaptive_projected", "guidance_interval": (0.1, 0.9)},
         "guidance_interval: belongs to classifier_free and autoguidance, not to adaptive_projected",
     ),
+    *[
+        ({name: 0.5}, f"{name}: belongs to adaptive_projected, not to classifier_free")
+        for name in ("guidance_parallel", "guidance_longest", "guidance_momentum")
+    ],
 ]
 
 

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 
 from archirf_jax.processes.base import Process
-from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.ddpm import DDPM, VARIANCES
 from archirf_jax.processes.edm import EDM
 from archirf_jax.processes.oracles import gaussian, network
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import denoisers, grids
 from archirf_jax.samplers.denoisers import AdaptiveProjectedGuidance, ClassifierGuidance, Denoiser, Inpaint, Network
 from archirf_jax.samplers.guidance import classifier_free
-from archirf_jax.samplers.sample import sample
 from archirf_jax.samplers.solvers.ddim import Ddim
 from archirf_jax.samplers.solvers.ddpm import Ddpm
 from archirf_jax.samplers.solvers.dpmpp_2m import DpmSolver
@@ -122,6 +121,15 @@ def test_a_dynamic_threshold_is_the_quantile_of_each_image_where_that_is_beyond_
     np.testing.assert_array_equal(found[2], images[2])
 
 
+@pytest.mark.parametrize("wrap", [*THRESHOLDS, lambda inner: Inpaint(inner, 0.3 * X[0], np.ones((4, 5, 1)) * 0)])
+def test_at_the_data_itself_the_noise_stays_as_it_was_predicted(wrap: Any) -> None:
+    """The original's grid asks there, where nothing of x is noise."""
+    inner = Network(FLOW, restless(FLOW))
+    plain, changed = ask(inner, t=0.0), ask(wrap(inner), t=0.0)
+    assert np.max(np.abs(changed.x0 - plain.x0)) > 0.1
+    np.testing.assert_array_equal(changed.eps, plain.eps)
+
+
 # --- classifiers
 
 
@@ -176,18 +184,37 @@ def test_a_classifier_pulls_by_its_scale_towards_its_class(scale: float) -> None
 
 
 @pytest.mark.parametrize("process", [FLOW, RectifiedFlow(path="gvp", prediction="x0")])
-def test_of_noise_alone_a_classifier_says_nothing(process: Process) -> None:
-    """And the way from there is finite."""
-    plain = Network(process, network(process, exact.DATA))
-    guided = ClassifierGuidance(plain, classifier(process), 3.0)
-    x, ones = U.reshape(4, *exact.SHAPE), np.ones(4)
-    for one, other in zip(
-        ask(guided, x, ones, np.zeros(4, int))[:2], ask(plain, x, ones, np.zeros(4, int))[:2], strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
-    keys, grid = jax.random.split(jax.random.key(0), 4), grids.make("uniform", process, 5)
-    run = jax.jit(lambda x, y: sample(keys, guided, y, exact.SHAPE, grid=grid, solver=Euler(), start=x))
-    assert np.all(np.isfinite(run(x, np.zeros(4, np.int32))))
+def test_in_noise_alone_a_classifier_leads_to_the_mean_of_its_class(process: Process) -> None:
+    """The limit of sigma^2 / alpha of a gradient that vanishes with alpha."""
+    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    found = ask(guided, U.reshape(4, *exact.SHAPE), np.ones(4), np.asarray([0, 1, 0, 1]))
+    expected = exact.MEANS[[0, 1, 0, 1]]
+    np.testing.assert_allclose(found.x0.reshape(4, 2), expected, atol=5e-3)
+    np.testing.assert_allclose(found.eps.reshape(4, 2), U, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [Heun(), DpmSolver()])
+def test_guided_by_a_classifier_from_pure_noise_a_solver_keeps_its_order(solver: Any) -> None:
+    """On the way to one class it goes where the network of that class would lead it."""
+    of_one = gaussian(exact.MEANS[0].reshape(exact.SHAPE), float(exact.STDS[0]), exact.SHAPE)
+    alone = Network(FLOW, network(FLOW, of_one))
+    guided = ClassifierGuidance(Network(FLOW, network(FLOW, exact.DATA)), classifier(FLOW))
+    grid = grids.make("uniform", FLOW, 12)
+    ends = [exact.walk(solver, denoise, grid, U) for denoise in (guided, alone)]
+    np.testing.assert_allclose(*ends, atol=2e-3)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_ancestral_sampling_with_a_classifier_ends_at_finite_images(variance: str) -> None:
+    """Also where a learned variance leaves the range between its two bounds."""
+    process = DDPM(variance=variance)
+
+    def beyond(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+        return jnp.concatenate([0.1 * x, jnp.full((*x.shape[:-1], process.output_channels(1) - 1), 1.6)], axis=-1)
+
+    grid = grids.make("trailing", process, 4)
+    end = exact.walk(Ddpm(classifier(process), 3.0), Network(process, beyond), grid, U, Z)
+    assert np.all(np.isfinite(end))
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -293,6 +320,12 @@ def test_projected_guidance_moves_across_the_image_and_no_farther_than_it_may(sc
     products = np.sum(update * conditional, axis=(1, 2, 3)) / np.sqrt(np.sum(conditional**2, axis=(1, 2, 3)))
     assert np.all(np.abs(products) < 1e-9 * lengths + 1e-12)
     assert np.all(lengths <= abs(scale - 1) * 0.5 * (1 + 1e-5)) and np.all(lengths > 0.1)
+
+
+def test_projected_guidance_remembers_only_with_momentum() -> None:
+    for momentum, leaves in ((0.0, 0), (0.5, 1)):
+        guided = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 2.0, momentum=momentum)
+        assert len(jax.tree.leaves(guided.init(X))) == leaves
 
 
 def test_projected_guidance_asks_once_about_a_doubled_batch() -> None:

@@ -6,6 +6,7 @@ is a rectified flow, so a solver must go the same way for all of them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ from archirf_jax.processes.edm import EDM
 from archirf_jax.processes.oracles import gaussian, network
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import grids, solvers
-from archirf_jax.samplers.denoisers import AdaptiveProjectedGuidance, Network, StaticClip
+from archirf_jax.samplers.denoisers import AdaptiveProjectedGuidance, Inpaint, Network, StaticClip
 from archirf_jax.samplers.sample import sample
 from archirf_jax.samplers.solvers.ddim import Ddim
 from archirf_jax.samplers.solvers.ddpm import Ddpm
@@ -487,6 +488,20 @@ def silent(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
 
 
 def test_dopri5_refuses_a_denoiser_that_remembers() -> None:
-    guided = StaticClip(AdaptiveProjectedGuidance(FLOW, silent, np.int32(0), 2.0))
+    solver, grid, x = make("dopri5"), grids.make("uniform", FLOW, 1), jnp.zeros((1, *exact.SHAPE))
+    guided = AdaptiveProjectedGuidance(FLOW, silent, np.int32(0), 2.0, momentum=-0.5)
     with pytest.raises(UserError, match="solver: dopri5 .*momentum; use heun"):
-        make("dopri5").init(guided, grids.make("uniform", FLOW, 1), jnp.zeros((1, *exact.SHAPE)))
+        solver.init(StaticClip(guided), grid, x)
+    solver.init(StaticClip(dataclasses.replace(guided, momentum=0.0)), grid, x)
+
+
+def test_dopri5_refuses_known_pixels_that_differ_from_image_to_image() -> None:
+    many = jnp.zeros((6, *exact.SHAPE))
+    for known, refused in ((many, True), (many[0], False)):
+        denoise = Inpaint(perfect(FLOW), known, jnp.zeros(exact.SHAPE))
+        step = functools.partial(exact.walk, make("dopri5"), denoise, exact.even(FLOW, 1, 0.9, 0.1), U)
+        if refused:
+            with pytest.raises(UserError, match="solver: dopri5 .*use heun"):
+                step()
+        else:
+            assert np.all(np.isfinite(step()))

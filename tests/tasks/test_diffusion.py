@@ -167,3 +167,11 @@ def test_a_learned_uncertainty_changes_no_first_loss_and_moves_with_every_step()
     after, metrics = jax.jit(lambda state: uncertain.step(state, BATCH, key))(states[1])
     np.testing.assert_allclose(metrics["loss"], first, rtol=1e-6)
     assert np.all(np.asarray(after.params["weight"]) != 0)
+
+
+def test_guidance_by_a_label_that_was_never_trained_is_refused() -> None:
+    said = complaint(process__condition_dropout=0.0)
+    assert said.startswith("config.sample.guidance_scale: 1.5 ") and "config.process.condition_dropout is 0" in said
+    unguided = Diffusion(config(process__condition_dropout=0.0, sample__guidance_scale=1.0))
+    with pytest.raises(UserError, match="guidance_scale: 3 .*condition_dropout is 0"):
+        unguided.sampler(dataclasses.replace(unguided.choice, guidance="adaptive_projected", guidance_scale=3.0))

@@ -54,6 +54,8 @@ class Dopri5:
             time = time_of(process, tau, t)
             scale = process.alpha(time) + process.sigma(time)
             prediction, _ = denoise(scale * x[None], time, y, ())
+            if len(prediction.x0) != 1:
+                raise UserError("solver: dopri5 takes each image apart, so known pixels must be those of all; use heun")
             return velocity(prediction)[0]
 
         def solve(x: jax.Array, y: Any) -> jax.Array:
