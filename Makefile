@@ -1,10 +1,10 @@
-# make demo: environment, data, a trained model and its pictures.   make test: the same environment, then every test.
+# make demo: environment, data, a trained model and its pictures.   make test: the same environment, then the tests.
 VENV   ?= .venv
 RUN    := runs/dit_rf
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print("$(name)")' 2>/dev/null)))
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast lint data-openmoji clean
+.PHONY: demo test test-slow lint data-openmoji clean
 
 demo: $(VENV)/.requirements
 	$(BIN)/python -m archirf_jax.prepare_data --name=digits
@@ -15,10 +15,10 @@ demo: $(VENV)/.requirements
 	@echo "  $(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --solver=dpmpp_2m --steps=20 --guidance_scale=1.5 --seed=0 --out=samples.png"
 
 test: $(VENV)/.requirements-dev
-	$(BIN)/python -m pytest -n 2
-
-test-fast: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.requirements-dev
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.requirements-dev
 	$(BIN)/ruff check .

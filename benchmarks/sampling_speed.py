@@ -1,14 +1,16 @@
 """python -m benchmarks.sampling_speed [--rounds=7] [--out=FILE]: what the sampler costs beside its network.
 
-Seconds of an evaluation inside the compiled sampler over those of the bare jitted network, for a batch of 64 and 50
-steps of each solver, in alternating pairs; and how many programs were compiled. The network is the digits' DiT, the
-smallest there is, so its cost hides the least.
+Seconds of an evaluation inside the compiled sampler over those of the bare jitted network, called as often, and over
+those of a compiled loop of nothing but the network at changing times, which has no calls to pay for; for a batch of 64
+and 50 steps of each solver, in alternating rounds. And how many programs were compiled for two seeds and other labels.
+The network is the digits' DiT, the smallest there is, so its cost hides the least.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -37,6 +39,11 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
+def repeated(run: Callable[[], Any], calls: int) -> Any:
+    """The last of so many answers."""
+    return [run() for _ in range(calls)][-1]
+
+
 def main() -> int:
     """Measure, print, and with --out write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -51,32 +58,35 @@ def main() -> int:
     x, t = jnp.zeros((BATCH, *task.image_shape)), jnp.full(BATCH, 500.0)
     network = jax.jit(lambda params, x, t, y: task.model_fn(params)(x, t, y))
     table: dict[str, dict[str, Any]] = {}
+    print(f"{'':15}{'calls':>5}{'bare':>9}    over bare  loop  programs")
     for solver in SOLVERS:
         grid = "karras" if solver == "edm" else "uniform"
         choice = dataclasses.replace(Choice(), solver=solver, grid=grid, steps=STEPS)
         sampler: Any = task.sampler(choice)
         calls = evaluations(solver, STEPS)
 
-        def bare(calls: int = calls) -> Any:
-            return [network(params, x, t, labels) for _ in range(calls)][-1]
+        other = sampler(params, jax.random.split(jax.random.key(2), BATCH), labels + 1)
 
-        def whole(sampler: Any = sampler) -> Any:
-            return sampler(params, keys, labels)
+        @jax.jit
+        def loop(params: Any, x: jax.Array, calls: int = calls) -> jax.Array:
+            model_fn = task.model_fn(params)
+            return jax.lax.fori_loop(0, calls, lambda i, x: model_fn(x, jnp.full(BATCH, 1.0 * i), labels), x)
 
-        for run in (bare, whole):
-            jax.block_until_ready(run())
-        pairs = [(seconds(bare), seconds(whole)) for _ in range(args.rounds)]
-        table[solver] = {
-            "evaluations": calls,
-            "bare_milliseconds": 1000 * statistics.median(pair[0] for pair in pairs) / calls,
-            "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
-            "ratios": [pair[1] / pair[0] for pair in pairs],
-            "programs": sampler._cache_size(),
+        runs: dict[str, Callable[[], Any]] = {
+            "bare": functools.partial(repeated, functools.partial(network, params, x, t, labels), calls),
+            "loop": functools.partial(loop, params, x),
+            "sampler": functools.partial(sampler, params, keys, labels),
         }
-        print(
-            "{0:15} {evaluations:4} {bare_milliseconds:8.3f} ms  {ratio:.3f}".format(solver, **table[solver]),
-            flush=True,
-        )
+        jax.block_until_ready([other, *(run() for run in runs.values())])
+        rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(args.rounds)]
+        table[solver] = {"evaluations": calls, "programs": sampler._cache_size()}
+        for name in runs:
+            table[solver][f"{name}_milliseconds"] = 1000 * statistics.median(each[name] for each in rounds) / calls
+        for name in ("bare", "loop"):
+            ratios = [each["sampler"] / each[name] for each in rounds]
+            table[solver] |= {f"over_{name}": statistics.median(ratios), f"over_{name}_each": ratios}
+        form = "{0:15} {evaluations:4} {bare_milliseconds:8.3f} ms  {over_bare:.3f}  {over_loop:.3f}  {programs}"
+        print(form.format(solver, **table[solver]), flush=True)
     if args.out:
         args.out.write_text(
             json.dumps(describe() | {"batch": BATCH, "steps": STEPS, "solvers": table}, indent=1) + "\n"

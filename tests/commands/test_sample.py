@@ -135,9 +135,10 @@ def chosen(own: Choice, **given: str) -> Choice:
 def test_every_flag_sets_its_field_and_no_other() -> None:
     assert set(FIELDS) == set(command.CHOICE) == {*Choice.__dataclass_fields__} - {"strength"}
     assert chosen(Choice()) == Choice()
+    projected = Choice(guidance="adaptive_projected")
     for name, (text, value) in FIELDS.items():
-        expected = {**vars(Choice()), name: value}
-        assert vars(chosen(Choice(), **{name: text})) == expected
+        own = projected if name in ("guidance_parallel", "guidance_longest", "guidance_momentum") else Choice()
+        assert vars(chosen(own, **{name: text})) == {**vars(own), name: value}
 
 
 def test_options_stay_with_the_solver_grid_and_guidance_they_were_made_for() -> None:
