@@ -47,15 +47,23 @@ class Sheet:
     weaker: Diffusion | None = None
 
     def draw(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> np.ndarray:
-        """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C)."""
+        """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C).
+
+        Raises:
+            UserError: a picture with nan or infinity.
+        """
         sampler = self.task.sampler(self.choice, stride, self.weaker)
         total, size = len(y), min(self.batch_size, len(y))
         drawn = []
         for first in range(0, total, size):
             part = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
             start = None if inputs.start is None else inputs.start[part]
-            images = sampler(self.params, keys[part], y[part], inputs._replace(start=start, weak=self.weak))
-            drawn.append(to_uint8(np.asarray(images)))
+            images = np.asarray(sampler(self.params, keys[part], y[part], inputs._replace(start=start, weak=self.weak)))
+            if not np.all(np.isfinite(images)):
+                raise UserError(
+                    "the pictures hold nan or infinity; try a lower --guidance_scale or another --solver or --step"
+                )
+            drawn.append(to_uint8(images))
         whole = np.concatenate(drawn, axis=-4)[..., :total, :, :, :]
         return whole.reshape(*whole.shape[:-4], -1, self.count, *self.task.image_shape)
 

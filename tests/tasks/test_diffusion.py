@@ -14,6 +14,7 @@ import pytest
 
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
+from archirf_jax.tasks import edits
 from archirf_jax.tasks.diffusion import Diffusion, class_grid
 from archirf_jax.training.state import TrainState, purpose_key
 from configs import dit_ddpm, dit_edm, dit_rf
@@ -175,3 +176,14 @@ def test_guidance_by_a_label_that_was_never_trained_is_refused() -> None:
     unguided = Diffusion(config(process__condition_dropout=0.0, sample__guidance_scale=1.0))
     with pytest.raises(UserError, match="guidance_scale: 3 .*condition_dropout is 0"):
         unguided.sampler(dataclasses.replace(unguided.choice, guidance="adaptive_projected", guidance_scale=3.0))
+
+
+def test_pictures_that_are_no_numbers_are_not_handed_out_as_black(task: Diffusion, state: TrainState) -> None:
+    broken = jax.tree.map(lambda p: p * np.nan, state.ema)
+    for params in (state.ema, broken):
+        sheet = edits.Sheet(task, params, task.choice, purpose_key(0, "sample"), [0, 2], 2)
+        if params is broken:
+            with pytest.raises(UserError, match="nan or infinity; try a lower --guidance_scale"):
+                edits.plain(sheet)
+        else:
+            assert edits.plain(sheet).shape == (2, 2, 8, 8, 1)
