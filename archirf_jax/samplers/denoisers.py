@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from archirf_jax.processes.base import ModelFn, Prediction, Process, expand
 
-NOISIEST = 1e3  # sigma / alpha up to which a classifier is asked
+NOISIEST = 1e3  # sigma / alpha that stands for pure noise where its limit is wanted
 # x (B, H, W, C), network time (B,), y -> log p(y | x_t) (B,).
 LogProbability = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
@@ -140,7 +140,8 @@ class ClassifierGuidance(Wrapper):
 
     def change(self, prediction: Prediction, x: jax.Array, t: jax.Array, y: Any) -> Prediction:
         """Noise and image moved."""
-        asked = jnp.minimum(t, self.process.time_of_ratio(jnp.asarray(NOISIEST, x.dtype)))
+        nearly = self.process.time_of_ratio(jnp.asarray(NOISIEST, x.dtype))
+        asked = jnp.where(self.process.alpha(t) > 0, t, nearly.astype(t.dtype))
         alpha, sigma = expand(self.process.alpha(asked), x), expand(self.process.sigma(asked), x)
         moved = self.scale * sigma**2 / alpha * classifier_gradient(self.process, self.log_p, x, asked, y)
         return with_x0(self.process, prediction, prediction.x0 + moved, x, t)

@@ -17,8 +17,8 @@
 # linear betas, learned variance) and once as rectified flow (`configs/dit_rf.py`: velocity prediction, logit-normal
 # times). Which is better, after how much training, and with how many network evaluations an image?
 #
-# Run it from the root of the repository: as a script (`python -m experiments.ddpm_vs_rf.ddpm_vs_rf`) or as a notebook
-# (`jupytext --to ipynb experiments/ddpm_vs_rf/ddpm_vs_rf.py`).
+# Run it from the root of the repository as a script, `python -m experiments.ddpm_vs_rf.ddpm_vs_rf`, or as a notebook,
+# made by `jupytext --to ipynb experiments/ddpm_vs_rf/ddpm_vs_rf.py`.
 
 # %%
 import json
@@ -26,6 +26,10 @@ import os
 import pathlib
 import subprocess
 import sys
+
+if pathlib.Path.cwd().name == "ddpm_vs_rf":  # where a notebook starts
+    os.chdir("../..")
+sys.path.insert(0, os.getcwd())
 
 import jax.numpy as jnp
 import matplotlib
