@@ -19,8 +19,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.name = "ddpm"
         process.schedule = "linear"  # of beta: linear, scaled_linear or cosine
         process.steps = 1000  # T
-        process.beta_start = 0.0  # first beta; 0 = the schedule's published one
-        process.beta_end = 0.0  # last beta; 0 = the schedule's published one
+        process.beta_start = 0.0  # first beta; 0 = the schedule's published one, times 1000 / T
+        process.beta_end = 0.0  # last beta; 0 = the schedule's published one, times 1000 / T
         process.prediction = "eps"  # what the network learns: eps, x0 or v
         process.variance = "learned_range"  # of ancestral steps: fixed_small, fixed_large or learned_range
         process.likelihood = "exact"  # of 8-bit images in the bound: exact, or adm for the published approximation
