@@ -193,6 +193,15 @@ def test_in_noise_alone_a_classifier_leads_to_the_mean_of_its_class(process: Pro
     np.testing.assert_allclose(found.eps.reshape(4, 2), U, atol=1e-12)
 
 
+def test_where_next_to_nothing_of_the_image_is_left_a_classifier_is_still_exact() -> None:
+    """The cosine schedule ends at sigma / alpha = 20,000, which is no pure noise."""
+    process, t = DDPM(schedule="cosine"), np.ones(4)
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    found = ask(guided, U.reshape(4, *exact.SHAPE), t, np.zeros(4, int))
+    np.testing.assert_allclose(found.x0.reshape(4, 2), of_class(U, 0, alpha, sigma), atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", [Heun(), DpmSolver()])
 def test_guided_by_a_classifier_from_pure_noise_a_solver_keeps_its_order(solver: Any) -> None:
     """On the way to one class it goes where the network of that class would lead it."""
