@@ -15,6 +15,7 @@ from archirf_jax.data.pipeline import load, make_feed
 from archirf_jax.errors import UserError
 from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
+from archirf_jax.tasks.building import resolve_class_embeddings
 from archirf_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     configuration.check(config)
     dataset = load(config.data)
     configuration.resolve_classes(config, len(dataset.source.class_names))
+    resolve_class_embeddings(config)
     task = registry.build(tasks, "config.task", config.task, {"config": config})
     feed = make_feed(dataset, config)
     configuration.claim(config, workdir)

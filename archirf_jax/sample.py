@@ -23,7 +23,8 @@ from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.tasks import edits
-from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.classifier import Classifier
+from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
@@ -54,10 +55,15 @@ CHOICE = {
     "guidance_parallel": flags.DEFINE_float("guidance_parallel", None, "adaptive_projected: share along the image"),
     "guidance_longest": flags.DEFINE_float("guidance_longest", None, "adaptive_projected: length to cut to; 0 = never"),
     "guidance_momentum": flags.DEFINE_float("guidance_momentum", None, "adaptive_projected: weight of the past"),
+    "classifier_scale": flags.DEFINE_float("classifier_scale", None, "of the gradient of --classifier", lower_bound=0),
     "threshold": flags.DEFINE_string("threshold", None, "none, static or dynamic"),
 }
 WEAK_WORKDIR = flags.DEFINE_string("weak_workdir", None, "autoguidance: run of the weaker network; default: this run")
 WEAK_STEP = flags.DEFINE_integer("weak_step", None, "autoguidance: its checkpoint")
+CLASSIFIER = flags.DEFINE_string("classifier", None, "guide by the noisy classifier of this run")
+CONDITIONS = flags.DEFINE_string(
+    "conditions", None, ".npz of what a network takes beside labels, such as tokens and pooled; --labels are its rows"
+)
 
 TO_SEED = flags.DEFINE_integer(
     "to_seed", None, "go from the noise of --seed to that of this one", lower_bound=0, upper_bound=2**31 - 1
@@ -67,6 +73,11 @@ IMAGE_TO = flags.DEFINE_string("image_to", None, "go from --image to this pictur
 STRENGTH = flags.DEFINE_float("strength", None, "how much of --image becomes noise, above 0 to 1; default 0.6")
 MASK = flags.DEFINE_string("mask", None, "fill the white part of this picture, or left, right, top, bottom of --image")
 
+# Fields of the process and data in which a second run may differ.
+DIFFERING = {
+    "weak_workdir": (),
+    "classifier": ("process.condition_dropout", "process.variance", "process.bound_weight", "process.likelihood"),
+}
 FORMATS = (".png", ".gif", ".npz")
 HALVES = ("left", "right", "top", "bottom")
 # What a choice brings with it: what the run set for its own does not follow to another.
@@ -125,6 +136,8 @@ def check_flags() -> None:
         raise UserError("--stride: belongs to an --out that ends in .gif, without --image and --to_seed; leave it out")
     if (WEAK_WORKDIR.value, WEAK_STEP.value) != (None, None) and CHOICE["guidance"].value != "autoguidance":
         raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
+    if CHOICE["classifier_scale"].value is not None and CLASSIFIER.value is None:
+        raise UserError("--classifier_scale: needs a classifier; name its run by --classifier")
 
 
 def chosen(task: Diffusion) -> Choice:
@@ -144,14 +157,15 @@ def chosen(task: Diffusion) -> Choice:
     return dataclasses.replace(task.choice, **given)
 
 
-def restore(workdir: pathlib.Path, task: Diffusion, step: int | None, weak: str = "") -> tuple[int, Any]:
-    """(step, EMA parameters) of a run."""
+def restore(workdir: pathlib.Path, task: Diffusion | Classifier, step: int | None, flag: str = "") -> tuple[int, Any]:
+    """(step, EMA parameters) of a run, which flags called --`flag`workdir or --`flag`step, or --`flag`, named."""
     like = jax.eval_shape(task.init_params, jax.random.key(0))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like)
     try:
         return Checkpoints(workdir / "checkpoints").restore_ema(like, step)
     except UserError as e:
-        raise UserError(f"--{weak}{'workdir' if step is None else 'step'}: {e}") from e
+        named = flag if flag == "classifier" else f"{flag}{'workdir' if step is None else 'step'}"
+        raise UserError(f"--{named}: {e}") from e
 
 
 def weaker(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> tuple[Any, Diffusion]:
@@ -159,17 +173,68 @@ def weaker(workdir: pathlib.Path, task: Diffusion, choice: Choice) -> tuple[Any,
     if choice.guidance != "autoguidance" or (WEAK_WORKDIR.value, WEAK_STEP.value) == (None, None):
         return None, task
     place = pathlib.Path(WEAK_WORKDIR.value).expanduser() if WEAK_WORKDIR.value else workdir
-    config = configuration.load(place, "weak_workdir")
+    other: Diffusion = beside(workdir, place, "weak_workdir")
+    return restore(place, other, WEAK_STEP.value, "weak_")[1], other
+
+
+def judge(workdir: pathlib.Path) -> tuple[Any, Classifier | None]:
+    """Parameters and task of the classifier that guides, if one does."""
+    if CLASSIFIER.value is None:
+        return None, None
+    place = pathlib.Path(CLASSIFIER.value).expanduser()
+    other = beside(workdir, place, "classifier")
+    if not isinstance(other, Classifier):
+        raise UserError(f"--classifier: {str(place)!r} is no classifier's run; train one by configs/adm_classifier.py")
+    return restore(place, other, None, "classifier")[1], other
+
+
+def beside(workdir: pathlib.Path, place: pathlib.Path, flag: str) -> Any:
+    """The task of a second run, which must be about the same noise, classes and images.
+
+    Raises:
+        UserError: they differ.
+    """
+    config = configuration.load(place, flag)
     ours, theirs = (dict(configuration.leaves(each)) for each in (configuration.load(workdir), config))
     for name in sorted(ours.keys() | theirs.keys()):
         same = name.startswith("process.") or name in ("data.num_classes", "data.channels", "data.image_size")
-        if same and ours.get(name) != theirs.get(name):
+        if same and name not in DIFFERING[flag] and ours.get(name) != theirs.get(name):
             raise UserError(
-                f"--weak_workdir: {str(place)!r} must have the process, classes and image size of --workdir, "
+                f"--{flag}: {str(place)!r} must have the process, classes and image size of --workdir, "
                 f"but config.{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
             )
-    other: Diffusion = registry.build(tasks, "config.task", config.task, {"config": config})
-    return restore(place, other, WEAK_STEP.value, "weak_")[1], other
+    return registry.build(tasks, "config.task", config.task, {"config": config})
+
+
+def conditions(task: Diffusion, choice: Choice) -> Inputs:
+    """What a network takes beside labels, from the file of --conditions: its arrays, and null_... for those without.
+
+    Raises:
+        UserError: the network takes no such thing, none is given, or it has another shape.
+    """
+    names = sorted(task.example) if task.takes_conditions else []
+    if not names and CONDITIONS.value is None:
+        return NOTHING
+    if not names or CONDITIONS.value is None:
+        what = f"needs {', '.join(names)}; give an .npz file" if names else "takes labels alone; leave it out"
+        raise UserError(f"--conditions: this network {what}")
+    try:
+        with np.load(pathlib.Path(CONDITIONS.value).expanduser(), allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+        rows = {name: jnp.asarray(found[name]).astype(leaf.dtype) for name, leaf in task.example.items()}
+    except (OSError, ValueError, KeyError, EOFError, AttributeError) as e:
+        raise UserError(f"--conditions: {CONDITIONS.value!r} is no .npz file with {', '.join(names)}: {e}") from e
+    if len({len(table) for table in rows.values()}) != 1 or not len(rows[names[0]]):
+        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items())
+        raise UserError(f"--conditions: {CONDITIONS.value!r} must have equally many rows of each, not {counts}")
+    absent = [f"null_{name}" for name in names if f"null_{name}" not in found]
+    if absent and choice.asks_null():
+        raise UserError(
+            f"--conditions: guidance needs {', '.join(absent)} beside the rows, shaped like one row; add them, or "
+            "sample with --guidance_scale=1"
+        )
+    null = {name: jnp.asarray(found.get(f"null_{name}", jnp.zeros_like(table[0]))) for name, table in rows.items()}
+    return NOTHING._replace(conditions=rows, null=null)
 
 
 def picture(flag: str, value: str, config: Any) -> jax.Array:
@@ -238,14 +303,24 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out: {str(out)!r} must end in one of {', '.join(FORMATS)}")
     check_flags()
     config = configuration.load(workdir)
-    labels = parse_labels(LABELS.value, config.data.num_classes)
     task = registry.build(tasks, "config.task", config.task, {"config": config})
+    if not isinstance(task, Diffusion):
+        raise UserError(f"--workdir: {str(workdir)!r} is the run of a {config.task}, which draws no pictures")
+    if config.data.channels not in edits.PICTURES and out.suffix != ".npz":
+        raise UserError(
+            f"--out: {config.data.channels} channels are no picture; write them to a file that ends in .npz"
+        )
     try:
         choice = chosen(task)
         step, params = restore(workdir, task, STEP.value)
-        key = purpose_key(SEED.value, "sample")
-        more = weaker(workdir, task, choice)
-        sheet = edits.Sheet(task, params, choice, key, labels, PER_CLASS.value, BATCH_SIZE.value, *more)
+        key, given = purpose_key(SEED.value, "sample"), conditions(task, choice)
+        rows = config.data.num_classes if given is NOTHING else len(jax.tree.leaves(given.conditions)[0])
+        labels = parse_labels(LABELS.value, rows)
+        (weak, weak_task), (classifier, judging) = weaker(workdir, task, choice), judge(workdir)
+        given = given._replace(weak=weak, classifier=classifier)
+        log_p = judging.log_p if judging else None
+        shape = (PER_CLASS.value, BATCH_SIZE.value)
+        sheet = edits.Sheet(task, params, choice, key, labels, *shape, given, weak_task, log_p)
         pixels = draw(sheet, config)
     except UserError as e:
         raise as_flag(e) from e

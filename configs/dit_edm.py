@@ -25,6 +25,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.log_std = 1.2  # standard deviation of ln(sigma) in training
         process.time_scale = 250.0  # the network is told time_scale ln(sigma) / 4
         process.uncertainty = False  # learn the expected loss of each sigma, which then weighs them (EDM2)
+        process.uncertainty_channels = 128  # random features of sigma that it is a function of
         process.condition_dropout = default.get_config().process.condition_dropout
         config.sample.solver = "edm"
         config.sample.grid = "karras"

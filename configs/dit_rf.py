@@ -70,6 +70,7 @@ VARIANTS = {
             "steps": 400_000,
             "batch_size": 256,
             "model.dtype": "bfloat16",
+            "model.scan": True,
             "checkpoint.every_steps": 5000,
             "sample.every_steps": 10_000,
         },
@@ -84,6 +85,18 @@ def get_config(variant: str = "digits") -> ConfigDict:
     preset, changes = VARIANTS[variant]
     config = default.get_config()
     with config.unlocked():
-        config.model.update(PRESETS[preset], mlp_ratio=4.0, learn_sigma=False, dtype="float32")
+        config.model.update(PRESETS[preset])
+        model = config.model
+        model.conditioning = "adaln_zero"  # how blocks are told time and label: adaln_zero, adaln, cross_attention, ...
+        model.registers = 4  # learned tokens beside the image's
+        model.qk_norm = "rms"  # norm of queries and keys: "" for none, rms or layer
+        model.positions = "sincos"  # sincos, learned or rotary
+        model.position_size = 0  # side of a learned table of positions, in patches
+        model.mlp = "gelu"  # gelu or swiglu
+        model.mlp_ratio = 4.0  # width of its hidden layer over hidden_size
+        model.learn_sigma = False  # answer twice the channels, for a process that learns the variance
+        model.remat = False  # compute activations again instead of keeping them
+        model.scan = False  # compile one block for all
+        model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.update_from_flattened_dict(changes)
     return config

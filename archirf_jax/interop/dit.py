@@ -1,68 +1,95 @@
-"""Names and layouts of the published DiT weights: facebookresearch/DiT `state_dict` -> parameters of `models.dit`."""
+"""facebookresearch/DiT: names, layouts and hyper-parameters of the published class-conditional DiT."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-State = Mapping[str, np.ndarray]
+from archirf_jax.errors import UserError
+from archirf_jax.interop.weights import LINEAR, SAME, Layout, Path, Rename, Shapes, count, numbered, patches, ratio
+from archirf_jax.models.dit import PRESETS, DiT
+from archirf_jax.models.layers import sincos_positions_2d
 
-# Ours -> theirs; linear layers are (in, out) here and (out, in) there.
-BLOCK_LAYERS: dict[tuple[str, ...], str] = {
-    ("attention", "qkv"): "attn.qkv",
+POSITIONS = "pos_embed"  # fixed, hence no parameter of ours: (1, N, D)
+# Peebles & Xie 2022, Table 1: heads by (width, depth); and what all published weights are for.
+HEADS = {(fields["hidden_size"], fields["depth"]): fields["num_heads"] for fields in PRESETS.values()}
+# Fields that the tensors' names do not show.
+PUBLISHED = dict(conditioning="adaln_zero", positions="sincos")
+
+NAMES = {
+    ("patch_embedding",): "x_embedder.proj",
+    ("time_embedding", "hidden"): "t_embedder.mlp.0",
+    ("time_embedding", "out"): "t_embedder.mlp.2",
+    ("label_embedding",): "y_embedder.embedding_table",
+    ("final_layer", "modulation"): "final_layer.adaLN_modulation.1",
+    ("final_layer", "linear"): "final_layer.linear",
+    ("attention", "project", "qkv"): "attn.qkv",
     ("attention", "out"): "attn.proj",
     ("mlp", "hidden"): "mlp.fc1",
     ("mlp", "out"): "mlp.fc2",
     ("modulation",): "adaLN_modulation.1",
 }
-OUTER_LAYERS: dict[tuple[str, ...], str] = {
-    ("time_embedding", "hidden"): "t_embedder.mlp.0",
-    ("time_embedding", "out"): "t_embedder.mlp.2",
-    ("final_layer", "modulation"): "final_layer.adaLN_modulation.1",
-    ("final_layer", "linear"): "final_layer.linear",
-}
 
 
-def params_from_state_dict(state: State, num_classes: int) -> dict[str, Any]:
-    """Parameters of `DiT` from a published `state_dict`.
-
-    Args:
-        state: tensor name -> array; a stored position table is ignored, since it is fixed.
-        num_classes: labels of the model. A model trained without dropped labels has no null row: it becomes zeros.
-
-    Returns:
-        The tree `DiT.init(...)["params"]` would have.
+def rename(model: DiT) -> Rename:
+    """Where the parameters of `model` (adaln_zero, no registers, fixed positions) lie in the published weights.
 
     Raises:
-        KeyError: a tensor is missing.
+        UserError: the model's parameters are named alike, but it computes something else than the published network.
     """
-    numbers = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
-    depth = 1 + max(numbers, default=-1)
-    params: dict[str, Any] = {}
-    for path, name in OUTER_LAYERS.items():
-        _put(params, path, _linear(state, name))
-    for i in range(depth):
-        for path, name in BLOCK_LAYERS.items():
-            _put(params, (f"block_{i}", *path), _linear(state, f"blocks.{i}.{name}"))
+    for field, published in PUBLISHED.items():
+        if getattr(model, field) != published:
+            raise UserError(
+                f"config.model.{field}: {getattr(model, field)!r}, but the published network has {published!r}"
+            )
 
-    kernel = state["x_embedder.proj.weight"]  # (D, C, p, p): a convolution whose stride is its size
-    patches = kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])  # (p*p*C, D)
-    params["patch_embedding"] = {"kernel": patches, "bias": state["x_embedder.proj.bias"]}
+    def of(path: Path) -> tuple[str, Layout]:
+        *layer, leaf = path
+        block = numbered(path[0], "block")
+        name = NAMES[tuple(layer)] if block is None else f"blocks.{block}.{NAMES[tuple(layer[1:])]}"
+        if leaf == "kernel":
+            return f"{name}.weight", patches(model.patch_size) if layer == ["patch_embedding"] else LINEAR
+        return f"{name}.{'bias' if leaf == 'bias' else 'weight'}", SAME
 
-    labels = state["y_embedder.embedding_table.weight"]
-    padding = np.zeros((num_classes + 1 - len(labels), labels.shape[1]), labels.dtype)
-    params["label_embedding"] = {"embedding": np.concatenate([labels, padding])}
-    return params
+    return of
 
 
-def _linear(state: State, name: str) -> dict[str, np.ndarray]:
-    return {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}
+def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the model, from shapes and, for what they do not tell, from hints.
+
+    Args:
+        shapes: published name -> shape.
+        hints: may hold num_heads and num_classes (where labels are not followed by a null label).
+
+    Raises:
+        UserError: shapes and hints do not tell.
+    """
+    width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
+    rows = shapes.get("y_embedder.embedding_table.weight", (1, 0))[0]
+    depth = count(shapes, r"blocks\.(\d+)\.")
+    num_heads = hints.get("num_heads") or HEADS.get((width, depth))
+    if not num_heads:
+        raise UserError(
+            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published and do not tell the "
+            "number of attention heads; give --num_heads"
+        )
+    classes = hints.get("num_classes") or rows - 1
+    out = shapes.get("final_layer.linear.weight", (0, 0))[0]
+    return dict(
+        num_classes=classes,
+        null_label=rows > classes,
+        patch_size=patch,
+        hidden_size=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=ratio(shapes.get("blocks.0.mlp.fc1.weight", (4 * width, 0))[0], width),
+        learn_sigma=out == 2 * channels * patch**2,
+    )
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
+def constants(model: DiT, image_size: int) -> dict[str, np.ndarray]:
+    """The fixed table of positions of a square image, which the published weights hold."""
+    side = image_size // model.patch_size
+    return {POSITIONS: np.asarray(sincos_positions_2d(side, side, model.hidden_size))[None]}

@@ -1,19 +1,29 @@
-"""DiT with adaLN-Zero blocks (Peebles & Xie 2022, "Scalable Diffusion Models with Transformers", Sec. 3.2, Fig. 3).
+"""DiT (Peebles & Xie 2022, "Scalable Diffusion Models with Transformers", Sec. 3.2, Fig. 3) in its four designs.
 
-An image becomes patches, patches become tokens, a transformer whose norms are modulated by time and label runs over
-them, and a linear layer turns each token back into a patch. The final layer and every gate start at zero: the
-network's output is exactly 0 at initialisation and every block is the identity.
+An image becomes patches, patches become tokens, a transformer that is told time and label runs over them, and a linear
+layer turns each token back into a patch. The designs differ in how time and label are told:
+
+    adaln_zero       norms shifted and scaled by them, every branch behind a gate that starts at zero
+    adaln            the same without gates
+    cross_attention  time and label are a sequence of two, which every block attends to
+    in_context       time and label are two tokens more
+
+The final layer starts at zero: the network's output is exactly 0 at initialisation. With adaln_zero every block is the
+identity then.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+import numpy as np
 
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import attention, layers
 
 # Peebles & Xie 2022, Table 1: width, depth and heads; "tiny" is this project's own, for 8x8 digits on a CPU.
 SIZES = {
@@ -24,41 +34,60 @@ SIZES = {
     "XL": dict(hidden_size=1152, depth=28, num_heads=16),
 }
 PRESETS = {f"{size}/{patch}": SIZES[size] | dict(patch_size=patch) for size in SIZES for patch in (2, 4, 8)}
+MODULATIONS = {"adaln_zero": 3, "adaln": 2, "cross_attention": 0, "in_context": 0}  # vectors a branch takes
+POSITIONS = ("sincos", "learned", "rotary")
+Branch = Callable[[jax.Array], jax.Array]
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each between an adaptive norm and a gate that starts at zero (adaLN-Zero)."""
+    """Attention and MLP, each on its own sum with its input; attributes as in `DiT`."""
 
     num_heads: int
+    conditioning: str = "adaln_zero"
     mlp_ratio: float = 4.0
+    mlp: str = "gelu"
+    qk_norm: str = ""
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens x (B, N, D) and condition c (B, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, c: jax.Array, angles: jax.Array | None = None) -> jax.Array:
+        """Tokens x (B, N, D), condition c ((B, D), or (B, 2, D) to attend to), rotary angles -> (B, N, D)."""
         width = x.shape[-1]
-        norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
-        modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=layers.zeros, name="modulation")(nn.silu(c))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
+        attend = attention.SelfAttention(self.num_heads, self.dtype, self.qk_norm, name="attention")
+        branches: dict[str, Branch] = {"attention": lambda h: attend(h, angles)}
+        if self.conditioning == "cross_attention":
+            cross = attention.CrossAttention(self.num_heads, self.dtype, self.qk_norm, name="cross_attention")
+            branches["cross_attention"] = lambda h: cross(h, c)
+        branches["mlp"] = layers.Mlp(int(width * self.mlp_ratio), self.dtype, self.mlp, name="mlp")
 
-        h = layers.modulate(norm(x), shift_a, scale_a).astype(self.dtype)
-        x = x + gate_a[:, None] * layers.SelfAttention(self.num_heads, self.dtype, name="attention")(h)
-        h = layers.modulate(norm(x), shift_m, scale_m).astype(self.dtype)
-        return x + gate_m[:, None] * layers.Mlp(int(width * self.mlp_ratio), self.dtype, name="mlp")(h)
+        vectors = MODULATIONS[self.conditioning]
+        if not vectors:
+            for name, branch in branches.items():
+                norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=f"{name}_norm")
+                x = x + branch(norm(x).astype(self.dtype))
+            return x
+        dense = nn.Dense(2 * vectors * width, dtype=self.dtype, kernel_init=layers.zeros, name="modulation")
+        for branch, modulation in zip(branches.values(), jnp.split(dense(nn.silu(c)), 2, axis=-1), strict=True):
+            shift, scale, *gate = jnp.split(modulation, vectors, axis=-1)
+            h = branch(layers.modulate(layers.layer_normalized(x), shift, scale).astype(self.dtype))
+            x = x + (gate[0][:, None] * h if gate else h)
+        return x
 
 
 class FinalLayer(nn.Module):
-    """Adaptive norm and a zero-initialised linear map to patches, in float32."""
+    """Norm, adaptive where there is a condition, and a zero-initialised linear map to patches; in float32."""
 
     out_features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens x (B, N, D) and condition c (B, D) -> (B, N, out_features)."""
+    def __call__(self, x: jax.Array, c: jax.Array | None) -> jax.Array:
+        """Tokens x (B, N, D), condition c (B, D) or none -> (B, N, out_features)."""
+        linear = nn.Dense(self.out_features, kernel_init=layers.zeros, name="linear")
+        if c is None:
+            return linear(nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x))
         modulation = nn.Dense(2 * x.shape[-1], kernel_init=layers.zeros, name="modulation")(nn.silu(c))
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)(x)
-        return nn.Dense(self.out_features, kernel_init=layers.zeros, name="linear")(layers.modulate(h, shift, scale))
+        return linear(layers.modulate(layers.layer_normalized(x), shift, scale))
 
 
 class DiT(nn.Module):
@@ -70,8 +99,17 @@ class DiT(nn.Module):
         hidden_size: token width, a multiple of num_heads and of 4.
         depth: number of blocks.
         num_heads: attention heads per block.
+        conditioning: how blocks are told time and label: a key of MODULATIONS.
         mlp_ratio: width of the MLP's hidden layer over hidden_size.
+        mlp: "gelu" or "swiglu".
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
+        registers: learned tokens beside the image's, whose outputs are dropped (Darcet et al. 2023).
+        qk_norm: norm of the queries and keys of each head, learned a channel: "" for none, "rms" or "layer".
+        positions: "sincos" (fixed), "learned" (a table) or "rotary" (2-D axial).
+        position_size: side of the learned table in patches; smaller images take its middle.
+        null_label: whether there is an embedding for the null label.
+        remat: keep no activations of blocks for the backward pass.
+        scan: compile one block for all; parameters of blocks are stacked.
         dtype: compute dtype; norms, softmax and the final layer stay float32.
     """
 
@@ -80,8 +118,17 @@ class DiT(nn.Module):
     hidden_size: int = 384
     depth: int = 12
     num_heads: int = 6
+    conditioning: str = "adaln_zero"
     mlp_ratio: float = 4.0
+    mlp: str = "gelu"
     learn_sigma: bool = False
+    registers: int = 0
+    qk_norm: str = ""
+    positions: str = "sincos"
+    position_size: int = 0
+    null_label: bool = True
+    remat: bool = False
+    scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -89,45 +136,66 @@ class DiT(nn.Module):
         """Noisy images x (B, H, W, C), network times t (B,), labels y (B,) int32 -> (B, H, W, C or 2C) float32.
 
         Raises:
-            UserError: a size that does not divide as the attributes above say.
+            UserError: a size that does not divide as the attributes above say, or an unknown name.
         """
-        b, height, width, channels = x.shape
-        self._check(height, width)
+        self._check(*x.shape[1:3])
         p, d = self.patch_size, self.hidden_size
-        rows, columns = height // p, width // p
-        out_channels = 2 * channels if self.learn_sigma else channels
+        rows, columns, channels = x.shape[1] // p, x.shape[2] // p, x.shape[3] * (2 if self.learn_sigma else 1)
 
-        x = rearrange(x, "b (r p) (s q) c -> b (r s) (p q c)", p=p, q=p)  # (B, N, p*p*C)
-        x = nn.Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(x)  # (B, N, D)
-        x = x + layers.sincos_positions_2d(rows, columns, d).astype(x.dtype)
-        label = nn.Embed(self.num_classes + 1, d, embedding_init=layers.small_normal, name="label_embedding")(y)
-        c = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t) + label.astype(self.dtype)  # (B, D)
+        x = nn.Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
+        x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
+        time = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
+        labels = self.num_classes + self.null_label
+        label = nn.Embed(labels, d, embedding_init=layers.small_normal, name="label_embedding")(y).astype(self.dtype)
 
-        for i in range(self.depth):
-            x = DiTBlock(self.num_heads, self.mlp_ratio, self.dtype, name=f"block_{i}")(x, c)
-        x = FinalLayer(p * p * out_channels, name="final_layer")(x, c)  # (B, N, p*p*C')
-        return rearrange(x, "b (r s) (p q c) -> b (r p) (s q) c", r=rows, p=p, q=p)
+        prefix = self._registers(len(x))  # tokens before the image's: (B, R, D)
+        told = time + label if MODULATIONS[self.conditioning] else jnp.stack([time, label], axis=1)
+        if self.conditioning == "in_context":
+            prefix = jnp.concatenate([prefix, told], axis=1)
+        extra = prefix.shape[1]
+        x = jnp.concatenate([prefix, x], axis=1)
+        block = functools.partial(
+            DiTBlock, self.num_heads, self.conditioning, self.mlp_ratio, self.mlp, self.qk_norm, self.dtype
+        )
+        angles = self._angles(extra, rows, columns)
+        x = layers.repeat(block, self.depth, x, told, angles, remat=self.remat, scan=self.scan)[:, extra:]
+        final = FinalLayer(p * p * channels, name="final_layer")  # (B, N, p*p*C')
+        return layers.from_patches(final(x, told if MODULATIONS[self.conditioning] else None), p, rows)
+
+    def _registers(self, batch: int) -> jax.Array:
+        shape = (self.registers, self.hidden_size)
+        table = self.param("registers", layers.small_normal, shape) if self.registers else jnp.zeros(shape)
+        return jnp.broadcast_to(table.astype(self.dtype), (batch, *shape))
+
+    def _positions(self, rows: int, columns: int) -> jax.Array:
+        if self.positions == "learned":
+            shape = (self.position_size**2, self.hidden_size)
+            return layers.centre_crop(self.param("positions", layers.small_normal, shape), rows, columns)
+        if self.positions == "sincos":
+            return layers.sincos_positions_2d(rows, columns, self.hidden_size)
+        return jnp.zeros(())
+
+    def _angles(self, extra: int, rows: int, columns: int) -> jax.Array | None:
+        if self.positions != "rotary":
+            return None
+        angles = attention.rotary_angles(rows, columns, self.hidden_size // self.num_heads)
+        return jnp.asarray(np.pad(angles, ((extra, 0), (0, 0))))  # what is no patch is not turned
 
     def _check(self, height: int, width: int) -> None:
-        for name in ("patch_size", "hidden_size", "num_heads", "mlp_ratio"):
+        for name in ("hidden_size", "mlp_ratio"):
             if not getattr(self, name) > 0:
                 raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
-        if int(self.hidden_size * self.mlp_ratio) < 1:
-            raise UserError(
-                f"config.model.mlp_ratio: {self.mlp_ratio} leaves no hidden unit at width {self.hidden_size}"
-            )
-        if self.depth < 0:
-            raise UserError(f"config.model.depth: {self.depth} must be 0 or more")
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(
-                f"config.model.patch_size: {self.patch_size} does not divide the image size {height}x{width}; "
-                "choose a patch size that divides both sides"
-            )
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise UserError(
-                f"config.model.hidden_size: {self.hidden_size} must be a multiple of 4 "
-                f"and of num_heads={self.num_heads}"
-            )
+        for name in ("depth", "registers", "position_size"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.model.{name}: {getattr(self, name)} must be 0 or more")
+        layers.check_choices(
+            self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS
+        )
+        layers.check_mlp(self.hidden_size, self.mlp_ratio)
+        layers.check_patches(height, width, self.patch_size)
+        attention.check_heads(self.hidden_size, self.num_heads)
+        if self.hidden_size % 4:
+            raise UserError(f"config.model.hidden_size: {self.hidden_size} must be a multiple of 4")
 
 
 build = DiT

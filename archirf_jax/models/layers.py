@@ -1,16 +1,23 @@
-"""Layers that more than one network uses: embeddings of time, labels and positions, attention, the MLP.
+"""Layers that more than one network uses: embeddings of time and positions, patches, perceptrons, repeated blocks.
 
 Images are NHWC, token sequences are (batch, tokens, width). Parameters are float32; `dtype` is the compute dtype.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+
+from archirf_jax.errors import UserError, nearest
 
 xavier = nn.initializers.xavier_uniform()
+MLPS = ("gelu", "swiglu")
 small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
 
@@ -32,7 +39,7 @@ def sinusoidal_embedding(t: jax.Array, width: int = 256, max_period: float = 10_
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sincos_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
+def sincos_positions_2d(height: int, width: int, channels: int) -> jax.Array:
     """Fixed 2-D sine-cosine position table (He et al. 2021, MAE, appendix A.1).
 
     The first half of the channels tells the column, the second half the row, each as all sines, then all cosines.
@@ -45,60 +52,166 @@ def sincos_positions_2d(height: int, width: int, channels: int) -> np.ndarray:
     Returns:
         (height * width, channels) float32, tokens in row-major order.
     """
-    frequencies = 10_000.0 ** (-np.arange(channels // 4) / (channels / 4))
+    frequencies = 1 / 10_000.0 ** (np.arange(channels // 4) / (channels / 4))
 
-    def axis_table(positions: np.ndarray) -> np.ndarray:
-        angles = positions[:, None] * frequencies
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    def axis_table(length: int) -> np.ndarray:
+        angles = np.arange(length)[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    table = np.concatenate([axis_table(columns.ravel()), axis_table(rows.ravel())], axis=1)
-    return table.astype(np.float32)
+    # Only the axes are constants of a program, which would be as large as the table otherwise.
+    shape = (height, width, channels // 2)
+    columns = jnp.broadcast_to(axis_table(width), shape)
+    rows = jnp.broadcast_to(axis_table(height)[:, None], shape)
+    return jnp.concatenate([columns, rows], axis=-1).reshape(height * width, channels)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def to_patches(x: jax.Array, size: int) -> jax.Array:
+    """Images (B, H, W, C) -> (B, H W / size^2, size size C), patches and their pixels in row-major order."""
+    return rearrange(x, "b (r p) (s q) c -> b (r s) (p q c)", p=size, q=size)
+
+
+def from_patches(x: jax.Array, size: int, rows: int) -> jax.Array:
+    """The inverse of `to_patches` for images of `rows` rows of patches."""
+    return rearrange(x, "b (r s) (p q c) -> b (r p) (s q) c", r=rows, p=size, q=size)
+
+
+def centre_crop(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """The middle rows x columns of a square table of positions (N, D) -> (rows * columns, D) (Esser et al. 2024).
+
+    Raises:
+        UserError: the table is smaller.
+    """
+    side = round(table.shape[0] ** 0.5)
+    if rows > side or columns > side:
+        raise UserError(
+            f"config.model.position_size: an image of {rows}x{columns} patches is larger than the table of "
+            f"{side}x{side} positions; take smaller images, or train with a larger table"
+        )
+    top, left = (side - rows) // 2, (side - columns) // 2
+    square = table.reshape(side, side, -1)[top : top + rows, left : left + columns]
+    return square.reshape(rows * columns, -1)
+
+
+def check_patches(height: int, width: int, size: int) -> None:
+    """Raise a UserError unless patches of this size fill the image."""
+    if size < 1 or height % size or width % size:
+        raise UserError(
+            f"config.model.patch_size: {size} does not divide the image size {height}x{width}; "
+            "choose a patch size that divides both sides"
+        )
+
+
+def check_mlp(width: int, ratio: float) -> None:
+    """Raise a UserError unless a perceptron `ratio` times as wide as the tokens has a hidden unit."""
+    if int(width * ratio) < 1:
+        raise UserError(f"config.model.mlp_ratio: {ratio} leaves no hidden unit at width {width}")
+
+
+def modulate(x: jax.Array, shift: jax.Array | float, scale: jax.Array) -> jax.Array:
     """x (B, N, D) times 1 + scale, plus shift, both (B, D): adaptive norm (Peebles & Xie 2022, Sec. 3.2)."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    shift = shift if isinstance(shift, float) else shift[:, None]
+    return x * (1 + scale[:, None]) + shift
 
 
-class TimestepEmbedder(nn.Module):
-    """Network time (B,) -> (B, width): sinusoids, then a two-layer SiLU perceptron."""
+def layer_normalized(x: jax.Array) -> jax.Array:
+    """x (..., D) with mean 0 and variance 1 along the last axis, float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def check_choices(model: nn.Module, **allowed: Collection[str]) -> None:
+    """Raise a UserError if a field of a network is none of the names allowed for it."""
+    for field, names in allowed.items():
+        value = getattr(model, field)
+        if value not in names:
+            raise UserError(
+                f"config.model.{field}: {value!r} is not one of {', '.join(map(repr, names))}{nearest(value, names)}"
+            )
+
+
+def repeat(
+    block: Callable[..., nn.Module],
+    depth: int,
+    x: Any,
+    *fixed: Any,
+    remat: bool = False,
+    scan: bool = False,
+    first: int = 0,
+) -> Any:
+    """x through `depth` equal blocks, block_0, block_1, ...; only inside a compact module.
+
+    Args:
+        block: makes one, given its name; its call is (x, *fixed) -> x.
+        depth: how many.
+        x: what goes through, a pytree.
+        fixed: what every block is given beside it.
+        remat: compute activations again in the backward pass instead of keeping them.
+        scan: compile one block for all; parameters then lie in blocks_0 with a leading axis of `depth`.
+        first: the number of the first block.
+    """
+
+    def call(block: nn.Module, x: Any, *fixed: Any) -> Any:
+        return block(x, *fixed)
+
+    call = nn.remat(call, prevent_cse=not scan) if remat else call
+    if not scan:
+        for i in range(depth):
+            x = call(block(name=f"block_{first + i}"), x, *fixed)
+        return x
+    loop = nn.scan(
+        lambda block, x, _: (call(block, x, *fixed), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=depth,
+    )
+    return loop(block(name=f"blocks_{first}"), x, None)[0] if depth else x
+
+
+class VectorEmbedder(nn.Module):
+    """(B, D) -> (B, width): a two-layer SiLU perceptron."""
 
     width: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
-        """t (B,) -> (B, width)."""
-        h = sinusoidal_embedding(t).astype(self.dtype)
-        h = nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="hidden")(h)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B, D) -> (B, width)."""
+        h = nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="hidden")(x)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="out")(nn.silu(h))
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over (B, N, D) with one fused projection; softmax in float32."""
+class TimestepEmbedder(VectorEmbedder):
+    """Network time (B,) -> (B, width): sinusoids, then the perceptron."""
 
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Tokens x (B, N, D) -> (B, N, D)."""
-        b, n, d = x.shape
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=xavier, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, -1), 2, 0)  # (B, N, heads, D/heads)
-        h = jax.nn.dot_product_attention(q, k, v)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=xavier, name="out")(h.reshape(b, n, d))
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """t (B,) -> (B, width)."""
+        return super().__call__(sinusoidal_embedding(t))
 
 
 class Mlp(nn.Module):
-    """Two-layer perceptron with tanh-approximated GELU over the last axis of (B, N, D)."""
+    """Perceptron over the last axis of (B, N, D).
+
+    Attributes:
+        hidden: width of the hidden layer.
+        dtype: compute dtype.
+        kind: "gelu" (tanh-approximated), or "swiglu" (Shazeer 2020): gated and without biases, its hidden layer two
+            thirds as wide, rounded up to a multiple of 256, so that it has as many parameters.
+    """
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    kind: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Tokens x (B, N, D) -> (B, N, D)."""
-        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier, name="hidden")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(nn.gelu(h, approximate=True))
+        gated = self.kind == "swiglu"
+        hidden = -(-max(2 * self.hidden // 3, 1) // 256) * 256 if gated else self.hidden
+
+        def dense(width: int, name: str) -> nn.Dense:
+            return nn.Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=xavier, name=name)
+
+        h = dense(hidden, "hidden")(x)
+        h = nn.silu(h) * dense(hidden, "gate")(x) if gated else nn.gelu(h, approximate=True)
+        return dense(x.shape[-1], "out")(h)

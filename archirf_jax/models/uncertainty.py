@@ -1,53 +1,45 @@
 """The logarithm of the loss that a network expects at each time, beside what it answers: a network around any other.
 
-Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", Sec. 2.2.
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", Sec. 2.2 and App. B.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from archirf_jax.models import layers
-
-FEATURES = 128
-SEED = 0  # of the features, which are constants of the architecture
+from archirf_jax.models.magnitude import MPDense, MPFourier, with_unit_weights
 
 
 class Uncertain(nn.Module):
-    """A network and one channel more, which holds u(t) in every pixel; u is 0 before training.
+    """A network and one channel more, which holds u(t) in every pixel: of mean square about 1 before training.
 
     Attributes:
         network: any (x, t, y) -> (B, H, W, C').
         time_scale: what network times are divided by, so that u is smooth over differences of about 1.
+        channels: random features of the time that u is a linear function of.
     """
 
     network: nn.Module
     time_scale: float = 1.0
+    channels: int = 128
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
         """x (B, H, W, C), network times t (B,), conditions y -> (B, H, W, C' + 1) float32."""
         output = self.network(x, t, y)
-        # Called neither kernel nor bias: weight decay would pull the expected loss to 1.
-        weight = self.param("weight", layers.zeros, (FEATURES,))
-        u = fourier_features(t / self.time_scale) @ weight / FEATURES**0.5
-        channel = jnp.broadcast_to(u[:, None, None, None], (*output.shape[:-1], 1))
+        features = MPFourier(self.channels, name="uncertainty_features")(t / self.time_scale)
+        u = MPDense(1, name="uncertainty")(features)  # (B, 1)
+        channel = jnp.broadcast_to(u[:, None, None], (*output.shape[:-1], 1))
         return jnp.concatenate([output, channel], axis=-1)
 
-
-def fourier_features(t: jax.Array) -> jax.Array:
-    """(B,) -> (B, FEATURES) float32: cosines of mean square 1, of normally distributed frequencies, in any phase."""
-    frequencies, phases = _waves()
-    return 2**0.5 * jnp.cos(t.astype(jnp.float32)[:, None] * frequencies + phases)
-
-
-@functools.cache
-def _waves() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(SEED)
-    frequencies, phases = 2 * np.pi * random.normal(size=FEATURES), 2 * np.pi * random.uniform(size=FEATURES)
-    return frequencies.astype(np.float32), phases.astype(np.float32)
+    @nn.nowrap
+    def constrained(self, params: Any) -> Any:
+        """The parameters with unit weights, those of the network as far as it says how (`constrained`)."""
+        laws = {"uncertainty": with_unit_weights}
+        if hasattr(self.network, "constrained"):
+            laws["network"] = self.network.constrained
+        return {name: laws[name](part) if name in laws else part for name, part in params.items()}

@@ -167,10 +167,9 @@ class Process:
         """Noise of `shape` from which sampling starts at time t: normal, as large as sigma(t)."""
         return self.sigma(jnp.asarray(t)) * jax.random.normal(key, shape)
 
-    @property
-    def uncertainty_scale(self) -> float:
-        """What network times are divided by where the last channel is a function of time alone; 0 = there is none."""
-        return 0.0
+    def uncertainty_head(self) -> dict[str, Any]:
+        """Fields of the head that says the expected loss as a last channel of the answer; {} = there is none."""
+        return {}
 
     def output_channels(self, channels: int) -> int:
         """How many channels the network answers for images of `channels`."""

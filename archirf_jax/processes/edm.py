@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ class EDM(Process):
             embedding expects numbers up to 1000.
         uncertainty: the network answers one channel more: u, the logarithm of the expected loss, which learns
             loss / exp(u) + u (EDM2, Eq. 15).
+        uncertainty_channels: random features of the time that u is a linear function of.
 
     Raises:
         UserError: a field out of its range.
@@ -47,10 +49,11 @@ class EDM(Process):
     log_std: float = 1.2
     time_scale: float = 1.0
     uncertainty: bool = False
+    uncertainty_channels: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "sigma_data", "sigma_min", "sigma_max", "log_std", "time_scale")
+        check_positive(self, "sigma_data", "sigma_min", "sigma_max", "log_std", "time_scale", "uncertainty_channels")
         if self.sigma_min >= self.sigma_max:
             raise UserError(f"config.process.sigma_min: {self.sigma_min} must be below sigma_max={self.sigma_max}")
 
@@ -99,10 +102,9 @@ class EDM(Process):
         x0 = (self.sigma_data / total) ** 2 * x + self.sigma_data * sigma / total * f
         return Prediction(x0=x0, eps=sigma / total**2 * x - self.sigma_data / total * f)
 
-    @property
-    def uncertainty_scale(self) -> float:
-        """time_scale where the uncertainty is learned."""
-        return self.time_scale if self.uncertainty else 0.0
+    def uncertainty_head(self) -> dict[str, Any]:
+        """Its scale of times and number of features, where the uncertainty is learned."""
+        return dict(time_scale=self.time_scale, channels=self.uncertainty_channels) if self.uncertainty else {}
 
     def output_channels(self, channels: int) -> int:
         """One more for the uncertainty."""

@@ -12,7 +12,7 @@ from archirf_jax import registry
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.processes.base import ModelFn, Process
 from archirf_jax.samplers import denoisers, grids, guidance, solvers
-from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.samplers.denoisers import Denoiser, LogProbability
 from archirf_jax.samplers.guidance import Interval
 from archirf_jax.samplers.sample import Solver
 
@@ -38,6 +38,7 @@ class Choice:
         guidance_interval: times from and to which guidance acts, within [0, 1].
         guidance_rescale: 0 to 1, see `guidance.classifier_free`.
         guidance_parallel, guidance_longest, guidance_momentum: of adaptive projected guidance.
+        classifier_scale: of the gradient of a classifier, where one is given.
         threshold: "none", "static" (the image is cut to [-1, 1]) or "dynamic" (Imagen's).
         strength: time from which sampling starts, where it starts from an image.
 
@@ -58,6 +59,7 @@ class Choice:
     guidance_parallel: float = 0.0
     guidance_longest: float = 0.0
     guidance_momentum: float = 0.0
+    classifier_scale: float = 1.0
     threshold: str = "none"
     strength: float = 1.0
 
@@ -68,6 +70,7 @@ class Choice:
                 raise UserError(f"{name}: {value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
         for name, low, high in (
             ("guidance_scale", 0, math.inf),
+            ("classifier_scale", 0, math.inf),
             ("guidance_rescale", 0, 1),
             ("guidance_longest", 0, math.inf),
             ("guidance_parallel", -math.inf, math.inf),
@@ -94,16 +97,18 @@ class Choice:
         """Whether the network is asked for images without condition."""
         return self.guidance_scale != 1 and self.guidance in ("classifier_free", "adaptive_projected")
 
-    def make_solver(self) -> Solver:
-        """The solver with its options.
+    def make_solver(self, log_p: LogProbability | None = None) -> Solver:
+        """The solver with its options; the ancestral one guides by a classifier in its own way.
 
         Raises:
             UserError: no such solver, or an option it has not.
         """
-        given = {"eta": self.eta} if self.eta >= 0 else {}
+        given: dict[str, Any] = {"eta": self.eta} if self.eta >= 0 else {}
+        if log_p is not None and self.solver == "ddpm":
+            given |= {"log_p": log_p, "scale": self.classifier_scale}
         given |= {"churn": self.churn} if self.churn else {}
         for option in given:
-            if self.solver not in OPTIONS[option] and self.solver in registry.names(solvers):
+            if self.solver not in OPTIONS.get(option, (self.solver,)) and self.solver in registry.names(solvers):
                 raise UserError(
                     f"{option}: {self.solver} adds no such noise; only {' and '.join(OPTIONS[option])} take {option}"
                 )
@@ -114,7 +119,14 @@ class Choice:
         """(N, 2) steps from `strength` to the data."""
         return grids.starting_at(grids.make(self.grid, process, self.steps, self.shift), self.strength)
 
-    def make_denoiser(self, process: Process, model_fn: ModelFn, null: Any, weak_fn: ModelFn | None = None) -> Denoiser:
+    def make_denoiser(
+        self,
+        process: Process,
+        model_fn: ModelFn,
+        null: Any,
+        weak_fn: ModelFn | None = None,
+        log_p: LogProbability | None = None,
+    ) -> Denoiser:
         """The network under guidance and threshold.
 
         Args:
@@ -122,6 +134,7 @@ class Choice:
             model_fn: the network.
             null: the unconditional twin of a condition.
             weak_fn: the weaker network of autoguidance.
+            log_p: the classifier that guides.
         """
         interval = self._interval(process)
         denoise: Denoiser
@@ -137,6 +150,8 @@ class Choice:
             )
         else:
             denoise = denoisers.Network(process, self._guided(model_fn, null, weak_fn, interval))
+        if log_p is not None and self.solver != "ddpm":
+            denoise = denoisers.ClassifierGuidance(denoise, log_p, self.classifier_scale)
         if self.threshold == "static":
             return denoisers.StaticClip(denoise)
         return denoisers.DynamicThreshold(denoise) if self.threshold == "dynamic" else denoise

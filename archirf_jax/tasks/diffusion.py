@@ -9,22 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from archirf_jax import models, processes, registry
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
 from archirf_jax.models.uncertainty import Uncertain
-from archirf_jax.processes.base import ModelFn, Process
+from archirf_jax.processes.base import ModelFn
 from archirf_jax.samplers.choice import Choice
-from archirf_jax.samplers.denoisers import Inpaint
+from archirf_jax.samplers.denoisers import Inpaint, LogProbability
 from archirf_jax.samplers.encode import encode
 from archirf_jax.samplers.sample import noise, sample
-from archirf_jax.training import ema, optimizers
+from archirf_jax.tasks.building import dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
+from archirf_jax.training.update import Update
 from archirf_jax.visuals.pictures import to_uint8
-
-DTYPES = ("float32", "bfloat16")
 
 
 class Inputs(NamedTuple):
@@ -36,6 +33,9 @@ class Inputs(NamedTuple):
         known: an image whose pixels hold where `mask` is 0.
         mask: (H, W, 1), 1 where pixels are to be made.
         weak: parameters of the weaker network of autoguidance.
+        classifier: parameters of a classifier that guides.
+        conditions: what labels stand for, a pytree of tables with a row a label; without it they are classes.
+        null: the unconditional twin of a row of `conditions`.
     """
 
     start: jax.Array | None = None
@@ -43,9 +43,13 @@ class Inputs(NamedTuple):
     known: jax.Array | None = None
     mask: jax.Array | None = None
     weak: Any = None
+    classifier: Any = None
+    conditions: Any = None
+    null: Any = None
 
 
 NOTHING = Inputs()
+Judge = Callable[[Any], LogProbability]
 # (params, keys (B,), labels (B,), inputs) -> images (B, H, W, C); with a stride the states on the way before them.
 Sampler = Callable[..., jax.Array]
 
@@ -62,100 +66,91 @@ class Diffusion:
         process: what it learns.
         null: the null label, () int32.
         choice: how it is sampled unless somebody says otherwise.
+        example: a condition without batch axis; a label, unless the network takes texts or pictures.
     """
 
     def __init__(self, config: Any) -> None:
         data = config.data
-        fields = _rest(config.model)
-        if fields.get("dtype", "float32") not in DTYPES:
-            raise UserError(f"config.model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
         self.image_shape = (data.image_size, data.image_size, data.channels)
-        self.model = registry.build(
-            models, "config.model.name", config.model.name, fields | {"num_classes": data.num_classes}
-        )
-        self.process: Process = registry.build(
-            processes, "config.process.name", config.process.name, _rest(config.process)
-        )
-        if self.process.uncertainty_scale:
-            self.model = Uncertain(self.model, self.process.uncertainty_scale)
+        self.model, self.process = make_model(config), make_process(config)
         self.null = np.int32(data.num_classes)
+        example = getattr(self.model, "example_condition", lambda shape: jnp.int32(0))
+        self.example = example(self.image_shape)
+        if head := self.process.uncertainty_head():
+            self.model = Uncertain(self.model, **head)
         self.choice = _choice(config.sample)
         self._config = config
-        self._schedule = optimizers.make_schedule(config)
-        self._optimizer = optimizers.make_optimizer(config, self._schedule)
+        self._update = Update(config)
         # What does not fit is known before a run begins.
         jax.eval_shape(self._dry_run)
         self._preview = self.sampler(self.choice)
         self._animation = self.sampler(self.choice, stride=1)
 
-    def model_fn(self, params: Any) -> ModelFn:
-        """The network with its parameters bound."""
-        return lambda x, t, y: self.model.apply({"params": params}, x, t, y)
+    @property
+    def takes_conditions(self) -> bool:
+        """Whether the network is told more than a label."""
+        return isinstance(self.example, dict)
+
+    def model_fn(self, params: Any, dropout: jax.Array | None = None) -> ModelFn:
+        """The network with its parameters bound; with a key for dropout as it is trained."""
+        rngs = None if dropout is None else {"dropout": dropout}
+        return lambda x, t, y: self.model.apply({"params": params}, x, t, y, rngs=rngs)
 
     def init_params(self, key: jax.Array) -> Any:
         """Fresh parameters."""
         x = jnp.zeros((1, *self.image_shape))
-        return self.model.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+        return self.model.init(key, x, jnp.zeros(1), _batch_of_one(self.example))["params"]
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
-        params = self.init_params(key)
-        average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=average,
-            opt=self._optimizer.init(params),
-            memory=self.process.init_memory(),
-        )
+        return self._update.init(self.init_params(key), self.process.init_memory())
 
     def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update; metrics are scalars, norms are global."""
 
-        def mean_loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            losses, aux = self.process.loss(
-                key, self.model_fn(params), batch.image, batch.label, self.null, state.memory
-            )
-            return jnp.mean(losses), aux
+        def losses(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            model_fn = self.model_fn(params, dropout_key(key))
+            return self.process.loss(key, model_fn, batch.image, batch.label, self.null, state.memory)
 
-        (loss, aux), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        updates, opt = self._optimizer.update(gradients, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = ema.update(state.ema, params, self._config.ema.decay, state.step)
-        metrics = {
-            "loss": loss,
-            "learning_rate": jnp.asarray(self._schedule(state.step), jnp.float32),
-            "grad_norm": optax.tree.norm(gradients),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
-        }
-        memory = self.process.remember(state.memory, aux)
-        return TrainState(step=state.step + 1, params=params, ema=average, opt=opt, memory=memory), metrics
+        after, metrics, aux = self._update(state, losses, self.constrained)
+        return dataclasses.replace(after, memory=self.process.remember(state.memory, aux)), metrics
 
-    def sampler(self, choice: Choice, stride: int = 0, weaker: Diffusion | None = None) -> Sampler:
+    def constrained(self, params: Any) -> Any:
+        """The parameters as a step begins with: networks may hold theirs to a law, such as weights of unit variance."""
+        return self.model.constrained(params) if hasattr(self.model, "constrained") else params
+
+    def sampler(
+        self, choice: Choice, stride: int = 0, weaker: Diffusion | None = None, judge: Judge | None = None
+    ) -> Sampler:
         """A compiled sampler; with a stride it also returns the start and every stride-th state.
 
         Args:
             choice: how.
             stride: 0 = images alone.
             weaker: the task whose network has the weaker parameters of autoguidance; None = this one.
+            judge: makes log p(y | x_t) of the parameters of a classifier that guides.
 
         Raises:
             UserError: parts of the choice that do not fit this process.
         """
-        solver, grid = choice.make_solver(), choice.make_grid(self.process)
+        plain, grid = choice.make_solver(), choice.make_grid(self.process)
         if choice.asks_null():
             self.check_null(f"guidance_scale: {choice.guidance_scale:g}")
 
         def run(params: Any, keys: jax.Array, labels: jax.Array, inputs: Inputs = NOTHING) -> jax.Array:
             weak_fn = None if inputs.weak is None else (weaker or self).model_fn(inputs.weak)
-            denoise = choice.make_denoiser(self.process, self.model_fn(params), self.null, weak_fn)
+            log_p = None if inputs.classifier is None or judge is None else judge(inputs.classifier)
+            solver = plain if log_p is None else choice.make_solver(log_p)
+            y, null = labels, self.null
+            if inputs.conditions is not None:
+                y, null = jax.tree.map(lambda table: table[labels], inputs.conditions), inputs.null
+            denoise = choice.make_denoiser(self.process, self.model_fn(params), null, weak_fn, log_p)
             if inputs.mask is not None and inputs.known is not None:
                 denoise = Inpaint(denoise, inputs.known, inputs.mask)
             start = inputs.start
             if inputs.image is not None:
                 start = self.process.noised(inputs.image, noise(keys, self.image_shape), jnp.asarray(grid[0, 0]))
-            return sample(keys, denoise, labels, self.image_shape, grid=grid, solver=solver, start=start, stride=stride)
+            return sample(keys, denoise, y, self.image_shape, grid=grid, solver=solver, start=start, stride=stride)
 
         return jax.jit(run)
 
@@ -192,13 +187,19 @@ class Diffusion:
         return images.reshape(*images.shape[:-4], rows, columns, *self.image_shape)
 
     def _dry_run(self) -> None:
-        key = jax.random.key(0)
-        params, images, labels = self.init_params(key), jnp.zeros((1, *self.image_shape)), jnp.zeros(1, jnp.int32)
-        self.process.loss(key, self.model_fn(params), images, labels, self.null, self.process.init_memory())
+        key, y = jax.random.key(0), _batch_of_one(self.example)
+        params, images = self.init_params(key), jnp.zeros((1, *self.image_shape))
+        null = self.example if self.takes_conditions else self.null
+        self.process.loss(key, self.model_fn(params), images, y, null, self.process.init_memory())
+        inputs = NOTHING._replace(conditions=y, null=self.example) if self.takes_conditions else NOTHING
         try:
-            self.sampler(self.choice)(params, key[None], labels)
+            self.sampler(self.choice)(params, key[None], jnp.zeros(1, jnp.int32), inputs)
         except UserError as e:
             raise _of_sample(e) from e
+
+
+def _batch_of_one(example: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], example)
 
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
@@ -226,10 +227,6 @@ def _choice(config: Any) -> Choice:
 def _of_sample(error: UserError) -> UserError:
     """The same of a field of the configuration; where a choice is made nobody knows who made it."""
     return UserError(f"config.sample.{str(error).removeprefix('config.sample.')}")
-
-
-def _rest(config: Any) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "name"}
 
 
 build = Diffusion

@@ -16,8 +16,10 @@ from archirf_jax.errors import UserError
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.interpolate import slerp
 from archirf_jax.samplers.sample import noise
-from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs, class_grid
+from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs, Judge, class_grid
 from archirf_jax.visuals.pictures import to_uint8
+
+PICTURES = (1, 3)  # channels of what can be looked at; anything else stays float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Sheet:
         labels: one a row.
         count: pictures drawn in a row.
         batch_size: pictures drawn at a time.
-        weak: parameters of the weaker network of autoguidance.
-        weaker: the task of that network; None = `task`.
+        given: what else every picture is drawn with: parameters of a weaker network or a classifier, conditions.
+        weaker: the task of the weaker network; None = `task`.
+        judge: makes log p(y | x_t) of the classifier's parameters.
     """
 
     task: Diffusion
@@ -43,8 +46,9 @@ class Sheet:
     labels: list[int]
     count: int
     batch_size: int = 128
-    weak: Any = None
+    given: Inputs = NOTHING
     weaker: Diffusion | None = None
+    judge: Judge | None = None
 
     def draw(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> np.ndarray:
         """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C).
@@ -52,18 +56,20 @@ class Sheet:
         Raises:
             UserError: a picture with nan or infinity.
         """
-        sampler = self.task.sampler(self.choice, stride, self.weaker)
+        sampler = self.task.sampler(self.choice, stride, self.weaker, self.judge)
+        given = {name: value for name, value in self.given._asdict().items() if value is not None}
+        inputs = inputs._replace(**given)
         total, size = len(y), min(self.batch_size, len(y))
         drawn = []
         for first in range(0, total, size):
             part = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
             start = None if inputs.start is None else inputs.start[part]
-            images = np.asarray(sampler(self.params, keys[part], y[part], inputs._replace(start=start, weak=self.weak)))
+            images = np.asarray(sampler(self.params, keys[part], y[part], inputs._replace(start=start)))
             if not np.all(np.isfinite(images)):
                 raise UserError(
                     "the pictures hold nan or infinity; try a lower --guidance_scale or another --solver or --step"
                 )
-            drawn.append(to_uint8(images))
+            drawn.append(to_uint8(images) if self.task.image_shape[-1] in PICTURES else images)
         whole = np.concatenate(drawn, axis=-4)[..., :total, :, :, :]
         return whole.reshape(*whole.shape[:-4], -1, self.count, *self.task.image_shape)
 

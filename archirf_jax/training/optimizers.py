@@ -36,7 +36,9 @@ def make_schedule(config: Any) -> optax.Schedule:
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer `optimizer.name` with gradient clipping; weight decay touches kernels only.
+    """The optimizer `optimizer.name` with gradient clipping.
+
+    Weight decay touches kernels only, and constants (named `frozen_...`) have no state.
 
     Raises:
         UserError: unknown name.
@@ -51,9 +53,14 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
         schedule, optimizer.b1, optimizer.b2, optimizer.eps, weight_decay=optimizer.weight_decay, mask=_kernels
     )
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
-    return optax.chain(*clip, adamw)
+    return optax.masked(optax.chain(*clip, adamw), _trainable)
 
 
 def _kernels(params: Any) -> Any:
     # By name: under a scan over layers biases are 2-D too, so rank does not tell.
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _trainable(params: Any) -> Any:
+    # Constants of a network, such as random frequencies, lie among its parameters; no gradient reaches them.
+    return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.startswith("frozen_"), params)

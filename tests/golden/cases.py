@@ -9,16 +9,23 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tests.golden import dit, gaussian, schedulers
+from tests.golden import adm, dit, edm2, gaussian, mmdit, schedulers
 from tests.golden.case import Case, UnsupportedSource
 from tests.golden.synthetic import synthetic
 
 # The start of a case's `source` line -> (function of the case, largest relative error that counts as agreement).
 SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "facebookresearch/DiT models.py DiT": (dit.run, 1e-4),
+    "Stability-AI/sd3.5 mmditx.py MMDiTX": (mmdit.run, 1e-4),
+    "openai/guided-diffusion unet.py UNetModel": (adm.unet, 1e-4),
+    "openai/guided-diffusion unet.py SuperResModel": (adm.unet, 1e-4),
+    "openai/guided-diffusion unet.py EncoderUNetModel": (adm.classifier, 1e-4),
     **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
+    "NVlabs/edm2 networks_edm2.py Precond": (edm2.run, 1e-4),
 }
+# The start of a case's `source` line -> the rule for parameters that are not stored, where it is another one.
+RULES: dict[str, Callable[[str, tuple[int, ...]], np.ndarray]] = {"NVlabs/edm2": edm2.parameter}
 
 
 def load(path: pathlib.Path) -> Case:
@@ -30,7 +37,8 @@ def load(path: pathlib.Path) -> Case:
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
-    params = {name: synthetic(name, shape) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
+    rule = next((rule for prefix, rule in RULES.items() if meta["source"].startswith(prefix)), synthetic)
+    params = {name: rule(name, shape) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
     return Case(meta["source"], meta["hyperparameters"], part("in/"), part("out/"), params)
 
 

@@ -1,7 +1,8 @@
-"""Laws of the DiT: what adaLN-Zero promises at initialisation, symmetries, precision, and published sizes."""
+"""Laws of the DiT's four designs: zero at initialisation, symmetries, gradients, precision, and published sizes."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from archirf_jax.errors import UserError
-from archirf_jax.models.dit import PRESETS, SIZES, DiT, DiTBlock
+from archirf_jax.models.dit import MODULATIONS, PRESETS, SIZES, DiT, DiTBlock
 
 FIELDS: dict[str, Any] = dict(num_classes=3, patch_size=2, hidden_size=16, depth=2, num_heads=2)
 MODEL = DiT(**FIELDS)
@@ -22,21 +23,37 @@ T = np.asarray([0.0, 120.0, 500.0, 1000.0], np.float32)
 Y = np.asarray([0, 2, 1, 3], np.int32)  # the last is the null label
 TOKENS = RANDOM.normal(size=(2, 5, 16)).astype(np.float32)
 CONDITION = RANDOM.normal(size=(2, 16)).astype(np.float32)
+every_design = pytest.mark.parametrize("design", MODULATIONS)
 
 
-@jax.jit
-def apply(params: Any, x: Any, t: Any, y: Any) -> Any:
-    return MODEL.apply({"params": params}, x, t, y)
+@functools.cache
+def network(design: str, dtype: Any = jnp.float32) -> Any:
+    """The compiled network of one design: (params, x, t, y) -> output."""
+    model = MODEL.clone(conditioning=design, dtype=dtype)
+    return jax.jit(lambda params, x, t, y: model.apply({"params": params}, x, t, y))
+
+
+@functools.cache
+def fresh(design: str) -> Any:
+    """Parameters of one design as training finds them."""
+    return jax.jit(MODEL.clone(conditioning=design).init)(jax.random.key(1), X, T, Y)["params"]
+
+
+@functools.cache
+def stirred(design: str) -> Any:
+    return stir(shapes(MODEL.clone(conditioning=design), X))
+
+
+@functools.cache
+def gradients(design: str) -> Any:
+    """(params, y) -> gradients of the summed square of the output."""
+    apply = network(design)
+    return jax.jit(jax.grad(lambda params, y: jnp.sum(jnp.square(apply(params, X, T, y)))))
 
 
 @jax.jit
 def apply_block(params: Any, x: Any, c: Any) -> Any:
     return BLOCK.apply({"params": params}, x, c)
-
-
-@jax.jit
-def gradient(params: Any, y: Any) -> Any:
-    return jax.grad(lambda params: jnp.sum(jnp.square(apply(params, X, T, y))))(params)
 
 
 def shapes(model: DiT, x: Any) -> Any:
@@ -51,39 +68,40 @@ def stir(params: Any) -> Any:
     return jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype(np.float32), params)
 
 
-@pytest.fixture(scope="module")
-def fresh() -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(1), X, T, Y)["params"]
+@every_design
+def test_the_output_is_exactly_zero_at_initialisation(design: str) -> None:
+    np.testing.assert_array_equal(network(design)(fresh(design), X, T, Y), np.zeros((B, H, W, C)))
 
 
-@pytest.fixture(scope="module")
-def stirred() -> Any:
-    return stir(shapes(MODEL, X))
+@every_design
+def test_only_what_the_paper_says_starts_at_zero(design: str) -> None:
+    """Biases, modulations and the final layer."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fresh(design)):
+        name = jax.tree_util.keystr(path)
+        zero = any(part in name for part in ("bias", "modulation", "final_layer']['linear"))
+        assert bool(np.any(np.asarray(leaf))) != zero, name
 
 
-def test_the_output_is_exactly_zero_at_initialisation(fresh: Any) -> None:
-    np.testing.assert_array_equal(apply(fresh, X, T, Y), np.zeros((B, H, W, C)))
-
-
-def test_a_fresh_block_is_the_identity_and_a_stirred_one_is_not(fresh: Any) -> None:
+def test_a_fresh_block_is_the_identity_and_a_stirred_one_is_not() -> None:
     for i in range(MODEL.depth):
-        block = fresh[f"block_{i}"]
+        block = fresh("adaln_zero")[f"block_{i}"]
         np.testing.assert_array_equal(apply_block(block, TOKENS, CONDITION), TOKENS)
         assert np.max(np.abs(apply_block(stir(block), TOKENS, CONDITION) - TOKENS)) > 0.1
 
 
-def test_a_block_knows_no_order_of_tokens(stirred: Any) -> None:
-    order = np.asarray([3, 0, 4, 2, 1])
-    out = np.asarray(apply_block(stirred["block_0"], TOKENS, CONDITION))
-    np.testing.assert_allclose(apply_block(stirred["block_0"], TOKENS[:, order], CONDITION), out[:, order], atol=1e-5)
+def test_a_block_knows_no_order_of_tokens() -> None:
+    order, block = np.asarray([3, 0, 4, 2, 1]), stirred("adaln_zero")["block_0"]
+    out = np.asarray(apply_block(block, TOKENS, CONDITION))
+    np.testing.assert_allclose(apply_block(block, TOKENS[:, order], CONDITION), out[:, order], atol=1e-5)
 
 
+@every_design
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @pytest.mark.parametrize(("height", "width", "channels", "patch"), [(8, 8, 1, 2), (4, 8, 3, 4), (9, 3, 2, 3)])
 def test_the_output_has_the_shape_of_the_image(
-    learn_sigma: bool, height: int, width: int, channels: int, patch: int
+    design: str, learn_sigma: bool, height: int, width: int, channels: int, patch: int
 ) -> None:
-    model = DiT(**FIELDS | dict(patch_size=patch, learn_sigma=learn_sigma))
+    model = DiT(**FIELDS | dict(patch_size=patch, learn_sigma=learn_sigma, conditioning=design))
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((B, height, width, channels)), T, Y)
     assert out.shape == (B, height, width, channels * (2 if learn_sigma else 1))
     assert out.dtype == jnp.float32
@@ -114,98 +132,131 @@ def test_without_blocks_a_crop_of_the_image_gives_the_crop_of_the_output() -> No
     np.testing.assert_allclose(narrow, whole[:, :, :4], atol=1e-5)
 
 
-def test_the_examples_of_a_batch_do_not_see_each_other(stirred: Any) -> None:
-    order = np.asarray([2, 0, 3, 1])
-    out = apply(stirred, X, T, Y)
-    np.testing.assert_allclose(apply(stirred, X[order], T[order], Y[order]), out[order], atol=1e-5)
-    np.testing.assert_allclose(apply(stirred, np.concatenate([X[:1] + 1, X[1:]]), T, Y)[1:], out[1:], atol=1e-5)
+@every_design
+def test_the_examples_of_a_batch_do_not_see_each_other(design: str) -> None:
+    order, params, apply = np.asarray([2, 0, 3, 1]), stirred(design), network(design)
+    out = apply(params, X, T, Y)
+    np.testing.assert_allclose(apply(params, X[order], T[order], Y[order]), out[order], atol=1e-5)
+    np.testing.assert_allclose(apply(params, np.concatenate([X[:1] + 1, X[1:]]), T, Y)[1:], out[1:], atol=1e-5)
 
 
+@every_design
 @pytest.mark.parametrize("what", ["image", "time", "label"])
-def test_the_output_depends_on_image_time_and_label(stirred: Any, what: str) -> None:
+def test_the_output_depends_on_image_time_and_label(design: str, what: str) -> None:
     changed = {"image": (X + 0.5, T, Y), "time": (X, T + 100.0, Y), "label": (X, T, (Y + 1) % 4)}[what]
-    difference = np.abs(np.subtract(apply(stirred, *changed), apply(stirred, X, T, Y)))
-    assert np.all(np.max(difference, axis=(1, 2, 3)) > 1e-2)
+    difference = np.abs(
+        np.subtract(network(design)(stirred(design), *changed), network(design)(stirred(design), X, T, Y))
+    )
+    assert np.all(np.max(difference, axis=(1, 2, 3)) > 1e-3)
 
 
-def test_tokens_know_where_they_are(stirred: Any) -> None:
-    """Two equal patches in different places get different outputs."""
-    out = np.asarray(apply(stirred, np.ones_like(X), T, Y))
-    below, beside = out[:, 2:4, :2], out[:, :2, 2:4]
-    assert np.max(np.abs(out[:, :2, :2] - below)) > 1e-2 and np.max(np.abs(out[:, :2, :2] - beside)) > 1e-2
+def test_time_and_label_are_added_or_stand_apart() -> None:
+    """Where they are added, a label's embedding may move into the time's bias; where they are two tokens it may not."""
+    for design, vectors in MODULATIONS.items():
+        params, move = stirred(design), CONDITION[0]
+        table = params["label_embedding"]["embedding"]
+        bias = params["time_embedding"]["out"]["bias"]
+        moved = params | {
+            "label_embedding": {"embedding": table - move},
+            "time_embedding": params["time_embedding"]
+            | {"out": params["time_embedding"]["out"] | {"bias": bias + move}},
+        }
+        apply = network(design)
+        same = np.allclose(apply(moved, X, T, Y), apply(params, X, T, Y), atol=1e-4)
+        assert same == (vectors > 0), design
 
 
-def test_the_null_label_has_a_row_of_its_own(fresh: Any, stirred: Any) -> None:
-    table = fresh["label_embedding"]["embedding"]
+def test_the_null_label_has_a_row_of_its_own() -> None:
+    table = fresh("adaln_zero")["label_embedding"]["embedding"]
     assert table.shape == (MODEL.num_classes + 1, MODEL.hidden_size)
+    assert shapes(MODEL.clone(null_label=False), X)["label_embedding"]["embedding"].shape == (3, 16)
 
     labels = (Y, np.full_like(Y, MODEL.num_classes))
-    every, null = (np.asarray(gradient(stirred, y)["label_embedding"]["embedding"]) for y in labels)
+    tables = (gradients("adaln_zero")(stirred("adaln_zero"), y)["label_embedding"]["embedding"] for y in labels)
+    every, null = (np.asarray(table) for table in tables)
     assert np.all(every != 0)
     np.testing.assert_array_equal(null[:-1], np.zeros_like(null[:-1]))
     assert np.all(null[-1] != 0)
 
 
-def test_every_parameter_gets_a_gradient(stirred: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, gradient(stirred, Y))):
+@every_design
+def test_every_parameter_gets_a_gradient(design: str) -> None:
+    found = jax.tree.map(np.asarray, gradients(design)(stirred(design), Y))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), jax.tree_util.keystr(path)
 
 
-def test_bfloat16_keeps_parameters_and_output_in_float32_and_stays_close(stirred: Any) -> None:
-    model = MODEL.clone(dtype=jnp.bfloat16)
-    params = shapes(model, X)
+@every_design
+def test_bfloat16_keeps_parameters_and_output_in_float32_and_stays_close(design: str) -> None:
+    params = shapes(MODEL.clone(conditioning=design, dtype=jnp.bfloat16), X)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    assert params == shapes(MODEL, X)
+    assert params == shapes(MODEL.clone(conditioning=design), X)
 
-    rough = np.asarray(jax.jit(lambda params: model.apply({"params": params}, X, T, Y))(stirred))
-    exact = np.asarray(apply(stirred, X, T, Y))
+    rough = np.asarray(network(design, jnp.bfloat16)(stirred(design), X, T, Y))
+    exact = np.asarray(network(design)(stirred(design), X, T, Y))
     assert rough.dtype == jnp.float32
     error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
     assert 1e-5 < error < 3e-2  # 8 bits of mantissa, but not float32 in disguise
 
 
-def test_bfloat16_leaves_norms_and_the_final_layer_in_float32(stirred: Any) -> None:
-    model = MODEL.clone(dtype=jnp.bfloat16)
+@every_design
+def test_bfloat16_leaves_the_norms_and_the_final_layer_in_float32(design: str) -> None:
+    model = MODEL.clone(dtype=jnp.bfloat16, conditioning=design, qk_norm="layer")
     _, state = jax.eval_shape(
-        lambda params: model.apply({"params": params}, X, T, Y, capture_intermediates=True), stirred
+        functools.partial(model.apply, capture_intermediates=True), {"params": shapes(model, X)}, X, T, Y
     )
     outputs = [
         (jax.tree_util.keystr(path), leaf.dtype)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state["intermediates"])
     ]
-    precise = [dtype for path, dtype in outputs if "LayerNorm" in path or "final_layer" in path]
-    rough = [dtype for path, dtype in outputs if "attention" in path or "mlp" in path]
+    precise = [dtype for path, dtype in outputs if "_norm" in path or "final_layer" in path]
+    rough = [dtype for path, dtype in outputs if "attention']['out" in path or "mlp']['__call__" in path]
     assert len(precise) >= 7 and set(precise) == {jnp.dtype(jnp.float32)}
     assert len(rough) >= 4 and set(rough) == {jnp.dtype(jnp.bfloat16)}
 
 
-def parameters(width: int, depth: int, patch: int, channels: int, classes: int) -> int:
+def parameters(design: str, width: int, depth: int, patch: int, channels: int, classes: int) -> int:
     """The weights and biases of a DiT that learns sigma, from Fig. 3 of the paper."""
 
     def linear(inputs: int, outputs: int) -> int:
         return (inputs + 1) * outputs
 
     embeddings = linear(patch**2 * channels, width) + linear(256, width) + linear(width, width) + (classes + 1) * width
-    attention = linear(width, 3 * width) + linear(width, width)
+    attention, norm = 4 * linear(width, width), 2 * width
     mlp = linear(width, 4 * width) + linear(4 * width, width)
-    block = attention + mlp + linear(width, 6 * width)
-    final = linear(width, 2 * width) + linear(width, 2 * patch**2 * channels)
-    return embeddings + depth * block + final
+    last = linear(width, 2 * patch**2 * channels)
+    block, before = {
+        "adaln_zero": (attention + mlp + linear(width, 6 * width), linear(width, 2 * width)),
+        "adaln": (attention + mlp + linear(width, 4 * width), linear(width, 2 * width)),
+        "cross_attention": (2 * attention + mlp + 3 * norm, norm),
+        "in_context": (attention + mlp + 2 * norm, norm),
+    }[design]
+    return embeddings + depth * block + before + last
 
 
-@pytest.mark.parametrize(("size", "published"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
-def test_the_presets_have_the_published_numbers_of_parameters(size: str, published: int) -> None:
-    fields: dict[str, Any] = PRESETS[f"{size}/2"]
-    model = DiT(num_classes=1000, learn_sigma=True, **fields)
+@pytest.mark.parametrize(
+    ("design", "size", "published"),
+    [
+        ("adaln_zero", "S", 33),
+        ("adaln_zero", "B", 130),
+        ("adaln_zero", "L", 458),
+        # Peebles & Xie 2022, Table 4.
+        ("adaln_zero", "XL", 675),
+        ("adaln", "XL", 600),
+        ("cross_attention", "XL", 598),
+        ("in_context", "XL", 449),
+    ],
+)
+def test_the_presets_have_the_published_numbers_of_parameters(design: str, size: str, published: int) -> None:
+    model = DiT(num_classes=1000, learn_sigma=True, conditioning=design, **PRESETS[f"{size}/2"])
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes(model, np.zeros((1, 32, 32, 4)))))
-    assert count == parameters(model.hidden_size, model.depth, patch=2, channels=4, classes=1000)
-    assert round(count / 1e6) == published
+    assert count == parameters(design, model.hidden_size, model.depth, patch=2, channels=4, classes=1000)
+    assert abs(count / 1e6 - published) < 1
 
 
 def test_the_presets_are_buildable() -> None:
     assert len(PRESETS) == 3 * len(SIZES)
-    for name in PRESETS:
-        fields: dict[str, Any] = PRESETS[name]
+    for name, fields in PRESETS.items():
         assert name.endswith(f"/{DiT(num_classes=1, **fields).patch_size}")
 
 
@@ -215,11 +266,24 @@ def test_the_presets_are_buildable() -> None:
         (dict(patch_size=2), (5, 4), "model.patch_size: 2 .* 5x4"),
         (dict(patch_size=2), (4, 7), "model.patch_size: 2 .* 4x7"),
         (dict(patch_size=0), (4, 4), "model.patch_size: 0"),
-        (dict(num_heads=3), (4, 4), "model.hidden_size: 16 .* num_heads=3"),
+        (dict(num_heads=3), (4, 4), "model.num_heads: 3 .* hidden_size=16"),
         (dict(num_heads=0), (4, 4), "model.num_heads: 0"),
-        (dict(hidden_size=18, num_heads=2), (4, 4), "model.hidden_size: 18 .* 4"),
+        (dict(hidden_size=18), (4, 4), "model.hidden_size: 18 .* 4"),
+        (dict(hidden_size=0), (4, 4), "model.hidden_size: 0"),
+        (dict(mlp_ratio=-1.0), (4, 4), "model.mlp_ratio: -1.0"),
+        (dict(mlp_ratio=0.01), (4, 4), "model.mlp_ratio: 0.01 .* width 16"),
+        (dict(depth=-1), (4, 4), "model.depth: -1"),
+        (dict(registers=-1), (4, 4), "model.registers: -1"),
+        (dict(position_size=-2), (4, 4), "model.position_size: -2"),
+        (dict(conditioning="adaln_zeros"), (4, 4), "model.conditioning: 'adaln_zeros' .*mean 'adaln_zero'"),
+        (dict(positions="rotatory"), (4, 4), "model.positions: 'rotatory' .*mean 'rotary'"),
+        (dict(mlp="swi_glu"), (4, 4), "model.mlp: 'swi_glu' .*mean 'swiglu'"),
+        (dict(qk_norm="rsm"), (4, 4), "model.qk_norm: 'rsm' .*mean 'rms'"),
+        (dict(positions="rotary", hidden_size=12), (4, 4), "model.positions: rotary .* not 6"),
+        (dict(positions="learned"), (4, 4), "model.position_size: .* 2x2 .* 0x0"),
     ],
 )
-def test_sizes_that_do_not_divide_are_named(fields: dict[str, int], shape: tuple[int, int], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+def test_what_does_not_fit_is_named_in_one_line(fields: dict[str, Any], shape: tuple[int, int], named: str) -> None:
+    with pytest.raises(UserError, match=rf"^config\.{named}") as error:
         shapes(DiT(**FIELDS | fields), np.zeros((1, *shape, 1)))
+    assert "\n" not in str(error.value)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 
 RANDOM = np.random.default_rng(0)
@@ -53,6 +54,45 @@ def test_the_position_table_is_the_formula(height: int, width: int, channels: in
             np.testing.assert_allclose(table[row * width + column], expected, atol=1e-6)
 
 
+def test_a_program_does_not_carry_the_position_table() -> None:
+    text = jax.jit(lambda: layers.sincos_positions_2d(64, 64, 64)).lower().as_text()
+    assert len(text) < 64 * 64 * 64
+
+
+def test_patches_are_rows_of_patches_and_rows_of_pixels_in_them() -> None:
+    x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = np.asarray(layers.to_patches(jnp.asarray(x), 2))
+    assert patches.shape == (2, 6, 12)
+    for i in range(6):
+        row, column = divmod(i, 3)
+        expected = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(2, 12)
+        np.testing.assert_array_equal(patches[:, i], expected)
+    np.testing.assert_array_equal(layers.from_patches(jnp.asarray(patches), 2, rows=2), x)
+
+
+def test_a_table_is_cropped_in_its_middle_or_is_too_small() -> None:
+    table = jnp.arange(25.0)[:, None] * jnp.ones(3)
+    np.testing.assert_array_equal(layers.centre_crop(table, 5, 5), table)
+    np.testing.assert_array_equal(layers.centre_crop(table, 1, 3)[:, 0], [11, 12, 13])
+    np.testing.assert_array_equal(layers.centre_crop(table, 2, 1)[:, 0], [7, 12])
+    for rows, columns in ((6, 1), (1, 6)):
+        with pytest.raises(UserError, match=rf"config.model.position_size: .* {rows}x{columns} .* 5x5 "):
+            layers.centre_crop(table, rows, columns)
+
+
+def test_layer_normalization_is_the_formula_in_float32() -> None:
+    x = (RANDOM.normal(size=(2, 3, 8)) * 1e-3 + 2).astype(np.float32)
+    exact = x.astype(np.float64)
+    expected = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(layers.layer_normalized(jnp.asarray(x)), expected, atol=1e-3)
+    assert layers.layer_normalized(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_modulation_without_shift_only_scales() -> None:
+    x, scale = jnp.ones((2, 3, 2)), jnp.asarray([[0.0, 1.0], [-1.0, 2.0]])
+    np.testing.assert_array_equal(layers.modulate(x, 0.0, scale), layers.modulate(x, jnp.zeros((2, 2)), scale))
+
+
 def test_modulation_scales_and_shifts_each_example_by_its_own() -> None:
     x = jnp.ones((2, 3, 2))
     shift, scale = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[0.0, 0.0], [1.0, -1.0]])
@@ -69,23 +109,7 @@ def stirred(module: nn.Module, x: np.ndarray | jax.Array) -> Any:
 
 
 def linear(params: Any, x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64) @ params["kernel"].astype(np.float64) + params["bias"]
-
-
-def test_attention_is_the_formula() -> None:
-    b, n, d, heads = 2, 3, 4, 2
-    x = RANDOM.normal(size=(b, n, d)).astype(np.float32)
-    params, ours = stirred(layers.SelfAttention(heads), x)
-    qkv = linear(params["qkv"], x)
-    attended = np.zeros((b, n, d))
-    size = d // heads
-    for i in range(b):
-        for h in range(heads):
-            q, k, v = (qkv[i, :, part * d + h * size : part * d + (h + 1) * size] for part in range(3))
-            for a in range(n):
-                weights = np.asarray([math.exp(q[a] @ k[c] / math.sqrt(size)) for c in range(n)])
-                attended[i, a, h * size : (h + 1) * size] = weights @ v / weights.sum()
-    np.testing.assert_allclose(ours, linear(params["out"], attended), atol=1e-5)
+    return x.astype(np.float64) @ params["kernel"].astype(np.float64) + params.get("bias", 0.0)
 
 
 def test_the_mlp_is_the_formula() -> None:
@@ -94,6 +118,17 @@ def test_the_mlp_is_the_formula() -> None:
     h = linear(params["hidden"], x)
     gelu = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
     np.testing.assert_allclose(ours, linear(params["out"], gelu), atol=1e-5)
+
+
+def test_the_gated_mlp_is_the_formula_and_two_thirds_as_wide() -> None:
+    x = RANDOM.normal(size=(2, 3, 4)).astype(np.float32)
+    params, ours = stirred(layers.Mlp(hidden=390, kind="swiglu"), x)
+    assert {name: sorted(part) for name, part in params.items()} == dict.fromkeys(("hidden", "gate", "out"), ["kernel"])
+    h = linear(params["hidden"], x)
+    np.testing.assert_allclose(ours, linear(params["out"], h / (1 + np.exp(-h)) * linear(params["gate"], x)), atol=1e-4)
+    for hidden, width in ((1, 256), (384, 256), (387, 512), (4608, 3072)):
+        shapes = jax.eval_shape(layers.Mlp(hidden, kind="swiglu").init, jax.random.key(0), x)["params"]
+        assert shapes["gate"]["kernel"].shape == (4, width)
 
 
 def test_the_timestep_embedder_is_the_formula() -> None:

@@ -1,4 +1,4 @@
-"""The expected loss beside a network: a channel that time alone moves, 0 at first, in training the log of the loss."""
+"""The expected loss beside a network: a channel that time alone moves and that training makes the log of the loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from archirf_jax.models import uncertainty
-from archirf_jax.models.uncertainty import Uncertain, fourier_features
+from archirf_jax.models.edm2_unet import EDM2UNet
+from archirf_jax.models.magnitude import MPFourier
+from archirf_jax.models.uncertainty import Uncertain
 from archirf_jax.processes.edm import EDM
 
 RANDOM = np.random.default_rng(0)
@@ -49,14 +50,22 @@ def apply(model: nn.Module, params: Any, x: Any, t: Any, y: Any) -> Any:
     return model.apply({"params": params}, x, t, y)
 
 
-def test_the_network_is_heard_unchanged_and_the_new_channel_is_0_before_training() -> None:
+def test_the_network_is_heard_unchanged_beside_one_channel_more() -> None:
     model = Uncertain(SMALL, 250.0)
-    params = params_of(model)
-    inside = moved(params["network"])
-    output = apply(model, params | {"network": inside}, X, T, Y)
+    params = moved(params_of(model))
+    output = apply(model, params, X, T, Y)
     assert output.shape == (5, 4, 6, 4) and output.dtype == jnp.float32
-    np.testing.assert_allclose(output[..., :3], apply(SMALL, inside, X, T, Y), rtol=1e-6, atol=1e-6)
-    assert np.any(output[..., :3]) and not np.any(output[..., 3])
+    np.testing.assert_allclose(output[..., :3], apply(SMALL, params["network"], X, T, Y), rtol=1e-6, atol=1e-6)
+    assert np.any(output[..., :3]) and np.any(output[..., 3])
+
+
+def test_before_training_the_new_channel_has_mean_square_1_over_networks() -> None:
+    model, t = Uncertain(Silent()), np.linspace(-1.6, 1.1, 5, dtype=np.float32)
+    x, y = np.zeros((5, 1, 1, 1), np.float32), np.zeros(5, np.int32)
+    keys = jax.random.split(jax.random.key(0), 500)
+    u = jax.jit(jax.vmap(lambda key: model.init_with_output(key, x, t, y)[0][:, 0, 0, 1]))(keys)
+    np.testing.assert_allclose(np.mean(np.square(u), axis=0), 1, atol=0.25)
+    np.testing.assert_allclose(np.mean(u, axis=0), 0, atol=0.15)
 
 
 def test_the_new_channel_is_the_same_in_every_pixel_and_only_time_moves_it() -> None:
@@ -76,33 +85,51 @@ def test_network_times_count_in_units_of_the_scale() -> None:
     assert np.max(np.abs(far - apply(Uncertain(SMALL, 250.0), params, X, T / 250, Y)[..., 3])) > 0.1
 
 
-def test_it_learns_one_number_a_feature_and_nothing_else_is_a_parameter() -> None:
-    params = params_of(Uncertain(SMALL))
-    assert set(params) == {"network", "weight"} and params["weight"].shape == (uncertainty.FEATURES,)
+@pytest.mark.parametrize("channels", [128, 16])
+def test_it_learns_one_number_a_feature_and_keeps_the_features(channels: int) -> None:
+    model = Uncertain(SMALL, channels=channels)
+    params = params_of(model)
     assert jax.tree.structure(params["network"]) == jax.tree.structure(params_of(SMALL))
+    assert {name: jax.tree.map(jnp.shape, leaf) for name, leaf in params.items() if name != "network"} == {
+        "uncertainty": {"kernel": (channels, 1)},
+        "uncertainty_features": {"frozen_frequencies": (channels,), "frozen_phases": (channels,)},
+    }
+    slope = jax.grad(lambda params: jnp.sum(jnp.square(model.apply({"params": params}, X, T, Y))))(params)
+    assert np.all(slope["uncertainty"]["kernel"] != 0)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(slope["uncertainty_features"]))
 
 
-def test_the_features_are_constants_of_mean_square_1() -> None:
-    t = jnp.linspace(-2000, 2000, 20_001)
-    features = np.asarray(fourier_features(t))
-    np.testing.assert_allclose(np.mean(features**2, axis=0), 1, atol=0.05)
-    uncertainty._waves.cache_clear()
-    np.testing.assert_array_equal(features, fourier_features(t))
+def test_constrained_parameters_have_unit_weights_and_say_the_same() -> None:
+    model = Uncertain(SMALL)
+    params = params_of(model)
+    params["uncertainty"]["kernel"] *= 5
+    unit = model.constrained(params)
+    assert np.mean(np.square(unit["uncertainty"]["kernel"])) == pytest.approx(1, rel=1e-3)
+    assert unit["network"] is params["network"]  # which has no law of its own
+    np.testing.assert_allclose(apply(model, unit, X, T, Y), apply(model, params, X, T, Y), rtol=1e-3, atol=1e-3)
 
 
-def test_times_are_as_alike_as_a_normal_density_of_their_distance_says() -> None:
-    t = np.linspace(-1.6, 1.1, 100)
-    features = np.asarray(fourier_features(jnp.asarray(t)))
-    kernel = np.exp(-0.5 * (2 * np.pi * (t[:, None] - t)) ** 2)
-    assert np.sqrt(np.mean((features @ features.T / uncertainty.FEATURES - kernel) ** 2)) < 1.2 / 128**0.5
+def test_a_network_with_a_law_for_its_parameters_is_held_to_it() -> None:
+    network = EDM2UNet(num_classes=4, model_channels=4, channel_mult=(1,), num_blocks=0, channels_per_head=4,
+                       attention_levels=())  # fmt: skip
+    model = Uncertain(network)
+    params = jax.tree.map(lambda leaf: 3 * leaf, params_of(model))
+    unit = model.constrained(params)
+    assert jax.tree.structure(unit) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(np.array_equal, unit["network"], network.constrained(params["network"])))
+    assert not np.array_equal(unit["network"]["out_conv"]["kernel"], params["network"]["out_conv"]["kernel"])
 
 
-def test_smooth_functions_of_ln_sigma_over_4_are_within_reach() -> None:
-    t = np.linspace(-1.6, 1.1, 300)
+def test_smooth_functions_of_ln_sigma_over_4_are_within_reach_of_unit_weights() -> None:
+    t = np.linspace(-1.6, 1.1, 300, dtype=np.float32)
     curves = np.stack([np.ones_like(t), t, np.exp(-t) - 2, np.sin(4 * t)], axis=1)
-    features = np.asarray(fourier_features(jnp.asarray(t)), np.float64)
+    layer = MPFourier(Uncertain.channels)
+    features = np.asarray(layer.init_with_output(jax.random.key(0), t)[0], np.float64)
     weights = np.linalg.lstsq(features, curves, rcond=1e-6)[0]
     np.testing.assert_allclose(features @ weights, curves, atol=2e-3)
+    # What is left of a weight's length goes where features of these times are silent.
+    short = np.linalg.lstsq(features, curves, rcond=1e-3)[0]
+    assert np.max(np.abs(features @ short - curves)) < 0.05 and np.max(np.linalg.norm(short, axis=0)) < 1
 
 
 class Silent(nn.Module):
@@ -117,7 +144,7 @@ class Silent(nn.Module):
 def test_in_training_it_becomes_the_logarithm_of_the_expected_loss_at_each_time(time_scale: float) -> None:
     # Of normal images with deviation 1.5 a network that says 0 has a loss in closed form, from 1 at the data to 9.
     process = EDM(uncertainty=True, time_scale=time_scale)
-    model, null = Uncertain(Silent(), process.uncertainty_scale), np.int32(0)
+    model, null = Uncertain(Silent(), **process.uncertainty_head()), np.int32(0)
     x, labels = jnp.zeros((256, 8, 8, 1)), jnp.zeros(256, jnp.int32)
     params = model.init(jax.random.key(0), x, jnp.zeros(256), labels)["params"]
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 300))
@@ -130,7 +157,7 @@ def test_in_training_it_becomes_the_logarithm_of_the_expected_loss_at_each_time(
         )
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        params, state = carry
+        params, state = model.constrained(carry[0]), carry[1]
         updates, state = optimizer.update(jax.grad(loss)(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 

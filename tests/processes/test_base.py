@@ -149,7 +149,7 @@ def test_times_come_from_the_memory_and_their_weights_stay_out_of_the_raw_loss()
 def test_a_process_remembers_nothing_and_knows_no_uncertainty_unless_told_to(kind: type[Process]) -> None:
     process = kind()
     assert process.init_memory() == () and process.remember((), {"raw": jnp.ones(3), "t": jnp.ones(3)}) == ()
-    assert process.uncertainty_scale == 0
+    assert process.uncertainty_head() == {}
 
 
 @every_learner

@@ -140,7 +140,8 @@ def test_the_uncertainty_that_loses_least_is_the_logarithm_of_the_square_error()
 def test_an_uncertainty_is_one_channel_more_that_says_nothing_of_the_image() -> None:
     plain, process = EDM(), EDM(uncertainty=True)
     assert (plain.output_channels(3), process.output_channels(3)) == (3, 4)
-    assert (plain.uncertainty_scale, EDM(uncertainty=True, time_scale=250.0).uncertainty_scale) == (0, 250)
+    assert plain.uncertainty_head() == {}
+    assert EDM(uncertainty=True, time_scale=250.0).uncertainty_head() == {"time_scale": 250, "channels": 128}
     x, t = jnp.asarray(X0), jnp.asarray(TIMES)
     more = jnp.concatenate([jnp.asarray(F), jnp.full((*X0.shape[:-1], 1), 9.0)], axis=-1)
     for with_u, without in zip(

@@ -159,15 +159,24 @@ def test_a_configuration_that_was_saved_before_there_was_a_choice_of_grids_still
     assert (old.choice.grid, old.choice.shift) == ("shifted", 3.0)
 
 
-def test_a_learned_uncertainty_changes_no_first_loss_and_moves_with_every_step() -> None:
+def test_a_silent_uncertainty_changes_no_loss_and_every_step_moves_it_on_unit_weights() -> None:
     plain, uncertain = (Diffusion(config(dit_edm, process__uncertainty=flag)) for flag in (False, True))
     states = [jax.jit(each.init)(purpose_key(0, "init")) for each in (plain, uncertain)]
-    assert "weight" not in states[0].params and not np.any(states[1].params["weight"])
+    head = states[1].params["uncertainty"]
+    assert "uncertainty" not in states[0].params and np.all(np.asarray(head["kernel"]) != 0)
     key = purpose_key(0, "step")
     first = jax.jit(lambda state: plain.step(state, BATCH, key)[1]["loss"])(states[0])
-    after, metrics = jax.jit(lambda state: uncertain.step(state, BATCH, key))(states[1])
-    np.testing.assert_allclose(metrics["loss"], first, rtol=1e-6)
-    assert np.all(np.asarray(after.params["weight"]) != 0)
+    step = jax.jit(lambda state: uncertain.step(state, BATCH, key))
+    silent = states[1].params | {"uncertainty": jax.tree.map(np.zeros_like, head)}
+    np.testing.assert_allclose(step(states[1].replace(params=silent))[1]["loss"], first, rtol=1e-6)
+    after, metrics = step(states[1])
+    assert abs(metrics["loss"] - first) > 1e-3
+    moved = np.abs(
+        after.params["uncertainty"]["kernel"] - uncertain.constrained(states[1].params)["uncertainty"]["kernel"]
+    )
+    assert np.all(moved > 0) and np.max(moved) < 0.1
+    features = [state.params["uncertainty_features"] for state in (after, states[1])]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *features))
 
 
 def test_guidance_by_a_label_that_was_never_trained_is_refused() -> None:

@@ -1,0 +1,101 @@
+"""python -m archirf_jax.import_weights --source=dit --checkpoint=DiT-XL-2-256x256.pt --workdir=runs/dit-xl-2
+
+Published weights as a run directory, which `sample` uses like one that was trained.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import flags, logging
+
+from archirf_jax import registry, tasks
+from archirf_jax.errors import UserError
+from archirf_jax.interop import files, sources
+from archirf_jax.interop.weights import check, published_shapes, to_params
+from archirf_jax.launch import cli
+from archirf_jax.launch import config as configuration
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.state import TrainState
+
+SOURCE = flags.DEFINE_enum("source", None, list(sources.SOURCES), "what kind of weights these are", required=True)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, ".safetensors, .pt or .pth file", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory to make", required=True)
+
+# What shapes do not always tell; the published value where the weights are a published model's.
+HINTS = {
+    "num_heads": flags.DEFINE_integer("num_heads", None, "attention heads", lower_bound=1),
+    "num_head_channels": flags.DEFINE_integer("num_head_channels", None, "adm: channels of a head", lower_bound=1),
+    "num_heads_upsample": flags.DEFINE_integer("num_heads_upsample", None, "adm: heads of the decoder", lower_bound=1),
+    "channels_per_head": flags.DEFINE_integer("channels_per_head", None, "edm2: channels of a head", lower_bound=1),
+    "attention_order": flags.DEFINE_enum("attention_order", None, ["legacy", "new"], "adm: layout of projections"),
+    "num_res_blocks": flags.DEFINE_integer("num_res_blocks", None, "adm-classifier: blocks a level", lower_bound=1),
+    "num_classes": flags.DEFINE_integer("num_classes", None, "classes, where labels have no null", lower_bound=1),
+    "image_size": flags.DEFINE_integer("image_size", None, "pixels a side, where any would do", lower_bound=1),
+    "norm": flags.DEFINE_enum("norm", None, ["layer", "rms"], "sd3: norm of the streams"),
+    "schedule": flags.DEFINE_enum("schedule", None, ["linear", "cosine"], "adm: of beta"),
+}
+
+
+def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """(configuration of a run, parameters) of published tensors.
+
+    Raises:
+        UserError: they are not of this source, or do not fit the network that they seem to be.
+    """
+    prefix, names = sources.split_prefix(tensors, source)
+    state = {inner: tensors[name] for name, inner in names.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    config = sources.configuration(source, shapes, hints)
+    task = registry.build(tasks, "config.task", config["task"], {"config": ml_collections.ConfigDict(config)})
+
+    like = jax.eval_shape(task.init_params, jax.random.key(0))
+    kind, size = sources.SOURCES[source], config["data"]["image_size"]
+    rename = kind.rename(task.model, size)
+    constants = {name: value for name, value in kind.constants(task.model, size).items() if name in state}
+    check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
+    for name, value in constants.items():
+        if not np.allclose(np.asarray(state[name]), value, atol=1e-5):
+            raise UserError(f"--checkpoint: {name} is not the fixed table that this network has in its place")
+    params = to_params({name: state[name] for name in state if name not in constants}, like, rename)
+    config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants))
+    return config, params
+
+
+def write(workdir: pathlib.Path, config: dict[str, Any], params: Any) -> None:
+    """Make a run directory whose averages are these parameters, at step 0.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    try:
+        checkpoints.save(TrainState(step=jnp.int32(0), params={}, ema=params, opt=()), config)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    configuration.save(ml_collections.ConfigDict(config), workdir)
+
+
+def main(argv: list[str]) -> None:
+    """Read, check, write."""
+    del argv
+    workdir = pathlib.Path(WORKDIR.value).expanduser()
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"--workdir: {str(workdir)!r} exists and is not empty; give a new directory")
+    hints = {name: flag.value for name, flag in HINTS.items() if flag.value is not None}
+    tensors = files.read(pathlib.Path(CHECKPOINT.value).expanduser())
+    config, params = load(SOURCE.value, dict(tensors), hints)
+    write(workdir, config, params)
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
+    logging.info("next: python -m archirf_jax.sample --workdir=%s --out=samples.npz", workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,172 @@
+"""Where published weights come from: what each kind of checkpoint is, as the configuration of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from archirf_jax.interop import adm, dit, edm2, sd3
+from archirf_jax.interop.adm_names import rename_classifier, rename_unet
+from archirf_jax.interop.weights import Rename, Shapes
+
+Hints = Mapping[str, Any]
+Groups = dict[str, dict[str, Any]]  # of a configuration
+
+# What a run directory says of training, where there was none.
+RUN = {
+    "task": "diffusion",
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 128,
+    "optimizer": dict(name="adamw", learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
+    "schedule": dict(name="constant", warmup_steps=0),
+    "ema": dict(decay=0.9999),
+    "sample": dict(classes=10, per_class=8),
+}
+IMAGE_SIZE = 64  # of networks that take any, where nobody says another
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One kind of published checkpoint.
+
+    Attributes:
+        describe: (shapes, hints) -> the groups data, model, process and sample of a run's configuration.
+        rename: (network, image size) -> where each parameter lies.
+        constants: (network, image size) -> tensors that a checkpoint may hold, no parameters, with these values.
+        tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
+        task: what samples from it: a file of archirf_jax/tasks.
+    """
+
+    describe: Callable[[Shapes, Hints], Groups]
+    rename: Callable[[Any, int], Rename]
+    constants: Callable[[Any, int], dict[str, np.ndarray]] = lambda model, size: {}
+    tensor_name: Callable[[str], str | None] = lambda name: name
+    task: str = "diffusion"
+
+
+def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
+    fields = dit.fields(shapes, hints)
+    patches = shapes.get(dit.POSITIONS, (1, 256, 0))[1]  # published: 256 pixels, in latents of 32x32
+    size = hints.get("image_size") or round(patches**0.5) * fields["patch_size"]
+    process = dict(name="ddpm", schedule="linear", steps=1000, prediction="eps", condition_dropout=0.1)
+    variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
+    dropout = 0.1 if fields["null_label"] else 0.0
+    return dict(
+        data=_data(size, shapes.get("x_embedder.proj.weight", (0, 4))[1], fields),
+        model=dict(name="dit", **fields),
+        process=process | dict(variance=variance, condition_dropout=dropout),
+        sample=dict(solver="ddpm", grid="250", steps=250, guidance_scale=4.0 if dropout else 1.0),
+    )
+
+
+def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
+    fields = sd3.fields(shapes, hints)
+    size = hints.get("image_size") or 128  # published: 1024 pixels
+    size = min(size, fields["position_size"] * fields["patch_size"]) if "image_size" not in hints else size
+    return dict(
+        data=_data(size, shapes.get("x_embedder.proj.weight", (0, 16))[1], fields),
+        model=dict(name="mmdit", **fields),
+        process=dict(name="rectified_flow", shift=3.0, time_scale=1000.0, condition_dropout=0.1),
+        sample=dict(solver="euler", grid="shifted", shift=3.0, steps=28, guidance_scale=5.0),
+    )
+
+
+def _describe_adm(shapes: Shapes, hints: Hints, super_resolution: bool = False) -> Groups:
+    fields = adm.unet_fields(shapes, hints, super_resolution)
+    known = adm.PUBLISHED.get(adm.published_unet(shapes) or "", {})
+    variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
+    process = _adm_process(known, hints) | dict(variance=variance)
+    respacing = known.get("respacing", "250")
+    return dict(
+        data=_data(_size(known, hints), adm.image_channels(shapes, super_resolution), fields),
+        model=dict(name="adm_unet", **fields),
+        process=process,
+        sample=dict(
+            solver="ddpm",
+            grid=respacing,
+            steps=int(respacing),
+            guidance_scale=1.0,
+            classifier_scale=known.get("classifier_scale", 1.0),
+        ),
+    )
+
+
+def _describe_adm_superres(shapes: Shapes, hints: Hints) -> Groups:
+    return _describe_adm(shapes, hints, super_resolution=True)
+
+
+def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
+    fields = adm.classifier_fields(shapes, hints)
+    known = adm.PUBLISHED_CLASSIFIERS.get(adm.published_classifier(shapes) or "", {})
+    size = fields.get("image_size") or _size(known, hints)
+    return dict(
+        data=_data(size, adm.image_channels(shapes), fields),
+        model=dict(name="adm_classifier", **fields),
+        process=_adm_process(known, hints),
+        sample={},
+    )
+
+
+def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
+    fields, outside = edm2.fields(shapes, hints), edm2.outside(shapes)
+    known = edm2.PUBLISHED[edm2.published(shapes) or "edm2-img512-s"]
+    uncertainty = dict(uncertainty=True, uncertainty_channels=outside.uncertainty_channels)
+    return dict(
+        data=_data(outside.image_size, outside.channels, fields),
+        model=dict(name="edm2_unet", **fields),
+        process=dict(name="edm", condition_dropout=0.0) | known["process"] | uncertainty,
+        sample=known["sample"] | dict(guidance_scale=1.0),
+    )
+
+
+def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
+    classes = fields.pop("num_classes")
+    return dict(
+        name="imported", dir="data", split="train", label_key="label", image_size=size, channels=channels,
+        num_classes=classes,
+    )  # fmt: skip
+
+
+def _adm_process(known: Mapping[str, Any], hints: Hints) -> dict[str, Any]:
+    process = dict(known.get("process", dict(schedule="linear", steps=1000, prediction="eps")))
+    given = {"schedule": hints["schedule"]} if hints.get("schedule") else {}
+    return dict(name="ddpm", condition_dropout=0.0) | process | given
+
+
+def _size(known: Mapping[str, Any], hints: Hints) -> int:
+    return hints.get("image_size") or known.get("image_size", IMAGE_SIZE)
+
+
+SOURCES = {
+    "dit": Source(_describe_dit, lambda model, size: dit.rename(model), dit.constants),
+    "sd3": Source(_describe_sd3, lambda model, size: sd3.rename(model), tensor_name=sd3.tensor_name),
+    "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
+    "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
+    "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
+    "edm2": Source(_describe_edm2, edm2.rename),
+}
+MODELS = {"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"}
+
+
+def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
+    """The configuration of the run that tensors of these shapes make.
+
+    Raises:
+        UserError: they are no such network's, or neither they nor the hints tell a field.
+    """
+    groups = SOURCES[source].describe(shapes, {name: value for name, value in hints.items() if value is not None})
+    groups["model"].setdefault("dtype", "float32")
+    sample = {**RUN["sample"], **groups.pop("sample")}  # type: ignore[dict-item]
+    return RUN | groups | {"task": SOURCES[source].task, "sample": sample}
+
+
+def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
+    """What all names of this network begin with, and {name in the file: name in the network}."""
+    own = {name: SOURCES[source].tensor_name(name) for name in names}
+    kept = {name: inner for name, inner in own.items() if inner is not None}
+    prefixes = {name.removesuffix(inner) for name, inner in kept.items()}
+    return (prefixes.pop() if len(prefixes) == 1 else ""), kept

@@ -1,0 +1,128 @@
+"""Published tensors <-> parameters of our networks: names, layouts, and what to say when they do not fit.
+
+A source (one file each) says of every parameter path which published tensor holds it and how that lies in memory. The
+network's own tree then decides what is missing, what is too much and which shape is wrong, in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from archirf_jax.errors import UserError
+
+State = Mapping[str, Any]  # published name -> array, or anything with a shape
+Shapes = Mapping[str, tuple[int, ...]]  # published name -> shape
+Path = tuple[str, ...]  # of a parameter in our tree
+LISTED = 12  # names in a message, of each kind
+
+
+class Layout(NamedTuple):
+    """How a published tensor becomes ours and back; both ways take numpy and jax arrays."""
+
+    to_ours: Callable[[Any], Any]
+    to_theirs: Callable[[Any], Any]
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+LINEAR = Layout(lambda w: w.T, lambda w: w.T)  # (out, in) <-> (in, out)
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+POINTWISE = Layout(lambda w: w[..., 0].T, lambda w: w.T[..., None])  # 1-D convolution of size 1 <-> (in, out)
+
+
+def patches(size: int) -> Layout:
+    """A convolution (out, C, p, p) whose stride is its size p <-> (p*p*C, out), pixels row by row."""
+    return Layout(
+        lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
+        lambda w: w.reshape(size, size, -1, w.shape[1]).transpose(3, 2, 0, 1),
+    )
+
+
+# Where a parameter of ours lies: the published name and the layout of the tensor.
+Rename = Callable[[Path], tuple[str, Layout]]
+
+
+def published_shapes(like: Any, rename: Rename) -> dict[str, tuple[int, ...]]:
+    """The tensors that parameters like `like` (arrays or shapes) are published as, by name."""
+    theirs = jax.eval_shape(lambda tree: to_state(tree, rename), like)
+    return {name: leaf.shape for name, leaf in theirs.items()}
+
+
+def to_state(params: Any, rename: Rename) -> dict[str, Any]:
+    """The published tensors of parameters, by name.
+
+    Raises:
+        UserError: a parameter that the published network does not have.
+    """
+    state: dict[str, Any] = {}
+    for path, leaf in _leaves(params):
+        try:
+            name, layout = rename(path)
+        except KeyError as e:
+            raise UserError(f"{'/'.join(path)}: the published network has no such parameter") from e
+        state[name] = layout.to_theirs(leaf)
+    return state
+
+
+def to_params(state: State, like: Any, rename: Rename) -> Any:
+    """Parameters shaped like `like` from published tensors; nothing is converted unless everything fits.
+
+    Raises:
+        UserError: lists tensors that are missing, that the network has no place for, or whose shapes are wrong.
+    """
+    check({name: np.shape(value) for name, value in state.items()}, published_shapes(like, rename))
+    flat = {}
+    for path, _ in _leaves(like):
+        name, layout = rename(path)
+        flat[path] = layout.to_ours(np.asarray(state[name]))
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat[_names(path)], like)
+
+
+def check(shapes: Shapes, expected: Shapes) -> None:
+    """Raise a UserError that lists how the tensors differ from those expected, if they do."""
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    wrong = [
+        f"{name} {tuple(shapes[name])} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name]) != tuple(shape)
+    ]
+    found = {"missing": missing, "without place in this network": extra, "of another shape": wrong}
+    parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in found.items() if names]
+    if parts:
+        raise UserError(f"the tensors do not fit the network; {'; '.join(parts)}")
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """1 + the largest number that the pattern's group catches at the start of a name; 0 without any."""
+    return 1 + max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1)
+
+
+def ratio(hidden: int, width: int) -> float:
+    """The mlp_ratio at which int(width * mlp_ratio) is `hidden`."""
+    found = hidden / max(width, 1)
+    return found if int(width * found) == hidden else math.nextafter(found, math.inf)
+
+
+def numbered(name: str, word: str) -> int | None:
+    """3 for ("block_3", "block"); None for other names."""
+    match = re.fullmatch(rf"{word}_(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _leaves(tree: Any) -> list[tuple[Path, Any]]:
+    return [(_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _names(path: Any) -> Path:
+    return tuple(part.key for part in path)

@@ -1,0 +1,129 @@
+"""Layers of ADM's networks (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", Sec. 3).
+
+Maps are (B, H, W, D), the embedding of time and label is (B, E). The second convolution of every residual block and the
+last layer of every attention start at zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from archirf_jax.models import layers
+from archirf_jax.models.attention import attend
+from archirf_jax.models.convolution import Conv
+
+GROUPS = 32  # of every norm
+ORDERS = ("legacy", "new")  # of attention
+# Uniform between +-1/sqrt(fan in), as the published networks begin.
+uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def conv(width: int, dtype: Any, name: str, stride: int = 1, size: int = 3, init: Any = uniform) -> Conv:
+    """A convolution to `width` channels; 3x3 windows reach one pixel over every edge, whatever the stride."""
+    return Conv(width, size, stride, dtype, init, name=name)
+
+
+def group_norm(name: str | None = None) -> nn.GroupNorm:
+    """A norm over groups of channels, in float32."""
+    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """(B, H, W, D) -> (B, 2H, 2W, D): every pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def halved(x: jax.Array) -> jax.Array:
+    """(B, 2H, 2W, D) -> (B, H, W, D): means of four pixels."""
+    b, height, width, channels = x.shape
+    return x.reshape(b, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+class TimeEmbedding(nn.Module):
+    """Network times (B,) -> (B, 4 model_channels) float32: sinusoids, then a two-layer SiLU perceptron."""
+
+    model_channels: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """t (B,) -> (B, 4 model_channels)."""
+        h = layers.sinusoidal_embedding(t, self.model_channels)
+        h = nn.silu(nn.Dense(4 * self.model_channels, kernel_init=uniform, name="hidden")(h))
+        return nn.Dense(4 * self.model_channels, kernel_init=uniform, name="out")(h)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a skip connection, told of time and label between them (Sec. 3.1, AdaGN).
+
+    Attributes:
+        width: output channels.
+        scale_shift: the embedding scales and shifts the second norm; otherwise it is added before it.
+        dropout: rate before the second convolution, wherever an rng called "dropout" is given.
+        direction: "down" halves the map and the skip connection, "up" doubles them (Brock et al. 2018).
+        dtype: compute dtype; norms are in float32.
+    """
+
+    width: int
+    scale_shift: bool
+    dropout: float = 0.0
+    direction: str = ""
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
+        """Map x (B, H, W, D) and embedding (B, E) -> (B, H', W', width)."""
+        resize = {"": lambda a: a, "down": halved, "up": doubled}[self.direction]
+        h = resize(nn.silu(group_norm("norm_in")(x)).astype(self.dtype))
+        h = conv(self.width, self.dtype, "conv_in")(h)
+        vectors = 2 if self.scale_shift else 1
+        dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="told")
+        told = dense(nn.silu(emb))[:, None, None]
+        norm = group_norm("norm_out")
+        if self.scale_shift:
+            scale, shift = jnp.split(told.astype(jnp.float32), 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + told)
+        h = nn.silu(h).astype(self.dtype)
+        h = nn.Dropout(self.dropout)(h, deterministic=not self.has_rng("dropout"))
+        h = conv(self.width, self.dtype, "conv_out", init=layers.zeros)(h)
+        x = resize(x)
+        return h + (x if x.shape[-1] == self.width else conv(self.width, self.dtype, "skip", size=1)(x))
+
+
+class Attention(nn.Module):
+    """Self-attention of all pixels, added to its input.
+
+    Attributes:
+        num_heads: must divide the channels.
+        order: how the 3 D channels of the one projection fall apart: "legacy" first into heads, "new" first into
+            queries, keys and values.
+        dtype: compute dtype; the norm and the softmax are in float32.
+    """
+
+    num_heads: int
+    order: str = "legacy"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B, H, W, D) -> (B, H, W, D)."""
+        b, height, width, d = x.shape
+        h = group_norm("norm")(x).reshape(b, height * width, d)
+        h = nn.Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
+        h = attend(*split_heads(h, self.num_heads, self.order)).reshape(b, height * width, d)
+        h = nn.Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
+        return x + h.reshape(x.shape)
+
+
+def split_heads(qkv: jax.Array, num_heads: int, order: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(B, N, 3 D) -> queries, keys and values (B, N, heads, D / heads); `order` as in `Attention`."""
+    b, n, d = qkv.shape
+    shape = (num_heads, 3) if order == "legacy" else (3, num_heads)
+    parts = qkv.reshape(b, n, *shape, d // 3 // num_heads)
+    q, k, v = jnp.moveaxis(parts, 3 if order == "legacy" else 2, 0)
+    return q, k, v

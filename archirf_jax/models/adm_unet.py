@@ -1,0 +1,169 @@
+"""ADM's U-Net (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", Sec. 3 and tables 4, 11, 12).
+
+Residual blocks with attention at the coarse levels, told of time and label by adaptive group norms; with
+`super_resolution` it also sees a smaller image, as ADM-U does. The output is exactly 0 at initialisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from archirf_jax.errors import UserError
+from archirf_jax.models import layers
+from archirf_jax.models.adm_halves import Decoder, Encoder, Plan
+from archirf_jax.models.adm_layers import TimeEmbedding, conv, group_norm
+
+_PUBLISHED = dict(num_res_blocks=2, scale_shift_norm=True, resblock_updown=True, learn_sigma=True)
+_IMAGENET256 = _PUBLISHED | dict(
+    model_channels=256, channel_mult=(1, 1, 2, 2, 4, 4), attention_downsamples=(8, 16, 32), num_head_channels=64
+)
+_UPSAMPLER = _PUBLISHED | dict(model_channels=192, channel_mult=(1, 1, 2, 2, 4, 4), super_resolution=True)
+
+# The published models by data and size, as their flags say; "tiny" is this project's own, for 8x8 to 32x32 on a CPU.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": _PUBLISHED
+    | dict(
+        model_channels=32,
+        num_res_blocks=1,
+        channel_mult=(1, 2),
+        attention_downsamples=(2,),
+        num_head_channels=32,
+        learn_sigma=False,
+    ),
+    "imagenet64": _PUBLISHED
+    | dict(
+        model_channels=192,
+        num_res_blocks=3,
+        channel_mult=(1, 2, 3, 4),
+        attention_downsamples=(2, 4, 8),
+        num_head_channels=64,
+        attention_order="new",
+        dropout=0.1,
+    ),
+    "imagenet128": _PUBLISHED
+    | dict(model_channels=256, channel_mult=(1, 1, 2, 3, 4), attention_downsamples=(4, 8, 16), num_heads=4),
+    "imagenet256": _IMAGENET256,
+    "imagenet256-unconditional": _IMAGENET256 | dict(class_conditional=False),
+    "imagenet512": _IMAGENET256 | dict(channel_mult=(0.5, 1, 1, 2, 2, 4, 4), attention_downsamples=(16, 32, 64)),
+    "lsun256": _IMAGENET256 | dict(class_conditional=False, dropout=0.1),
+    "upsample64-256": _UPSAMPLER | dict(attention_downsamples=(8, 16, 32), num_heads=4),
+    "upsample128-512": _UPSAMPLER | dict(attention_downsamples=(16, 32), num_head_channels=64),
+}
+
+
+class ADMUNet(nn.Module):
+    """A U-Net of residual blocks; a `ModelFn` once its parameters are bound.
+
+    Attributes:
+        num_classes: labels are 0..num_classes-1; the null label num_classes adds nothing to the embedding.
+        class_conditional: False ignores labels and has no table of them.
+        model_channels: width that `channel_mult` multiplies, even; times and labels are embedded in four times as many.
+        num_res_blocks: residual blocks of a level (the decoder has one more).
+        channel_mult: one factor a level; each level's width must be a multiple of 32.
+        attention_downsamples: powers of 2: attention follows the blocks where the image is so many times smaller.
+            The middle always has one.
+        num_heads: attention heads, where num_head_channels is 0.
+        num_head_channels: width of an attention head; 0 = as num_heads says.
+        num_heads_upsample: heads in the decoder, where num_head_channels is 0; 0 = num_heads.
+        attention_order: "legacy" or "new": the layout of the attention's projection, of no consequence in training.
+        scale_shift_norm: adaptive group norm (Sec. 3.1); False adds the embedding before the norm.
+        resblock_updown: residual blocks change the resolution.
+        conv_resample: otherwise convolutions change it; False = no parameters do.
+        dropout: rate in residual blocks, or one a level; active where an rng called "dropout" is given.
+        learn_sigma: give 2C output channels instead of C; the second half is the variance's.
+        out_channels: output channels; 0 = as learn_sigma says.
+        super_resolution: y is {"label": (B,), "low_res": (B, h, w, C)} and the image low_res, bilinearly resized, lies
+            beside x.
+        dtype: compute dtype; norms, softmax, the embedding of time and the last layer stay float32.
+        remat: keep no activations of blocks for the backward pass.
+    """
+
+    num_classes: int
+    class_conditional: bool = True
+    model_channels: int = 128
+    num_res_blocks: int = 2
+    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
+    attention_downsamples: tuple[int, ...] = (4, 8)
+    num_heads: int = 4
+    num_head_channels: int = 0
+    num_heads_upsample: int = 0
+    attention_order: str = "legacy"
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    conv_resample: bool = True
+    dropout: float | tuple[float, ...] = 0.0
+    learn_sigma: bool = False
+    out_channels: int = 0
+    super_resolution: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, y: Any = None) -> jax.Array:
+        """Noisy images x (B, H, W, C), network times t (B,), labels y (B,) int32 -> (B, H, W, C') float32.
+
+        C' is C, 2C or out_channels. y is not read where there are neither labels nor small images.
+
+        Raises:
+            UserError: a field or an image size that the attributes above do not allow, or a y without what they need.
+        """
+        plan = Plan.of(self)
+        self._check(plan, *x.shape[1:3])
+        channels = self.out_channels or x.shape[-1] * (2 if self.learn_sigma else 1)
+        if self.super_resolution:
+            low_res = _entry(y, "low_res").astype(x.dtype)
+            x = jnp.concatenate([x, resized(low_res, *x.shape[1:3])], axis=-1)
+        emb = TimeEmbedding(self.model_channels, name="time_embedding")(t)
+        if self.class_conditional:
+            emb = emb + self._label(_entry(y, "label") if self.super_resolution else y)
+        h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb)
+        h = Decoder(plan, name="decoder")(h, maps, emb)
+        h = nn.silu(group_norm("norm")(h))
+        return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
+
+    def _label(self, y: jax.Array) -> jax.Array:
+        """(B,) -> (B, E); zeros for the null label."""
+        table = nn.Embed(
+            self.num_classes,
+            4 * self.model_channels,
+            embedding_init=nn.initializers.normal(1.0),
+            name="label_embedding",
+        )
+        rows = table(jnp.minimum(y, self.num_classes - 1))
+        return jnp.where((y < self.num_classes)[:, None], rows, 0.0)
+
+    @nn.nowrap
+    def example_condition(self, image_shape: tuple[int, int, int]) -> Any:
+        """A condition without batch axis: a label, or a label and a picture to enlarge."""
+        label = jnp.int32(0)
+        return {"label": label, "low_res": jnp.zeros(image_shape)} if self.super_resolution else label
+
+    def _check(self, plan: Plan, height: int, width: int) -> None:
+        plan.check(height, width)
+        if self.class_conditional and self.num_classes < 1:
+            raise UserError(
+                f"config.model.num_classes: {self.num_classes} must be above 0; without labels, set "
+                "config.model.class_conditional to False"
+            )
+        for name in ("num_head_channels", "num_heads_upsample", "out_channels"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.model.{name}: {getattr(self, name)} must be 0 or more")
+
+
+def resized(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Images (B, h, w, C) -> (B, height, width, C): bilinear between pixel centres, constant beyond the outermost."""
+    return jax.image.resize(x, (len(x), height, width, x.shape[-1]), "linear", antialias=False)
+
+
+def _entry(y: Any, name: str) -> jax.Array:
+    if not isinstance(y, Mapping) or name not in y:
+        raise UserError(f"config.model.super_resolution: True needs y as a dict with {name!r}")
+    return y[name]
+
+
+build = ADMUNet

@@ -1,0 +1,154 @@
+"""Attention: the one place that chooses its implementation, norms of queries and keys, rotary positions.
+
+Queries, keys and values are (batch, tokens, heads, head width).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.errors import UserError
+
+xavier = nn.initializers.xavier_uniform()
+HALF_PRECISION = (jnp.bfloat16, jnp.float16)
+QK_NORMS = ("", "rms", "layer")
+ROTARY_BASE = 10_000.0
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width)."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _flash_fits(q) else None)
+
+
+def _flash_fits(q: jax.Array) -> bool:
+    """Whether cuDNN's flash attention takes these queries; jax never chooses it by itself."""
+    # 128 is the widest head that every GPU takes.
+    return jax.default_backend() == "gpu" and q.dtype in HALF_PRECISION and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Raise a UserError unless `width` divides into heads."""
+    if num_heads < 1 or width % num_heads:
+        raise UserError(
+            f"config.model.num_heads: {num_heads} does not divide hidden_size={width}; choose a divisor of it"
+        )
+
+
+def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
+    """Angles by which 2-D axial rotary positions turn pairs of channels (Su et al. 2021; Heo et al. 2024, Sec. 3.1).
+
+    Args:
+        rows, columns: of the grid of tokens.
+        width: of a head, a multiple of 4; the first half of its pairs follows the row, the second the column.
+
+    Returns:
+        (rows * columns, width / 2) float32, tokens in row-major order.
+
+    Raises:
+        UserError: width is no multiple of 4.
+    """
+    if width % 4:
+        raise UserError(f"config.model.positions: rotary needs a head width that is a multiple of 4, not {width}")
+    frequencies = ROTARY_BASE ** (-np.arange(width // 4) / (width // 4))
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    angles = [places.reshape(-1, 1) * frequencies for places in (row, column)]
+    return np.concatenate(angles, axis=1).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """x (B, N, heads, width) with channels i and i + width / 2 turned by angles (N, width / 2)."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]  # (N, 1, width / 2)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square along the last axis, in float32, times a learned scale a channel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (..., D) -> (..., D) of the same dtype."""
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        return (rms_normalized(x) * scale).astype(x.dtype)
+
+
+def rms_normalized(x: jax.Array) -> jax.Array:
+    """x (..., D) over its root mean square along the last axis, float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+class Projection(nn.Module):
+    """Tokens -> queries, keys and values of heads, by one fused linear layer.
+
+    Attributes:
+        num_heads: must divide the width of the tokens.
+        qk_norm: one of QK_NORMS, of each head's queries and keys, with a learned scale a channel that all heads
+            share (Esser et al. 2024, Sec. 5.3.2); "" is none.
+        use_bias: of the linear layer.
+        dtype: compute dtype.
+    """
+
+    num_heads: int
+    qk_norm: str = ""
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Tokens x (B, N, D) -> three of (B, N, heads, D / heads)."""
+        b, n, d = x.shape
+        dense = nn.Dense(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
+        q, k, v = jnp.moveaxis(dense(x).reshape(b, n, 3, self.num_heads, d // self.num_heads), 2, 0)
+        return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
+
+
+def normed(x: jax.Array, kind: str, name: str) -> jax.Array:
+    """x (B, N, heads, width) after the norm `kind` ("", "rms" or "layer"); only inside a compact module."""
+    if kind == "rms":
+        return RMSNorm(name=name)(x)
+    if kind == "layer":
+        return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+    return x
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; fields as in `Projection`."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    qk_norm: str = ""
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
+        """Tokens x (B, N, D), rotary angles (N, D / heads / 2) or none -> (B, N, D)."""
+        q, k, v = Projection(self.num_heads, self.qk_norm, self.use_bias, self.dtype, name="project")(x)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        h = attend(q, k, v).reshape(x.shape)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    qk_norm: str = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """Tokens x (B, N, D), context (B, M, D) -> (B, N, D)."""
+        b, n, d = x.shape
+        dense = [
+            nn.Dense(times * d, dtype=self.dtype, kernel_init=xavier, name=name)
+            for times, name in ((1, "query"), (2, "key_value"), (1, "out"))
+        ]
+        q = dense[0](x).reshape(b, n, self.num_heads, -1)
+        k, v = jnp.moveaxis(dense[1](context).reshape(b, context.shape[1], 2, self.num_heads, -1), 2, 0)
+        q, k = normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm")
+        return dense[2](attend(q, k, v).reshape(b, n, d))

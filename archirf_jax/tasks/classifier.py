@@ -1,0 +1,105 @@
+"""Training a classifier of noisy images, whose gradient guides samplers (Dhariwal & Nichol 2021, Sec. 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.data.pipeline import Batch
+from archirf_jax.errors import UserError
+from archirf_jax.samplers.denoisers import LogProbability
+from archirf_jax.tasks.building import dropout_key, make_model, make_process
+from archirf_jax.training.state import TrainState
+from archirf_jax.training.update import Update
+from archirf_jax.visuals.pictures import to_uint8
+
+SHOWN = 0.5  # time of the previews' noise
+FRAMES = 20
+
+
+class Classifier:
+    """The task of a resolved configuration (data.num_classes known).
+
+    Raises:
+        UserError: a name, field or size that does not fit.
+
+    Attributes:
+        image_shape: (H, W, C) of one image.
+        model: (x (B, H, W, C), network times (B,)) -> logits (B, num_classes).
+        process: what the images go through.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        self.model, self.process = make_model(config), make_process(config)
+        if not hasattr(self.model, "features"):
+            raise UserError(f"config.model.name: {config.model.name} is no classifier; take adm_classifier")
+        self._config, self._update = config, Update(config)
+        jax.eval_shape(self.init_params, jax.random.key(0))  # what does not fit is known before a run begins
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Fresh parameters."""
+        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros(1))["params"]
+
+    def init(self, key: jax.Array) -> TrainState:
+        """The state before the first step."""
+        return self._update.init(self.init_params(key))
+
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update on the cross-entropy of noisy images; metrics are scalars."""
+        key_t, key_eps = jax.random.split(key)
+        t, weight = self.process.sample_times(key_t, len(batch.image), self.process.init_memory())
+        x = self.process.noised(batch.image, jax.random.normal(key_eps, batch.image.shape), t)
+
+        def losses(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            logits = self._logits(params, x, self.process.network_time(t), {"dropout": dropout_key(key)})
+            right = jnp.argmax(logits, axis=-1) == batch.label
+            return -weight * _chosen(jax.nn.log_softmax(logits), batch.label), {"accuracy": right}
+
+        state, metrics, aux = self._update(state, losses, lambda params: params)
+        return state, metrics | {"accuracy": jnp.mean(aux["accuracy"])}
+
+    def log_p(self, params: Any) -> LogProbability:
+        """log p(y | x_t) (B,) for x (B, H, W, C), network times t (B,) and labels y (B,)."""
+        return lambda x, t, y: _chosen(jax.nn.log_softmax(self._logits(params, x, t)), y)
+
+    def features(self, params: Any, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, C) in [-1, 1] -> the map (B, h, w, D) before the classifier's pooling, as if noiseless."""
+        t = self.process.network_time(jnp.full(len(images), 1e-3))
+        return self.model.apply({"params": params}, images, t, method="features")
+
+    def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
+        """(classes, per_class, H, W, C) uint8: where the same noise has to change to become more of each class."""
+        return self._pictures(state, key, SHOWN)
+
+    def animate(self, state: TrainState, key: jax.Array) -> np.ndarray:
+        """(frames, classes, per_class, H, W, C) uint8: the same from much noise to none."""
+        return np.stack([self._pictures(state, key, t) for t in np.linspace(1, 0, FRAMES + 1)[:-1]])
+
+    def _pictures(self, state: TrainState, key: jax.Array, t: float) -> np.ndarray:
+        rows = min(self._config.sample.classes, self._config.data.num_classes)
+        columns = self._config.sample.per_class
+        noise = self.process.prior(key, (columns, *self.image_shape), jnp.float32(t))
+        labels = jnp.repeat(jnp.arange(rows), columns)
+        x = jnp.tile(noise, (rows, 1, 1, 1))
+        slopes = np.asarray(self._slopes(state.ema, x, jnp.full(len(x), t), labels))
+        largest = np.max(np.abs(slopes), axis=(1, 2, 3), keepdims=True)
+        return to_uint8(slopes / np.maximum(largest, 1e-12)).reshape(rows, columns, *self.image_shape)
+
+    def _slopes(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        log_p, told = self.log_p(params), self.process.network_time(t)
+        return jax.jit(jax.grad(lambda x: jnp.sum(log_p(x, told, labels))))(x)
+
+    def _logits(self, params: Any, x: jax.Array, t: jax.Array, rngs: Any = None) -> jax.Array:
+        seen = self.process.network_input(x, self.process.time(t))
+        return self.model.apply({"params": params}, seen, t, rngs=rngs)
+
+
+def _chosen(values: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]
+
+
+build = Classifier

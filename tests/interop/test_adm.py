@@ -1,0 +1,192 @@
+"""Laws of published ADM weights: shapes tell the network, tensors come back bit for bit, the unknown is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.interop import adm, weights
+from archirf_jax.models import adm_classifier, adm_unet
+from archirf_jax.models.adm_classifier import ADMClassifier
+from archirf_jax.models.adm_unet import ADMUNet
+from archirf_jax.processes.ddpm import DDPM
+
+PRESETS = adm_unet.PRESETS
+UNET: dict[str, Any] = dict(
+    num_classes=3, model_channels=32, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,), num_heads=2
+)
+UNETS: list[dict[str, Any]] = [
+    {},
+    dict(num_res_blocks=2, channel_mult=(1, 1, 1), attention_downsamples=(), learn_sigma=True),
+    dict(model_channels=64, channel_mult=(0.5, 1.5, 2), attention_downsamples=(1, 4), num_head_channels=16),
+    dict(resblock_updown=False, scale_shift_norm=False, num_res_blocks=3, attention_order="new"),
+    dict(resblock_updown=False, conv_resample=False, channel_mult=(2, 1, 2), attention_downsamples=(1, 2, 4)),
+    dict(class_conditional=False, num_classes=1, out_channels=5, channel_mult=(1,), attention_downsamples=()),
+    dict(super_resolution=True, learn_sigma=True, num_heads_upsample=4),
+    dict(super_resolution=True, class_conditional=False, num_classes=1),
+]
+CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=0)
+CLASSIFIERS: list[dict[str, Any]] = [
+    dict(pool="attention"),
+    dict(pool="attention", image_size=16, channel_mult=(1, 1, 2), attention_downsamples=(1, 4), num_res_blocks=2),
+    dict(pool="adaptive", resblock_updown=False, num_head_channels=16, num_heads=4),
+    dict(pool="spatial", resblock_updown=False, conv_resample=False, scale_shift_norm=False),
+    dict(pool="spatial_v2", num_res_blocks=4, attention_downsamples=(1,)),
+]
+HINTS = ("num_heads", "num_head_channels", "num_heads_upsample", "attention_order", "image_size")
+
+
+def shapes_of(model: ADMUNet | ADMClassifier, channels: int = 3) -> Any:
+    """The parameters of a network for images of `channels`."""
+    size = getattr(model, "image_size", 64)
+    images, numbers = np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.float32)
+    label = np.zeros(1, np.int32)
+    if isinstance(model, ADMClassifier):
+        return jax.eval_shape(model.init, jax.random.key(0), images, numbers)["params"]
+    y = {"label": label, "low_res": images} if model.super_resolution else label
+    return jax.eval_shape(model.init, jax.random.key(0), images, numbers, y)["params"]
+
+
+def renamed(model: ADMUNet | ADMClassifier) -> weights.Rename:
+    return adm.rename_classifier(model) if isinstance(model, ADMClassifier) else adm.rename_unet(model)
+
+
+def published(model: ADMUNet | ADMClassifier, channels: int = 3) -> dict[str, tuple[int, ...]]:
+    return weights.published_shapes(shapes_of(model, channels), renamed(model))
+
+
+def random_like(tree: Any) -> Any:
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), tree)
+
+
+def assert_round_trip(model: ADMUNet | ADMClassifier, channels: int) -> None:
+    """Parameters -> published tensors -> parameters, all of them, bit for bit."""
+    like = shapes_of(model, channels)
+    params = random_like(like)
+    state = weights.to_state(params, renamed(model))
+    assert len(state) == len(jax.tree.leaves(params))
+    back = weights.to_params(state, like, renamed(model))
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("fields", UNETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_and_heads_tell_a_unet(fields: dict[str, Any], channels: int) -> None:
+    model = ADMUNet(**UNET | fields)
+    hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
+    found = adm.unet_fields(published(model, channels), hints, model.super_resolution)
+    assert ADMUNet(**found) == model
+    assert adm.image_channels(published(model, channels), model.super_resolution) == channels
+
+
+@pytest.mark.parametrize("fields", CLASSIFIERS)
+def test_shapes_and_heads_tell_a_classifier(fields: dict[str, Any]) -> None:
+    model = ADMClassifier(**CLASSIFIER | fields)
+    hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
+    if model.pool == "attention":
+        del hints["image_size"]  # its positions tell
+    assert ADMClassifier(**adm.classifier_fields(published(model), hints)) == model
+
+
+@pytest.mark.parametrize("fields", UNETS)
+def test_parameters_of_a_unet_come_back_bit_for_bit(fields: dict[str, Any]) -> None:
+    assert_round_trip(ADMUNet(**UNET | fields), channels=3)
+
+
+@pytest.mark.parametrize("fields", CLASSIFIERS)
+def test_parameters_of_a_classifier_come_back_bit_for_bit(fields: dict[str, Any]) -> None:
+    assert_round_trip(ADMClassifier(**CLASSIFIER | fields), channels=1)
+
+
+@pytest.mark.parametrize("name", list(adm.PUBLISHED))
+def test_shapes_alone_tell_a_published_unet(name: str) -> None:
+    model = ADMUNet(num_classes=1000 if name not in ("imagenet256-unconditional", "lsun256") else 1, **PRESETS[name])
+    shapes = published(model)
+    # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
+    known = name if name != "lsun256" else "imagenet256-unconditional"
+    assert adm.published_unet(shapes) == known
+    found = ADMUNet(**adm.unet_fields(shapes, {}, model.super_resolution))
+    assert found == model.clone(dropout=PRESETS[known].get("dropout", 0.0))
+    hinted = adm.unet_fields(shapes, dict(num_heads=2, attention_order="new"), model.super_resolution)
+    assert hinted["num_heads"] == 2 and not hinted["num_head_channels"] and hinted["attention_order"] == "new"
+    assert adm.unet_fields(shapes, dict(num_head_channels=8), model.super_resolution)["num_head_channels"] == 8
+
+
+@pytest.mark.parametrize("name", list(adm.PUBLISHED_CLASSIFIERS))
+def test_shapes_alone_tell_a_published_classifier(name: str) -> None:
+    model = ADMClassifier(num_classes=1000, **adm_classifier.PRESETS[name])
+    assert adm.published_classifier(published(model)) == name
+    assert ADMClassifier(**adm.classifier_fields(published(model), {})) == model
+    assert adm.PUBLISHED_CLASSIFIERS[name]["image_size"] == model.image_size
+
+
+def test_what_surrounds_the_published_networks_fits_them() -> None:
+    """Attention runs at 32, 16 and 8 pixels (the larger upsampler's at 32 and 16), and noise is cosine at 64 alone."""
+    assert set(adm.PUBLISHED) == set(PRESETS) - {"tiny"}
+    for name, around in adm.PUBLISHED.items():
+        process = DDPM(**around["process"])
+        assert process.steps == 1000 and process.variance == "learned_range" and PRESETS[name]["learn_sigma"]
+        assert (process.schedule == "cosine") == (around["image_size"] == 64)
+        sizes = [around["image_size"] // factor for factor in PRESETS[name]["attention_downsamples"]]
+        assert sizes == [32, 16, 8][: len(sizes)]
+        assert ("low_res_size" in around) == PRESETS[name].get("super_resolution", False)
+        assert name.endswith(str(around["image_size"])) or name == "imagenet256-unconditional"
+
+
+def test_names_are_the_published_ones() -> None:
+    names = published(ADMUNet(**UNET | dict(resblock_updown=False)))
+    assert names["input_blocks.2.0.op.weight"] == (32, 32, 3, 3)
+    assert names["input_blocks.3.1.qkv.weight"] == (192, 64, 1)
+    assert names["output_blocks.1.2.conv.weight"] == (64, 64, 3, 3)
+    assert names["label_emb.weight"] == (3, 128)
+    names = published(ADMClassifier(**CLASSIFIER, pool="attention"))
+    assert names["out.2.positional_embedding"] == (64, 17) and names["out.2.c_proj.weight"] == (3, 64, 1)
+    assert published(ADMClassifier(**CLASSIFIER, pool="adaptive"))["out.3.weight"] == (3, 64, 1, 1)
+
+
+def test_heads_that_nothing_tells_are_asked_for() -> None:
+    shapes = published(ADMUNet(**UNET))
+    for hints in ({}, dict(num_heads=0, num_head_channels=None), dict(attention_order="new")):
+        with pytest.raises(UserError, match="^--num_heads: .*width 64 .* --num_head_channels$"):
+            adm.unet_fields(shapes, hints)
+    with pytest.raises(UserError, match="^--num_heads: "):
+        adm.classifier_fields(published(ADMClassifier(**CLASSIFIER)), {})
+
+
+def test_levels_that_widths_do_not_tell_apart_are_asked_for() -> None:
+    """Five equal blocks: two and two with one between, one, one and one with two between, or one level of five."""
+    model = ADMClassifier(**CLASSIFIER | dict(num_res_blocks=2, channel_mult=(1, 1), attention_downsamples=()))
+    shapes, hints = published(model), dict(num_heads=2)
+    with pytest.raises(UserError, match="^--num_res_blocks: .* 1, 2 or 5 "):
+        adm.classifier_fields(shapes, hints)
+    assert adm.classifier_fields(shapes, hints | dict(num_res_blocks=2))["channel_mult"] == (1, 1)
+
+
+def test_tensors_of_another_network_are_named() -> None:
+    hints = dict(num_heads=2)
+    unet, classifier = published(ADMUNet(**UNET)), published(ADMClassifier(**CLASSIFIER))
+    upsampler = published(ADMUNet(num_classes=1000, **PRESETS["upsample64-256"]))
+    for call, named in (
+        (lambda: adm.unet_fields(classifier, hints), "U-Net.* output_blocks"),
+        (lambda: adm.classifier_fields(unet, hints), "classifier.* output_blocks"),
+        (lambda: adm.unet_fields({}, hints), "U-Net"),
+        (lambda: adm.classifier_fields({}, hints), "input_blocks"),
+        (lambda: adm.unet_fields(upsampler, hints), "upsample64-256, which is an upsampler"),
+        (lambda: adm.unet_fields(unet, hints, super_resolution=True), "takes 3 channels"),
+    ):
+        with pytest.raises(UserError, match=named):
+            call()
+
+
+@pytest.mark.parametrize("name", ["time_embed.0.weight", "out.2.weight", "input_blocks.3.0.in_layers.2.weight"])
+def test_a_tensor_that_the_fields_need_is_named_where_it_is_missing(name: str) -> None:
+    shapes = published(ADMUNet(**UNET))
+    del shapes[name]
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        adm.unet_fields(shapes, dict(num_heads=2))

@@ -1,0 +1,216 @@
+"""Laws of attention: its formula in plain numpy, its precision, who computes it, norms and rotary positions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.models import attention
+
+RANDOM = np.random.default_rng(0)
+Q, K, V = (RANDOM.normal(size=(2, n, 2, 4)).astype(np.float32) for n in (3, 5, 5))
+
+
+def plain(q: Any, k: Any, v: Any) -> np.ndarray:
+    """softmax(q k' / sqrt(width)) v in float64, one head of one example after the other."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros(q.shape)
+    for b in range(len(q)):
+        for h in range(q.shape[2]):
+            for i, query in enumerate(q[b, :, h]):
+                logits = k[b, :, h] @ query / math.sqrt(len(query))
+                weights = np.exp(logits - logits.max())
+                out[b, i, h] = weights @ v[b, :, h] / weights.sum()
+    return out
+
+
+def test_attention_is_the_formula() -> None:
+    np.testing.assert_allclose(attention.attend(Q, K, V), plain(Q, K, V), atol=1e-6)
+
+
+def test_the_softmax_is_in_float32_whatever_the_dtype() -> None:
+    """Logits near 140 that differ by less than a bfloat16 can tell there keep their weights."""
+    q = np.full((1, 1, 1, 4), 16.0)
+    k = np.stack([np.full(4, 4.375), [4.375, 4.375, 4.375, 4.40625]])[None, :, None]
+    v = np.asarray([0.0, 1.0])[None, :, None, None] * np.ones(4)
+    q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (q, k, v))
+    assert jnp.bfloat16(140.0) == jnp.bfloat16(140.25)
+    ours = attention.attend(q, k, v)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float64), plain(q, k, v), rtol=2**-8)
+    assert abs(float(ours[0, 0, 0, 0]) - 0.5) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "width", "chosen"),
+    [
+        ("gpu", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", jnp.float16, 8, "cudnn"),
+        ("gpu", jnp.bfloat16, 128, "cudnn"),
+        ("gpu", jnp.float32, 64, None),
+        ("gpu", jnp.bfloat16, 136, None),
+        ("gpu", jnp.bfloat16, 12, None),
+        ("cpu", jnp.bfloat16, 64, None),
+        ("tpu", jnp.bfloat16, 64, None),
+    ],
+)
+def test_flash_attention_is_asked_for_where_it_runs(
+    platform: str, dtype: Any, width: int, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def record(q: Any, k: Any, v: Any, implementation: str | None = None) -> Any:
+        asked.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    x = jnp.zeros((1, 3, 2, width), dtype)
+    attention.attend(x, x, x)
+    assert asked == [chosen]
+
+
+@pytest.mark.parametrize("kind", attention.QK_NORMS)
+def test_layers_keep_the_dtype_that_flash_attention_needs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms and rotations are computed in float32 and leave queries and keys as they came."""
+    seen: list[Any] = []
+    monkeypatch.setattr(attention, "attend", lambda q, k, v: seen.append((q.dtype, k.dtype, v.dtype)) or q)
+    x, angles = jnp.zeros((1, 6, 16), jnp.bfloat16), attention.rotary_angles(2, 3, 8)
+    jax.eval_shape(attention.SelfAttention(2, jnp.bfloat16, kind).init, jax.random.key(0), x, angles)
+    jax.eval_shape(attention.CrossAttention(2, jnp.bfloat16, kind).init, jax.random.key(0), x, x)
+    assert seen == [(jnp.bfloat16,) * 3] * 2
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 3), (16, 0), (16, -2), (16, 32)])
+def test_heads_that_do_not_divide_the_width_are_an_error(width: int, heads: int) -> None:
+    with pytest.raises(UserError, match=rf"^config\.model\.num_heads: {heads} .*hidden_size={width}"):
+        attention.check_heads(width, heads)
+    attention.check_heads(16, 4)
+
+
+def scores(rows: int, columns: int, width: int) -> np.ndarray:
+    """(rows, columns, rows, columns): one query and one key, put everywhere, multiplied."""
+    angles = attention.rotary_angles(rows, columns, width)
+    assert angles.shape == (rows * columns, width // 2) and angles.dtype == np.float32
+    q, k = (np.broadcast_to(RANDOM.normal(size=width), (1, rows * columns, 1, width)) for _ in "qk")
+    q, k = (np.asarray(attention.rotate(jnp.asarray(a, jnp.float32), angles))[0, :, 0] for a in (q, k))
+    return (q @ k.T).reshape(rows, columns, rows, columns)
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(4, 3, 8), (2, 5, 4), (5, 4, 12)])
+def test_scores_of_rotary_positions_depend_on_the_offset_of_rows_and_columns_only(
+    rows: int, columns: int, width: int
+) -> None:
+    found = scores(rows, columns, width)
+    seen: dict[tuple[int, int], float] = {}
+    for r, c, s, d in np.ndindex(*found.shape):
+        first = seen.setdefault((s - r, d - c), found[r, c, s, d])
+        assert found[r, c, s, d] == pytest.approx(first, abs=1e-4)
+    # Every offset is another score: rows and columns are told apart, and so are the two directions.
+    values = np.sort(list(seen.values()))
+    assert np.diff(values).min() > 1e-6
+
+
+def test_rotary_angles_are_the_formula() -> None:
+    """Row times frequency, then column times frequency; frequencies from 1 downwards, as in the paper's 1-D case."""
+    angles = attention.rotary_angles(3, 4, 8)
+    for row in range(3):
+        for column in range(4):
+            expected = [row, row / 10_000**0.5, column, column / 10_000**0.5]
+            np.testing.assert_allclose(angles[row * 4 + column], expected, rtol=1e-6)
+
+
+def test_rotations_keep_lengths_and_leave_alone_what_is_not_turned() -> None:
+    angles = attention.rotary_angles(2, 3, 8)
+    x = jnp.asarray(RANDOM.normal(size=(2, 6, 3, 8)), jnp.float32)
+    turned = attention.rotate(x, angles)
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])  # row 0, column 0
+    assert np.abs(turned[:, 1:] - x[:, 1:]).max((0, 2, 3)).min() > 0.01
+    np.testing.assert_array_equal(attention.rotate(x, jnp.zeros((6, 4))), x)
+    np.testing.assert_allclose(attention.rotate(turned, -angles), x, atol=1e-6)
+    assert attention.rotate(x.astype(jnp.bfloat16), angles).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("width", [6, 2, 9])
+def test_rotary_positions_need_a_head_of_two_axes_of_pairs(width: int) -> None:
+    with pytest.raises(UserError, match=rf"^config\.model\.positions: rotary .* not {width}$"):
+        attention.rotary_angles(2, 2, width)
+
+
+def stirred(module: nn.Module, *inputs: Any) -> tuple[Any, np.ndarray]:
+    """Parameters that are normal noise, and the module's output."""
+    random = np.random.default_rng(1)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    return params, jax.tree.map(np.asarray, jax.jit(lambda params: module.apply({"params": params}, *inputs))(params))
+
+
+def linear(params: Any, x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) @ params["kernel"].astype(np.float64) + params.get("bias", 0.0)
+
+
+def heads(x: np.ndarray, number: int) -> np.ndarray:
+    return x.reshape(*x.shape[:2], number, -1)
+
+
+def normed(kind: str, params: Any, x: np.ndarray) -> np.ndarray:
+    if not kind:
+        return x
+    x = x - x.mean(-1, keepdims=True) if kind == "layer" else x
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * params["scale"] + params.get("bias", 0.0)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kind", attention.QK_NORMS)
+def test_self_attention_is_the_formula(kind: str, use_bias: bool) -> None:
+    x = RANDOM.normal(size=(2, 6, 8)).astype(np.float32)
+    angles = attention.rotary_angles(3, 2, 4) if use_bias else None
+    params, ours = stirred(attention.SelfAttention(2, qk_norm=kind, use_bias=use_bias), x, angles)
+    project = params["project"]
+    assert ("bias" in project["qkv"]) == use_bias
+    q, k, v = (heads(part, 2) for part in np.split(linear(project["qkv"], x), 3, axis=2))
+    q, k = normed(kind, project.get("query_norm"), q), normed(kind, project.get("key_norm"), k)
+    if angles is not None:
+        q, k = (np.asarray(attention.rotate(jnp.asarray(a), angles)) for a in (q, k))
+    np.testing.assert_allclose(ours, linear(params["out"], plain(q, k, v).reshape(x.shape)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", attention.QK_NORMS)
+def test_cross_attention_is_the_formula(kind: str) -> None:
+    x, context = (RANDOM.normal(size=(2, n, 6)).astype(np.float32) for n in (4, 3))
+    params, ours = stirred(attention.CrossAttention(3, qk_norm=kind), x, context)
+    k, v = (heads(part, 3) for part in np.split(linear(params["key_value"], context), 2, axis=2))
+    q = normed(kind, params.get("query_norm"), heads(linear(params["query"], x), 3))
+    k = normed(kind, params.get("key_norm"), k)
+    np.testing.assert_allclose(ours, linear(params["out"], plain(q, k, v).reshape(x.shape)), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_normed_queries_and_keys_bound_the_logits(kind: str) -> None:
+    """At initialisation gains are 1: each has the length sqrt(width) at most, so a logit is sqrt(width) at most."""
+    x = 1e3 * RANDOM.normal(size=(1, 5, 32)).astype(np.float32)
+    module = attention.Projection(num_heads=2, qk_norm=kind)
+    (q, k, _), _ = module.init_with_output(jax.random.key(0), x)
+    logits = np.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(16)
+    assert 1 < np.abs(logits).max() < math.sqrt(16) * 1.001
+    (q, k, _), _ = module.clone(qk_norm="").init_with_output(jax.random.key(0), x)
+    assert np.abs(np.einsum("bnhd,bmhd->bhnm", q, k)).max() > 1e4
+
+
+def test_root_mean_square_norms_are_in_float32() -> None:
+    x = jnp.asarray(RANDOM.normal(size=(3, 8)) * 1e-2, jnp.bfloat16)
+    np.testing.assert_allclose(
+        attention.rms_normalized(x), normed("rms", {"scale": 1.0}, np.asarray(x, np.float64)), 1e-5
+    )
+    assert attention.rms_normalized(x).dtype == jnp.float32
+    out, variables = attention.RMSNorm().init_with_output(jax.random.key(0), x)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(variables["params"]["scale"], np.ones(8))

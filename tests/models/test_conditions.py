@@ -1,0 +1,181 @@
+"""Laws of the context stream: texts from outside, learned tokens of classes, tables that nothing trains."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.models.conditions import Context, read_table
+
+RANDOM = np.random.default_rng(0)
+TABLE = RANDOM.normal(size=(3, 2, 5))  # classes, tokens, features; float64, as somebody may save it
+Y = np.asarray([0, 2, 3, 1], np.int32)  # 3 is the null label
+TEXT = {"tokens": RANDOM.normal(size=(4, 6, 7)).astype(np.float32), "pooled": np.ones((4, 9), np.float32)}
+CLASSES = Context("class_tokens", num_classes=3, width=8, class_tokens=2)
+TEXTS = Context("text", num_classes=1, width=8, context_width=7, pooled_width=9)
+
+
+@pytest.fixture
+def tables(tmp_path: pathlib.Path) -> Context:
+    """A context of pretrained features."""
+    np.savez(tmp_path / "table.npz", table=TABLE)
+    path = str(tmp_path / "table.npz")
+    return Context("class_table", num_classes=3, width=8, class_tokens=2, class_width=5, class_embeddings=path)
+
+
+def made(context: Context, y: Any) -> Any:
+    return jax.jit(context.init)(jax.random.key(0), y)["params"]
+
+
+def told(context: Context, params: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    tokens, vector = jax.jit(lambda params, y: context.apply({"params": params}, y))(params, y)
+    return np.asarray(tokens), np.asarray(vector)
+
+
+def test_class_tokens_are_rows_of_a_table_with_one_for_the_null_label() -> None:
+    params = made(CLASSES, Y)
+    assert params["class_tokens"].shape == (4, 2, 8)
+    tokens, vector = told(CLASSES, params, Y)
+    np.testing.assert_array_equal(tokens, params["class_tokens"][Y])
+    assert vector.shape == (4, 8) and len(np.unique(vector[:, 0])) == 4
+
+
+def test_the_vector_is_a_perceptron_of_the_mean_token(tables: Context) -> None:
+    for context in (CLASSES, tables):
+        params = made(context, Y)
+        tokens, vector = told(context, params, Y)
+        h = tokens.mean(1) @ params["pooled"]["hidden"]["kernel"] + params["pooled"]["hidden"]["bias"]
+        h = h / (1 + np.exp(-h)) @ params["pooled"]["out"]["kernel"] + params["pooled"]["out"]["bias"]
+        np.testing.assert_allclose(vector, h, atol=1e-5)
+
+
+def test_a_table_is_read_from_its_file_when_parameters_are_made(tables: Context) -> None:
+    for init in (tables.init, jax.jit(tables.init)):
+        table = init(jax.random.key(0), Y)["params"]["frozen_table"]
+        assert table.dtype == jnp.float32
+        np.testing.assert_array_equal(table, TABLE.astype(np.float32))
+
+
+def test_shapes_programs_and_outputs_need_no_file(tables: Context) -> None:
+    params = made(tables, Y)
+    elsewhere = tables.clone(class_embeddings="nowhere.npz")
+    assert jax.eval_shape(elsewhere.init, jax.random.key(0), Y)["params"]["frozen_table"].shape == TABLE.shape
+    np.testing.assert_array_equal(told(elsewhere, params, Y)[0], told(tables, params, Y)[0])
+
+
+def test_tokens_of_a_table_are_projected_features_and_learned_positions(tables: Context) -> None:
+    params = made(tables, Y)
+    features = np.concatenate([TABLE, params["null_tokens"][None]])[Y]
+    expected = features @ params["tokens"]["kernel"] + params["tokens"]["bias"] + params["token_positions"]
+    np.testing.assert_allclose(told(tables, params, Y)[0], expected, atol=1e-6)
+
+
+def test_nothing_trains_the_table_and_everything_else_learns(tables: Context) -> None:
+    random, params = np.random.default_rng(2), made(tables, Y)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), params)
+
+    def loss(params: Any, y: Any) -> jax.Array:
+        tokens, vector = tables.apply({"params": params}, y)
+        return jnp.sum(jnp.square(tokens)) + jnp.sum(jnp.square(vector))
+
+    gradient = jax.jit(jax.grad(loss))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params, Y)):
+        assert bool(np.any(np.asarray(leaf))) != ("frozen" in jax.tree_util.keystr(path)), path
+    assert not np.any(np.asarray(gradient(params, np.asarray([0, 2], np.int32))["null_tokens"]))
+
+
+@pytest.mark.parametrize("kind", ["class_tokens", "class_table"])
+def test_labels_are_left_as_they_were_and_each_has_its_own_tokens(kind: str, tables: Context) -> None:
+    context, labels = tables.clone(kind=kind), Y.copy()
+    params = context.init(jax.random.key(0), labels)["params"]
+    tokens, _ = context.apply({"params": params}, labels)
+    np.testing.assert_array_equal(labels, Y)
+    assert len(np.unique(np.asarray(tokens)[:, 0, 0])) == 4
+
+
+def test_texts_are_projected_or_taken_as_they_are() -> None:
+    params = made(TEXTS, TEXT)
+    expected = TEXT["tokens"] @ params["tokens"]["kernel"] + params["tokens"]["bias"]
+    tokens, vector = told(TEXTS, params, TEXT)
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+    assert vector.shape == (4, 8) and np.any(vector)
+
+    wide = {"tokens": RANDOM.normal(size=(4, 6, 8)).astype(np.float32)}
+    plain = TEXTS.clone(context_width=0, pooled_width=0)
+    assert plain.init(jax.random.key(0), wide) == {}
+    tokens, vector = told(plain, {}, wide)
+    np.testing.assert_array_equal(tokens, wide["tokens"])
+    assert vector == 0.0
+
+
+@pytest.mark.parametrize("kind", ["class_tokens", "class_table", "text"])
+def test_tokens_and_vector_have_the_compute_dtype(kind: str, tables: Context) -> None:
+    context = {"text": TEXTS}.get(kind, tables.clone(kind=kind)).clone(dtype=jnp.bfloat16)
+    found, variables = jax.eval_shape(context.init_with_output, jax.random.key(0), TEXT if kind == "text" else Y)
+    assert [leaf.dtype for leaf in found] == [jnp.bfloat16] * 2
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (Y, "config.model.context: text needs conditions with tokens and pooled, not labels"),
+        ({"pooled": TEXT["pooled"]}, "config.model.context: text needs"),
+        ({"tokens": TEXT["tokens"]}, "'tokens': 7} do not fit config.model, .*'tokens': 7, 'pooled': 9"),
+        (TEXT | {"tokens": TEXT["pooled"][:, None]}, "'pooled': 9, 'tokens': 9} .* takes .*'tokens': 7"),
+        (TEXT | {"pooled": TEXT["tokens"][:, 0]}, "'pooled': 7, 'tokens': 7} .* takes .*'pooled': 9"),
+    ],
+)
+def test_texts_of_other_widths_are_an_error(y: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        jax.eval_shape(TEXTS.init, jax.random.key(0), y)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (dict(class_tokens=0), "class_tokens: 0"),
+        (dict(kind="class_tokens", class_tokens=-1), "class_tokens: -1"),
+        (dict(class_width=0), "class_width: 0 .* class_table"),
+    ],
+)
+def test_fields_that_leave_no_tokens_are_named(fields: dict[str, Any], named: str, tables: Context) -> None:
+    with pytest.raises(UserError, match=rf"^config\.model\.{named}"):
+        jax.eval_shape(tables.clone(**fields).init, jax.random.key(0), Y)
+
+
+def files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Files that hold no table, by what they are."""
+    paths = {name: folder / f"{name}.npz" for name in ("absent", "empty", "cut", "text", "other", "objects", "flat")}
+    np.savez(paths["other"], features=TABLE)
+    np.savez(paths["objects"], table=np.asarray([{}, None], object))
+    np.savez(paths["flat"], table=TABLE[0])
+    paths["cut"].write_bytes(paths["other"].read_bytes()[:200])
+    paths["empty"].write_bytes(b"")
+    paths["text"].write_text("no table")
+    np.save(folder / "array.npy", TABLE)
+    return paths | {"array": folder / "array.npy", "folder": folder}
+
+
+def test_files_without_a_table_are_named(tmp_path: pathlib.Path, tables: Context) -> None:
+    np.testing.assert_array_equal(read_table(tables.class_embeddings), TABLE)
+    for path in map(str, [*files(tmp_path).values(), ""]):
+        with pytest.raises(UserError, match=r"^config\.model\.class_embeddings: ") as error:
+            read_table(path)
+        assert repr(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_table_of_another_shape_is_named(tables: Context) -> None:
+    """The table is read inside a program, so what went wrong comes back in jax's own error."""
+    wrong = tables.clone(num_classes=4)
+    for init in (wrong.init, functools.partial(jax.jit(wrong.init))):
+        with pytest.raises(Exception, match=r"class_embeddings: .*\(3, 2, 5\), but .* \(4, 2, 5\)"):
+            jax.block_until_ready(init(jax.random.key(0), Y))

@@ -1,0 +1,293 @@
+"""Laws of EDM2's U-Net: silence at initialisation, magnitudes, weights of one length, labels, precision, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.models.edm2_unet import PRESETS, Block, EDM2UNet
+
+FIELDS: dict[str, Any] = dict(
+    num_classes=3, model_channels=8, channel_mult=(1, 2), num_blocks=1, attention_levels=(1,), channels_per_head=8
+)
+MODEL = EDM2UNet(**FIELDS)
+RANDOM = np.random.default_rng(0)
+B, H, W, C = 4, 4, 6, 3  # not square, so that a mix-up of rows and columns shows
+X = RANDOM.normal(size=(B, H, W, C)).astype(np.float32)
+T = np.asarray([-1.2, -0.3, 0.1, 0.9], np.float32)
+Y = np.asarray([0, 2, 1, 3], np.int32)  # the last is the null label
+
+
+@jax.jit
+def apply(params: Any, x: Any, t: Any, y: Any) -> Any:
+    return MODEL.apply({"params": params}, x, t, y)
+
+
+@jax.jit
+def gradient(params: Any, y: Any) -> Any:
+    return jax.grad(lambda params: jnp.sum(jnp.square(apply(params, X, T, y))))(params)
+
+
+def shapes(model: EDM2UNet, x: Any) -> Any:
+    """The parameters of `model` for images x as shapes and dtypes, without making them."""
+    t = np.zeros(len(x), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, t.astype(np.int32))["params"]
+
+
+def of_type(tree: Any, *names: str) -> dict[str, np.ndarray]:
+    """The leaves whose own names start with one of these, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if path[-1].key.startswith(names)}
+
+
+def awake(params: Any) -> Any:
+    """The same parameters with gains of 0.7, so that nothing is silent."""
+
+    def gain(path: Any, leaf: Any) -> Any:
+        return jnp.full(leaf.shape, 0.7) if path[-1].key.endswith("gain") else leaf
+
+    return jax.tree_util.tree_map_with_path(gain, params)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Any:
+    return jax.jit(MODEL.init)(jax.random.key(1), X, T, Y)["params"]
+
+
+@pytest.fixture(scope="module")
+def params(fresh: Any) -> Any:
+    return awake(fresh)
+
+
+def test_the_output_is_exactly_zero_at_initialisation_and_not_for_want_of_weights(fresh: Any, params: Any) -> None:
+    for tree in (fresh, MODEL.constrained(fresh)):
+        np.testing.assert_array_equal(apply(tree, X, T, Y), np.zeros((B, H, W, C)))
+    assert set(map(float, of_type(fresh, "out_gain", "embedding_gain").values())) == {0.0}
+    assert np.std(apply(params, X, T, Y)) > 0.1
+
+
+def test_every_block_gives_numbers_of_mean_square_about_1() -> None:
+    model = EDM2UNet(**FIELDS | dict(model_channels=32, channels_per_head=16))
+    x = RANDOM.normal(size=(4, 16, 16, 3)).astype(np.float32)
+
+    def run(key: jax.Array) -> Any:
+        tree = model.init(key, x, T, Y)["params"] | {"out_gain": jnp.ones(())}
+
+        def of_blocks(module: Any, method: str) -> bool:
+            return isinstance(module, Block) and method == "__call__"
+
+        out, state = model.apply({"params": tree}, x, T, Y, capture_intermediates=of_blocks)
+        return jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf)), (out, state["intermediates"]))
+
+    squares = np.asarray(jax.tree.leaves(jax.jit(run)(jax.random.key(0))))
+    assert len(squares) == 11 and np.all((0.6 < squares) & (squares < 1.6)), squares
+
+
+def test_lengths_of_weights_mean_nothing(params: Any) -> None:
+    def longer(path: Any, leaf: Any) -> Any:
+        # Every weight and every output of it by another factor.
+        factors = 1 + 9 * np.random.default_rng(len(jax.tree_util.keystr(path))).uniform(size=leaf.shape[-1:])
+        return leaf * factors.astype(np.float32) if path[-1].key == "kernel" else leaf
+
+    stretched = jax.tree_util.tree_map_with_path(longer, params)
+    expected = np.asarray(apply(params, X, T, Y))
+    np.testing.assert_allclose(apply(stretched, X, T, Y), expected, atol=2e-3 * np.max(np.abs(expected)))
+
+
+def test_constrained_parameters_have_unit_weights_and_make_the_same_function(params: Any) -> None:
+    stretched = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, params)
+    unit = MODEL.constrained(stretched)
+    assert jax.tree.map(jnp.shape, unit) == jax.tree.map(jnp.shape, params)
+    for name, kernel in of_type(unit, "kernel").items():
+        axes = tuple(range(kernel.ndim - 1))
+        np.testing.assert_allclose(np.mean(kernel**2, axis=axes), 1, rtol=2e-3, err_msg=name)
+    others = ("out_gain", "embedding_gain", "frozen_")
+    for name, leaf in of_type(stretched, *others).items():
+        np.testing.assert_array_equal(of_type(unit, *others)[name], leaf)
+    for before, after in zip(*map(jax.tree.leaves, (unit, MODEL.constrained(unit))), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-6)
+    expected = np.asarray(apply(params, X, T, Y))
+    np.testing.assert_allclose(apply(unit, X, T, Y), expected, atol=2e-3 * np.max(np.abs(expected)))
+
+
+def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(params: Any) -> None:
+    slopes = jax.tree.map(np.asarray, gradient(params, Y))
+    frozen = of_type(slopes, "frozen_")
+    assert set(frozen) == {f"['time_features']['frozen_{name}']" for name in ("frequencies", "phases")}
+    assert not any(np.any(leaf) for leaf in frozen.values())
+    for name, leaf in of_type(slopes, "kernel", "out_gain", "embedding_gain").items():
+        assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), name
+    assert len(frozen) + len(of_type(slopes, "kernel", "out_gain", "embedding_gain")) == len(jax.tree.leaves(slopes))
+
+
+def test_gradients_are_perpendicular_to_weights(params: Any) -> None:
+    for name, slope in of_type(gradient(params, Y), "kernel").items():
+        kernel = of_type(params, "kernel")[name]
+        flat = [leaf.reshape(-1, leaf.shape[-1]) for leaf in (slope, kernel)]
+        lengths = np.linalg.norm(flat[0], axis=0) * np.linalg.norm(flat[1], axis=0)
+        assert np.all(np.abs(np.sum(flat[0] * flat[1], axis=0)) < 3e-3 * lengths + 1e-4), name
+
+
+@pytest.mark.parametrize("what", ["image", "time", "label"])
+def test_the_output_depends_on_image_time_and_label(params: Any, what: str) -> None:
+    changed = {"image": (X[::-1], T, Y), "time": (X, T + 0.2, Y), "label": (X, T, (Y + 1) % 4)}[what]
+    difference = np.abs(np.subtract(apply(params, *changed), apply(params, X, T, Y)))
+    assert np.all(np.max(difference, axis=(1, 2, 3)) > 1e-2)
+
+
+def test_the_null_label_adds_nothing_and_has_no_row(params: Any) -> None:
+    kernel = of_type(params, "kernel")["['label_embedding']['kernel']"]
+    assert kernel.shape == (MODEL.num_classes, 16)
+    every, null = (gradient(params, y)["label_embedding"]["kernel"] for y in (Y, np.full_like(Y, 3)))
+    assert np.all(np.any(every != 0, axis=1)) and not np.any(null)
+
+
+def test_without_conditions_labels_are_ignored_and_have_no_layer(params: Any) -> None:
+    model = MODEL.clone(class_conditional=False, num_classes=1)
+    rest = {name: value for name, value in params.items() if name != "label_embedding"}
+    assert jax.tree.map(jnp.shape, rest) == jax.tree.map(lambda leaf: leaf.shape, shapes(model, X))
+    run = jax.jit(lambda y: model.apply({"params": rest}, X, T, y))
+    np.testing.assert_array_equal(run(Y), run(Y[::-1]))
+
+
+def test_network_times_count_in_units_of_the_scale(params: Any) -> None:
+    scaled = jax.jit(MODEL.clone(time_scale=1000.0).apply)({"params": params}, X, 1000 * T, Y)
+    np.testing.assert_allclose(scaled, apply(params, X, T, Y), atol=1e-4)
+
+
+def test_the_examples_of_a_batch_do_not_see_each_other(params: Any) -> None:
+    order, out = np.asarray([2, 0, 3, 1]), apply(params, X, T, Y)
+    np.testing.assert_allclose(apply(params, X[order], T[order], Y[order]), out[order], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        (dict(channel_mult=(1,), attention_levels=()), (5, 3, 1)),
+        (dict(channel_mult=(2, 1, 3), num_blocks=2, attention_levels=(0, 2)), (4, 8, 2)),
+        (dict(num_blocks=0, channel_mult_noise=3, channel_mult_emb=5), (2, 6, 4)),
+        (dict(channel_mult=(1, 1, 1, 2), resample_filter=(1, 3, 3, 1), middle_attention=False), (8, 16, 3)),
+    ],
+)
+def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], shape: tuple[int, ...]) -> None:
+    model = EDM2UNet(**FIELDS | fields)
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((B, *shape)), T, Y)
+    assert out.shape == (B, *shape) and out.dtype == jnp.float32
+
+
+def test_the_levels_that_are_named_attend_and_the_middle_beside_them() -> None:
+    def attending(**fields: Any) -> set[str]:
+        tree = shapes(EDM2UNet(**FIELDS | fields), X)
+        return {name for name, block in tree.items() if isinstance(block, dict) and "qkv" in block}
+
+    assert attending() == {"enc_1_block0", "dec_1_in0", "dec_1_block0", "dec_1_block1"}
+    assert attending(attention_levels=(0,), middle_attention=False) == {"enc_0_block0", "dec_0_block0", "dec_0_block1"}
+    assert attending(attention_levels=()) == {"dec_1_in0"}
+
+
+def test_a_decoder_block_whose_branches_count_nothing_is_the_identity_but_for_clipping() -> None:
+    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=0.0)
+    x, emb = 300 * RANDOM.normal(size=(2, 4, 4, 8)).astype(np.float32), np.ones((2, 5), np.float32)
+    variables = block.init(jax.random.key(0), x, emb)
+    np.testing.assert_allclose(block.apply(variables, x, emb), x, rtol=1e-6)
+    np.testing.assert_allclose(block.clone(clip_act=256.0).apply(variables, x, emb), np.clip(x, -256, 256), rtol=1e-6)
+
+
+def test_attention_knows_no_order_of_pixels_and_convolution_does() -> None:
+    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.6)
+    x, emb = RANDOM.normal(size=(1, 2, 4, 8)).astype(np.float32), np.ones((1, 5), np.float32)
+    variables = block.init(jax.random.key(0), x, emb)
+    out = np.asarray(block.apply(variables, x, emb))
+    turned = block.apply(variables, x[:, ::-1, ::-1], emb)
+    np.testing.assert_allclose(turned, out[:, ::-1, ::-1], atol=1e-5)
+    assert np.max(np.abs(out - x)) > 0.1
+    local = block.clone(res_balance=0.5)
+    difference = local.apply(variables, x[:, ::-1, ::-1], emb) - local.apply(variables, x, emb)[:, ::-1, ::-1]
+    assert np.max(np.abs(difference)) > 0.1
+
+
+def test_dropout_acts_where_an_rng_is_given(params: Any) -> None:
+    model = MODEL.clone(dropout=0.5)
+    run = jax.jit(lambda key: model.apply({"params": params}, X, T, Y, rngs={"dropout": key}))
+    still = jax.jit(model.apply)({"params": params}, X, T, Y)
+    np.testing.assert_allclose(still, apply(params, X, T, Y), atol=1e-6)
+    outs = [np.asarray(run(jax.random.key(i))) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    assert min(np.max(np.abs(outs[0] - other)) for other in (outs[2], still)) > 0.1
+
+
+def test_recomputed_activations_change_no_gradient_and_no_parameter(params: Any) -> None:
+    model = MODEL.clone(remat=True)
+    assert jax.tree.structure(shapes(model, X)) == jax.tree.structure(params)
+
+    @jax.jit
+    @jax.grad
+    def slopes(params: Any) -> Any:
+        return jnp.sum(jnp.square(model.apply({"params": params}, X, T, Y)))
+
+    for ours, theirs in zip(*map(jax.tree.leaves, (slopes(params), gradient(params, Y))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_keeps_parameters_embeddings_and_output_in_float32_and_stays_close(params: Any) -> None:
+    model = MODEL.clone(dtype=jnp.bfloat16)
+    assert shapes(model, X) == shapes(MODEL, X)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model, X))} == {jnp.dtype(jnp.float32)}
+    run = jax.jit(lambda params: model.apply({"params": params}, X, T, Y, capture_intermediates=True))
+    rough, state = run(params)
+    exact = np.asarray(apply(params, X, T, Y))
+    assert rough.dtype == jnp.float32
+    assert 1e-4 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 5e-2  # 8 bits of mantissa
+    kinds = {jax.tree_util.keystr(p): v.dtype for p, v in jax.tree_util.tree_leaves_with_path(state["intermediates"])}
+    precise = {
+        dtype for path, dtype in kinds.items() if "embedding" in path or "features" in path or "out_conv" in path
+    }
+    rest = {dtype for path, dtype in kinds.items() if "conv_0" in path or "qkv" in path or "enc_0_conv" in path}
+    assert precise == {jnp.dtype(jnp.float32)} and rest == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    ("size", "published"), [("XS", 125), ("S", 280), ("M", 498), ("L", 777), ("XL", 1119), ("XXL", 1523)]
+)
+def test_the_presets_have_the_published_numbers_of_parameters(size: str, published: int) -> None:
+    tree = shapes(EDM2UNet(num_classes=1000, **PRESETS[size]), np.zeros((1, 64, 64, 4)))
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    assert round(count / 1e6) == published
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_the_tiny_preset_fits_small_images(side: int) -> None:
+    tree = shapes(EDM2UNet(num_classes=10, **PRESETS["tiny"]), np.zeros((1, side, side, 1)))
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) < 1e6
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (dict(channel_mult=(1, 1, 1)), "model.channel_mult: 3 levels .* multiples of 4, not 4x6"),
+        (dict(channel_mult=()), r"model.channel_mult: \(\) must be one or more"),
+        (dict(channel_mult=(1, 0)), r"model.channel_mult: \(1, 0\) must"),
+        (dict(channels_per_head=32), "model.channels_per_head: 32 makes 0 heads of 16 channels"),
+        (dict(channels_per_head=5), "model.channels_per_head: 5 makes 3 heads of 16 channels"),
+        (dict(channels_per_head=0), "model.channels_per_head: 0 must be above 0"),
+        (dict(attention_levels=(0, 2)), r"model.attention_levels: \(0, 2\) must be levels 0 to 1"),
+        (dict(attention_levels=(-1,)), "model.attention_levels"),
+        (dict(resample_filter=(1, 2, 1)), r"model.resample_filter: \(1, 2, 1\) must be an even number"),
+        (dict(resample_filter=(1, -1)), "model.resample_filter"),
+        (dict(model_channels=0), "model.model_channels: 0"),
+        (dict(num_classes=0), "model.num_classes: 0"),
+        (dict(num_blocks=-1), "model.num_blocks: -1"),
+        (dict(clip_act=-1.0), "model.clip_act: -1.0"),
+        (dict(time_scale=0.0), "model.time_scale: 0.0"),
+        (dict(res_balance=1.5), "model.res_balance: 1.5 must be 0 to 1"),
+        (dict(dropout=1.0), "model.dropout: 1.0"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        shapes(EDM2UNet(**FIELDS | fields), X)
