@@ -22,7 +22,7 @@ from archirf_jax.models.dit import FinalLayer
 
 NORMS = ("layer", "rms")
 # Width, depth and heads; Stable Diffusion 3 and 3.5 take 64 channels a head and as many heads as blocks.
-_PUBLISHED: dict[str, Any] = dict(patch_size=2, context="text", context_width=4096, pooled_width=2048, registers=0, depth_single=0)
+_PUBLISHED: dict[str, Any] = dict(patch_size=2, context="text", context_width=4096, pooled_width=2048)
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny/2": dict(hidden_size=96, depth=3, depth_single=2, num_heads=4, patch_size=2),
     "S/2": dict(hidden_size=384, depth=6, depth_single=4, num_heads=6, patch_size=2),

@@ -20,6 +20,7 @@ from tests.golden.synthetic import synthetic
 
 CASES = sorted(pathlib.Path(__file__).parent.glob("*.npz"))
 DIT = [path for path in CASES if path.stem.startswith("dit_")]
+MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]
 
@@ -150,7 +151,7 @@ def meta_of(path: pathlib.Path, **fields: Any) -> str:
 
 
 def test_every_stored_case_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(CASES) >= 13 and len(DIT) >= 2
+    assert len(CASES) >= 13 and len(DIT) >= 2 and len(MMDIT) >= 2
     assert main([str(path) for path in CASES]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CASES) and all(line.startswith("pass  ") for line in lines)
@@ -173,14 +174,21 @@ def test_parameters_may_be_stored_instead_of_synthetic(tmp_path: pathlib.Path) -
     assert main([change(DIT[0], tmp_path / "b.npz", **stored)]) == 1
 
 
-@pytest.mark.parametrize("what", ["out/y", "in/x", "in/t", "in/y"])
-def test_a_perturbed_case_fails(what: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = load(DIT[0])
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [(DIT[0], what) for what in ("out/y", "in/x", "in/t", "in/y")]
+    + [(MMDIT[-1], what) for what in ("out/y", "in/x", "in/t", "in/context", "in/pooled")],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_a_perturbed_case_fails(
+    path: pathlib.Path, what: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = load(path)
     name = what.partition("/")[2]
     values = (case.outputs if what.startswith("out") else case.inputs)[name].copy()
     # Inputs by one unit (a label, a time step, a pixel); outputs by thrice the allowed error at one pixel.
     values.flat[0] += 3e-4 * np.abs(values).max() if what == "out/y" else 1
-    assert main([change(DIT[0], tmp_path / "case.npz", **{what: values})]) == 1
+    assert main([change(path, tmp_path / "case.npz", **{what: values})]) == 1
     assert capsys.readouterr().out.startswith("FAIL  ")
 
 

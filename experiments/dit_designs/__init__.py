@@ -1,0 +1,1 @@
+"""DDPM or rectified flow, all else equal."""
