@@ -11,15 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from absl import flags, logging
 
-from archirf_jax import registry, tasks
 from archirf_jax.errors import UserError
 from archirf_jax.interop import files, sources
-from archirf_jax.interop.weights import check, published_shapes, to_params
 from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
+from archirf_jax.tasks.published import load
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import TrainState
 
@@ -40,31 +38,6 @@ HINTS = {
     "norm": flags.DEFINE_enum("norm", None, ["layer", "rms"], "sd3: norm of the streams"),
     "schedule": flags.DEFINE_enum("schedule", None, ["linear", "cosine"], "adm: of beta"),
 }
-
-
-def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """(configuration of a run, parameters) of published tensors.
-
-    Raises:
-        UserError: they are not of this source, or do not fit the network that they seem to be.
-    """
-    prefix, names = sources.split_prefix(tensors, source)
-    state = {inner: tensors[name] for name, inner in names.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    config = sources.configuration(source, shapes, hints)
-    task = registry.build(tasks, "config.task", config["task"], {"config": ml_collections.ConfigDict(config)})
-
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    kind, size = sources.SOURCES[source], config["data"]["image_size"]
-    rename = kind.rename(task.model, size)
-    constants = {name: value for name, value in kind.constants(task.model, size).items() if name in state}
-    check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
-    for name, value in constants.items():
-        if not np.allclose(np.asarray(state[name]), value, atol=1e-5):
-            raise UserError(f"--checkpoint: {name} is not the fixed table that this network has in its place")
-    params = to_params({name: state[name] for name in state if name not in constants}, like, rename)
-    config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants))
-    return config, params
 
 
 def write(workdir: pathlib.Path, config: dict[str, Any], params: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from archirf_jax.data.pipeline import load, make_feed
-from archirf_jax.prepare_data import prepare
+from archirf_jax.data.preparation import prepare
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import loop
 from archirf_jax.training.state import purpose_key

@@ -22,7 +22,7 @@ from tests import running  # noqa: E402
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder in which the digits are prepared."""
-    from archirf_jax.prepare_data import prepare
+    from archirf_jax.data.preparation import prepare
 
     path = tmp_path_factory.mktemp("data")
     prepare("digits", str(path))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import pathlib
+import pickle
+import re
+import struct
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 by it
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,6 +26,11 @@ PICKLE = (
     "s.save_file({k: v.contiguous() for k, v in n.state_dict().items()}, 'FILE.safetensors')\""
 )
 NESTED = ("ema", "model", "state_dict")  # where training scripts put the tensors, the best first
+# What PyTorch says of files that are damaged or hold more than it reads safely.
+UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError, struct.error),
+)
 
 
 class Tensor:
@@ -50,12 +61,20 @@ def read(path: pathlib.Path, flag: str = "checkpoint") -> dict[str, Tensor]:
     raise UserError(f"--{flag}: {str(path)!r} is not read: {why}")
 
 
-def write(tensors: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Write tensors as .safetensors, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(tensors: Mapping[str, Any], path: pathlib.Path, flag: str = "out") -> None:
+    """Write tensors as .safetensors, whole or not at all.
+
+    Raises:
+        UserError: no such file can be written, for example because the disk is full.
+    """
     part = path.with_name(f"{path.name}.part")
-    save_file({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}, part)
-    part.replace(path)
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, part)
+        part.replace(path)
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"--{flag}: {str(path)!r} cannot be written: {e}") from e
 
 
 def _safetensors(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
@@ -64,7 +83,17 @@ def _safetensors(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as e:
         raise UserError(f"--{flag}: {str(path)!r} is damaged: {e}") from e
-    return {name: Tensor(shape, functools.partial(file.get_tensor, name)) for name, shape in shapes.items()}
+
+    def tensor(name: str) -> np.ndarray:
+        try:
+            return file.get_tensor(name)
+        except (SafetensorError, AttributeError, TypeError) as e:  # the numbers of some types are not numpy's
+            kind = file.get_slice(name).get_dtype()
+            raise UserError(
+                f"--{flag}: {name} in {str(path)!r} holds {kind} numbers, which are not read; write float32"
+            ) from e
+
+    return {name: Tensor(shape, functools.partial(tensor, name)) for name, shape in shapes.items()}
 
 
 def _torch(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
@@ -75,20 +104,26 @@ def _torch(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
             f"--{flag}: {str(path)!r} is read by PyTorch, which is not installed; pip install torch, "
             "or give the tensors as .safetensors"
         ) from e
-    import pickle
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        reason = " ".join(str(e).split())[:200]
+        # Nothing that runs code is read; the arguments of the script that saved the tensors are plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as e:
+        found = re.search(r"GLOBAL ([\w.]+)", str(e))
+        what = f"holds more than tensors ({found[1]}), which might run code" if found else "is damaged"
         raise UserError(
-            f"--{flag}: {str(path)!r} is damaged or holds more than tensors, and only tensors are read: {reason}"
+            f"--{flag}: {str(path)!r} {what} and is not read; save tensors alone, as torch.save(model.state_dict())"
         ) from e
     nested = next((name for name in NESTED if isinstance(found, dict) and isinstance(found.get(name), dict)), None)
     state = found[nested] if nested else found
     tensors = state if isinstance(state, dict) else {}
-    kept = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    kept = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor) and isinstance(name, str)}
     if not kept:
         raise UserError(f"--{flag}: {str(path)!r} holds no tensors by name")
+    return {name: Tensor(tuple(value.shape), functools.partial(_numbers, value)) for name, value in kept.items()}
+
+
+def _numbers(tensor: Any) -> np.ndarray:
     # numpy has no bfloat16.
-    return {name: Tensor(tuple(value.shape), value.detach().float().numpy) for name, value in kept.items()}
+    return tensor.detach().float().numpy()

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from archirf_jax.errors import UserError
 from archirf_jax.interop import adm, dit, edm2, sd3
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
 from archirf_jax.interop.weights import Rename, Shapes
+from archirf_jax.models.uncertainty import Uncertain
 
 Hints = Mapping[str, Any]
 Groups = dict[str, dict[str, Any]]  # of a configuration
@@ -39,6 +41,7 @@ class Source:
         constants: (network, image size) -> tensors that a checkpoint may hold, no parameters, with these values.
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
+        uncertain: whether the network also says the loss that it expects.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -46,9 +49,11 @@ class Source:
     constants: Callable[[Any, int], dict[str, np.ndarray]] = lambda model, size: {}
     tensor_name: Callable[[str], str | None] = lambda name: name
     task: str = "diffusion"
+    uncertain: bool = False
 
 
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
+    _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
     patches = shapes.get(dit.POSITIONS, (1, 256, 0))[1]  # published: 256 pixels, in latents of 32x32
     size = hints.get("image_size") or round(patches**0.5) * fields["patch_size"]
@@ -56,7 +61,7 @@ def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
     variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
     dropout = 0.1 if fields["null_label"] else 0.0
     return dict(
-        data=_data(size, shapes.get("x_embedder.proj.weight", (0, 4))[1], fields),
+        data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
         model=dict(name="dit", **fields),
         process=process | dict(variance=variance, condition_dropout=dropout),
         sample=dict(solver="ddpm", grid="250", steps=250, guidance_scale=4.0 if dropout else 1.0),
@@ -64,11 +69,12 @@ def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
 
 
 def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
+    _require(shapes, "Stable Diffusion 3", "x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight")
     fields = sd3.fields(shapes, hints)
-    size = hints.get("image_size") or 128  # published: 1024 pixels
-    size = min(size, fields["position_size"] * fields["patch_size"]) if "image_size" not in hints else size
+    largest = fields["position_size"] * fields["patch_size"] or 128
+    size = hints.get("image_size") or min(128, largest)  # published: 1024 pixels, in latents of 128x128
     return dict(
-        data=_data(size, shapes.get("x_embedder.proj.weight", (0, 16))[1], fields),
+        data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
         model=dict(name="mmdit", **fields),
         process=dict(name="rectified_flow", shift=3.0, time_scale=1000.0, condition_dropout=0.1),
         sample=dict(solver="euler", grid="shifted", shift=3.0, steps=28, guidance_scale=5.0),
@@ -123,6 +129,12 @@ def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     )
 
 
+def _require(shapes: Shapes, what: str, *names: str) -> None:
+    absent = [name for name in names if name not in shapes]
+    if absent:
+        raise UserError(f"--checkpoint: these are no tensors of {what}: there is no {absent[0]}")
+
+
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
     classes = fields.pop("num_classes")
     return dict(
@@ -147,7 +159,7 @@ SOURCES = {
     "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
-    "edm2": Source(_describe_edm2, edm2.rename),
+    "edm2": Source(_describe_edm2, edm2.rename, uncertain=True),
 }
 MODELS = {"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"}
 
@@ -158,15 +170,43 @@ def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
     Raises:
         UserError: they are no such network's, or neither they nor the hints tell a field.
     """
-    groups = SOURCES[source].describe(shapes, {name: value for name, value in hints.items() if value is not None})
+    given = {name: value for name, value in hints.items() if value is not None}
+    try:
+        groups = SOURCES[source].describe(shapes, given)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # a tensor with fewer or more axes
+        raise UserError(f"--checkpoint: the shapes of these tensors are no {source} network's: {e}") from e
     groups["model"].setdefault("dtype", "float32")
     sample = {**RUN["sample"], **groups.pop("sample")}  # type: ignore[dict-item]
     return RUN | groups | {"task": SOURCES[source].task, "sample": sample}
 
 
+def rename(source: str, model: Any, image_size: int) -> Rename:
+    """Where each parameter of a network for images of this size lies in the published weights.
+
+    Raises:
+        UserError: the published network is another.
+    """
+    if isinstance(model, Uncertain) != SOURCES[source].uncertain:
+        uncertain = SOURCES[source].uncertain
+        raise UserError(
+            f"config.process.uncertainty: {not uncertain}, but the published network has "
+            f"{'a' if uncertain else 'no'} head that says the loss it expects"
+        )
+    return SOURCES[source].rename(model, image_size)
+
+
 def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
-    """What all names of this network begin with, and {name in the file: name in the network}."""
+    """What all names of this network begin with, and {name in the file: name in the network}.
+
+    Raises:
+        UserError: two tensors have the same name in the network.
+    """
     own = {name: SOURCES[source].tensor_name(name) for name in names}
     kept = {name: inner for name, inner in own.items() if inner is not None}
+    if len(set(kept.values())) < len(kept):
+        twice = next(name for name, inner in kept.items() if name != inner and inner in kept)
+        raise UserError(f"--checkpoint: holds both {twice} and {kept[twice]}; write a file with one of them")
     prefixes = {name.removesuffix(inner) for name, inner in kept.items()}
     return (prefixes.pop() if len(prefixes) == 1 else ""), kept

@@ -69,4 +69,5 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 @_on_cpu.defjvp
 def _on_cpu_jvp(stride: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    return _native(x, kernel, stride), _by_products(dx, kernel, stride) + _by_products(x, dkernel, stride)
+    # The value by this function again: its own derivative, the second, is then taken in the same way.
+    return _on_cpu(x, kernel, stride), _by_products(dx, kernel, stride) + _by_products(x, dkernel, stride)

@@ -41,7 +41,7 @@ def make_process(config: Any) -> Process:
 
 
 def resolve_class_embeddings(config: Any) -> None:
-    """Fill in tokens and width of a network's table of class embeddings where they are 0.
+    """Fill in tokens and width of a network's table of class embeddings where they are 0, and expand ~ in its path.
 
     Raises:
         UserError: there is no such table, or it is for other classes or of another shape.
@@ -49,8 +49,9 @@ def resolve_class_embeddings(config: Any) -> None:
     model = config.model
     if model.get("context") != "class_table":
         return
-    table = read_table(os.path.expanduser(model.class_embeddings))
     with config.unlocked():
+        model.class_embeddings = os.path.expanduser(model.class_embeddings)
+        table = read_table(model.class_embeddings)
         model.class_tokens, model.class_width = (
             model.get(field) or size
             for field, size in zip(("class_tokens", "class_width"), table.shape[1:], strict=True)

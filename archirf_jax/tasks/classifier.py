@@ -10,7 +10,7 @@ import numpy as np
 
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
-from archirf_jax.samplers.denoisers import LogProbability
+from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
 from archirf_jax.tasks.building import dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Update
@@ -38,6 +38,7 @@ class Classifier:
         if not hasattr(self.model, "features"):
             raise UserError(f"config.model.name: {config.model.name} is no classifier; take adm_classifier")
         self._config, self._update = config, Update(config)
+        self._slopes = jax.jit(self._gradients)  # one program for all times
         jax.eval_shape(self.init_params, jax.random.key(0))  # what does not fit is known before a run begins
 
     def init_params(self, key: jax.Array) -> Any:
@@ -68,8 +69,9 @@ class Classifier:
 
     def features(self, params: Any, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) in [-1, 1] -> the map (B, h, w, D) before the classifier's pooling, as if noiseless."""
-        t = self.process.network_time(jnp.full(len(images), 1e-3))
-        return self.model.apply({"params": params}, images, t, method="features")
+        t = jnp.full(len(images), 1e-3)
+        seen = self.process.network_input(images, t)
+        return self.model.apply({"params": params}, seen, self.process.network_time(t), method="features")
 
     def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
         """(classes, per_class, H, W, C) uint8: where the same noise has to change to become more of each class."""
@@ -89,9 +91,8 @@ class Classifier:
         largest = np.max(np.abs(slopes), axis=(1, 2, 3), keepdims=True)
         return to_uint8(slopes / np.maximum(largest, 1e-12)).reshape(rows, columns, *self.image_shape)
 
-    def _slopes(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
-        log_p, told = self.log_p(params), self.process.network_time(t)
-        return jax.jit(jax.grad(lambda x: jnp.sum(log_p(x, told, labels))))(x)
+    def _gradients(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
+        return classifier_gradient(self.process, self.log_p(params), x, t, labels)
 
     def _logits(self, params: Any, x: jax.Array, t: jax.Array, rngs: Any = None) -> jax.Array:
         seen = self.process.network_input(x, self.process.time(t))

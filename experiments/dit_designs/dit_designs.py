@@ -124,8 +124,8 @@ costs = {design: cost(design) for design in DESIGNS}
 # %% [markdown]
 # ## How good they are after equal steps
 #
-# Frechet distance to the real digits in the features of a small classifier trained on these, over unguided samples of 50
-# Euler steps; the share of samples that the classifier gives the label they were drawn for; the training loss.
+# Frechet distance to the real digits in the features of a small classifier trained on these, over unguided samples of
+# 50 Euler steps; the share of samples that the classifier gives the label they were drawn for; the training loss.
 
 # %%
 REAL = features(real_images())

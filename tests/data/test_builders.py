@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as lazy_tensorflow
 
 from archirf_jax.data.pipeline import load
+from archirf_jax.data.preparation import prepare
 from archirf_jax.data.sources import load_builder, open_source
 from archirf_jax.errors import UserError
-from archirf_jax.prepare_data import prepare
 from configs import default
 from tests import running
 

@@ -15,9 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from archirf_jax.data.preparation import prepare
 from archirf_jax.data.sources import FolderSource, load_builder, open_source
 from archirf_jax.errors import UserError
-from archirf_jax.prepare_data import prepare
 
 
 class WordsWithoutPictures(tfds.core.GeneratorBasedBuilder):

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layer normed": dict(qk_norm="layer", use_bias=False),
     "dual": dict(dual_layers=(0, 2), depth=3, qk_norm="rms"),
     "gated": dict(mlp="swiglu"),
+    "gated and wide": dict(mlp="swiglu", mlp_ratio=96.0),
     "scaled": dict(scale_only=True, registers=4),
     "many": dict(depth=11, hidden_size=8, num_heads=1, mlp_ratio=2.6),
     "wide": dict(mlp_ratio=120 / 44 + 1e-9, hidden_size=44, num_heads=1, patch_size=1),

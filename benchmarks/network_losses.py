@@ -1,0 +1,87 @@
+"""python -m benchmarks.network_losses --data=data --runs=runs/networks: train every network briefly.
+
+Each for a few hundred steps of digits through the command, then the losses of all in one plot. What they say depends on
+the process: compare each with its own start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from archirf_jax.training.writers import read_metrics
+from benchmarks.machine import describe
+
+CONFIGS = (
+    *(f"dit_designs_rf.py:{design}" for design in ("in_context", "cross_attention", "adaln", "adaln_zero")),
+    *("mmdit_rf.py", "adm_ddpm.py", "edm2_edm.py", "edm2_rf.py", "adm_classifier.py"),
+)
+TAIL = 4  # rows of metrics whose mean is the last loss
+
+
+def name_of(config: str) -> str:
+    """A run's name."""
+    return config.replace(".py", "").replace(":", "_")
+
+
+def train(config: str, data: str, workdir: pathlib.Path, steps: int) -> list[dict[str, float]]:
+    """The metrics of a short run; one that is there already is not trained again."""
+    flags = {
+        "data.dir": data,
+        "steps": steps,
+        "schedule.warmup_steps": min(50, steps // 4),
+        "log.every_steps": max(1, steps // 40),
+        "sample.every_steps": steps,
+        "checkpoint.every_steps": steps,
+    }
+    command = [sys.executable, "-m", "archirf_jax.main", f"--config=configs/{config}", f"--workdir={workdir}"]
+    subprocess.run([*command, *(f"--config.{field}={value}" for field, value in flags.items())], check=True)
+    return read_metrics(workdir)
+
+
+def main() -> None:
+    """Train, plot, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data", help="folder of the prepared digits")
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/networks"))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--configs", default=",".join(CONFIGS), help="files of configs/")
+    parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("docs/images/network_losses.png"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/network_losses.json"))
+    given = parser.parse_args()
+
+    found = {}
+    figure, panel = plt.subplots(figsize=(8, 4.5))
+    for config in given.configs.split(","):
+        rows = train(config, given.data, given.runs / name_of(config), given.steps)
+        steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+        panel.plot(steps, losses, label=name_of(config))
+        found[name_of(config)] = {
+            "first": losses[0],
+            "last": sum(losses[-TAIL:]) / len(losses[-TAIL:]),
+            "images_per_second": rows[-1]["images_per_second"],
+        }
+        if "accuracy" in rows[-1]:
+            found[name_of(config)]["accuracy"] = rows[-1]["accuracy"]
+    panel.set(xlabel="training steps", ylabel="loss of its own process", ylim=(None, 1.5))
+    panel.legend(fontsize=8)
+    panel.grid(alpha=0.3)
+    figure.tight_layout()
+    given.plot.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(given.plot, dpi=110)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(describe() | {"steps": given.steps, "networks": found}, indent=1) + "\n")
+    for name, row in found.items():
+        print(name, json.dumps({key: round(value, 3) for key, value in row.items()}))
+
+
+if __name__ == "__main__":
+    main()
