@@ -1,7 +1,7 @@
 """python -m benchmarks.network_losses --data=data --runs=runs/networks: train every network briefly.
 
-Each for a few hundred steps of digits through the command, then the losses of all in one plot. What they say depends on
-the process: compare each with its own start.
+Each for a few hundred steps of enlarged digits through the command, then the losses of all in one plot. What they say
+depends on the process: compare each with its own start.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CONFIGS = (
     *(f"dit_designs_rf.py:{design}" for design in ("in_context", "cross_attention", "adaln", "adaln_zero")),
     *("mmdit_rf.py", "adm_ddpm.py", "edm2_edm.py", "edm2_rf.py", "adm_classifier.py"),
 )
+BATCH_SIZE = 32
 TAIL = 4  # rows of metrics whose mean is the last loss
 
 
@@ -32,10 +33,12 @@ def name_of(config: str) -> str:
     return config.replace(".py", "").replace(":", "_")
 
 
-def train(config: str, data: str, workdir: pathlib.Path, steps: int) -> list[dict[str, float]]:
+def train(config: str, data: str, workdir: pathlib.Path, steps: int, image_size: int) -> list[dict[str, float]]:
     """The metrics of a short run; one that is there already is not trained again."""
     flags = {
         "data.dir": data,
+        "data.image_size": image_size,
+        "batch_size": BATCH_SIZE,
         "steps": steps,
         "schedule.warmup_steps": min(50, steps // 4),
         "log.every_steps": max(1, steps // 40),
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", default="data", help="folder of the prepared digits")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/networks"))
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--image_size", type=int, default=32, help="side that the digits are enlarged to")
     parser.add_argument("--configs", default=",".join(CONFIGS), help="files of configs/")
     parser.add_argument("--plot", type=pathlib.Path, default=pathlib.Path("docs/images/network_losses.png"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/network_losses.json"))
@@ -61,7 +65,7 @@ def main() -> None:
     found = {}
     figure, panel = plt.subplots(figsize=(8, 4.5))
     for config in given.configs.split(","):
-        rows = train(config, given.data, given.runs / name_of(config), given.steps)
+        rows = train(config, given.data, given.runs / name_of(config), given.steps, given.image_size)
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
         panel.plot(steps, losses, label=name_of(config))
         found[name_of(config)] = {
@@ -78,7 +82,8 @@ def main() -> None:
     given.plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(given.plot, dpi=110)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(describe() | {"steps": given.steps, "networks": found}, indent=1) + "\n")
+    figures = describe() | {"steps": given.steps, "image_size": given.image_size, "networks": found}
+    given.out.write_text(json.dumps(figures, indent=1) + "\n")
     for name, row in found.items():
         print(name, json.dumps({key: round(value, 3) for key, value in row.items()}))
 

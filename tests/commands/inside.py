@@ -9,6 +9,7 @@ import types
 from typing import Any
 from unittest import mock
 
+import grain  # noqa: F401  first: flags that come into being inside a flagsaver end with it
 import ml_collections
 import numpy as np
 import pytest

@@ -49,7 +49,7 @@ def test_a_way_between_two_seeds_starts_and_ends_at_the_pictures_of_both(
 def test_a_way_between_two_pictures_begins_and_ends_with_them_and_next_to_them_their_decoded_noises(
     whole_run: pathlib.Path, tmp_path: pathlib.Path, three: np.ndarray, three_as_a_file: pathlib.Path
 ) -> None:
-    more = ("--image_to=17", "--per_class=4")
+    more = ("--image_to=17", "--per_class=4", "--steps=16")  # decoding undoes encoding to the order of a step
     way, labels = arrays(whole_run, tmp_path, *PLAIN, "--image=3", *more)
     assert way.shape == (6, 8, 8, 1) and labels.tolist() == [10] * 6
     np.testing.assert_array_equal(way[0], three)
