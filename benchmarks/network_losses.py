@@ -24,7 +24,8 @@ CONFIGS = (
     *(f"dit_designs_rf.py:{design}" for design in ("in_context", "cross_attention", "adaln", "adaln_zero")),
     *("mmdit_rf.py", "adm_ddpm.py", "edm2_edm.py", "edm2_rf.py", "adm_classifier.py"),
 )
-BATCH_SIZE = 32
+BATCH_SIZE = 16
+PATCH_SIZE = 4  # of transformers: as many tokens as a CPU trains
 TAIL = 4  # rows of metrics whose mean is the last loss
 
 
@@ -45,6 +46,8 @@ def train(config: str, data: str, workdir: pathlib.Path, steps: int, image_size:
         "sample.every_steps": steps,
         "checkpoint.every_steps": steps,
     }
+    if "dit" in config:
+        flags["model.patch_size"] = PATCH_SIZE
     command = [sys.executable, "-m", "archirf_jax.main", f"--config=configs/{config}", f"--workdir={workdir}"]
     subprocess.run([*command, *(f"--config.{field}={value}" for field, value in flags.items())], check=True)
     return read_metrics(workdir)

@@ -48,7 +48,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 # The whole experiment by default; smaller by environment variables.
-STEPS = int(os.environ.get("STEPS", "2000"))
+STEPS = int(os.environ.get("STEPS", "1000"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 PER_CLASS = int(os.environ.get("PER_CLASS", "100"))
 DATA = os.environ.get("DATA", "data")
