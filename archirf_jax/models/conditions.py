@@ -7,6 +7,7 @@ class_table   a fixed table (classes, tokens, class_width) of features of each c
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import Any
 
@@ -86,7 +87,11 @@ class Context(nn.Module):
 
 
 def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
-    """The table of a file of class embeddings, read when a program runs, so that none carries it as a constant."""
+    """The table of a file of class embeddings, read when a program runs, so that none carries it as a constant.
+
+    Raises:
+        UserError: a table of another shape, before anything is compiled.
+    """
 
     def table() -> np.ndarray:
         found = read_table(path)
@@ -97,6 +102,8 @@ def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
             )
         return found.astype(np.float32)
 
+    if os.path.exists(path):  # a run whose checkpoint has the table needs no file
+        table()
     return jax.pure_callback(table, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
