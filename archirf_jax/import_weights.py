@@ -46,6 +46,10 @@ def write(workdir: pathlib.Path, config: dict[str, Any], params: Any) -> None:
     Raises:
         UserError: the directory cannot be written.
     """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     try:
         checkpoints.save(TrainState(step=jnp.int32(0), params={}, ema=params, opt=()), config)

@@ -23,7 +23,9 @@ from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.tasks import edits
+from archirf_jax.tasks.building import make_process
 from archirf_jax.tasks.classifier import Classifier
+from archirf_jax.tasks.conditions import read as read_conditions
 from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import purpose_key
@@ -78,6 +80,7 @@ DIFFERING = {
     "weak_workdir": (),
     "classifier": ("process.condition_dropout", "process.variance", "process.bound_weight", "process.likelihood"),
 }
+SAME_DATA = ("num_classes", "channels", "image_size")
 FORMATS = (".png", ".gif", ".npz")
 HALVES = ("left", "right", "top", "bottom")
 # What a choice brings with it: what the run set for its own does not follow to another.
@@ -194,16 +197,26 @@ def beside(workdir: pathlib.Path, place: pathlib.Path, flag: str) -> Any:
     Raises:
         UserError: they differ.
     """
-    config = configuration.load(place, flag)
-    ours, theirs = (dict(configuration.leaves(each)) for each in (configuration.load(workdir), config))
-    for name in sorted(ours.keys() | theirs.keys()):
-        same = name.startswith("process.") or name in ("data.num_classes", "data.channels", "data.image_size")
-        if same and name not in DIFFERING[flag] and ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"--{flag}: {str(place)!r} must have the process, classes and image size of --workdir, "
-                f"but config.{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-            )
-    return registry.build(tasks, "config.task", config.task, {"config": config})
+    here, there = configuration.load(workdir), configuration.load(place, flag)
+    for fields in (_names_and_sizes, _process_as_built):
+        ours, theirs = fields(here), fields(there)
+        for name in ours:
+            if name not in DIFFERING[flag] and ours[name] != theirs[name]:
+                raise UserError(
+                    f"--{flag}: {str(place)!r} must have the process, classes and image size of --workdir, "
+                    f"but config.{name} is {theirs[name]!r} there and {ours[name]!r} here"
+                )
+    return registry.build(tasks, "config.task", there.task, {"config": there})
+
+
+def _names_and_sizes(config: Any) -> dict[str, Any]:
+    return {"process.name": config.process.name} | {f"data.{name}": config.data[name] for name in SAME_DATA}
+
+
+def _process_as_built(config: Any) -> dict[str, Any]:
+    # A run need not have written down the fields that are as always.
+    process: Any = make_process(config)
+    return {f"process.{field.name}": getattr(process, field.name) for field in dataclasses.fields(process)}
 
 
 def conditions(task: Diffusion, choice: Choice) -> Inputs:
@@ -218,22 +231,7 @@ def conditions(task: Diffusion, choice: Choice) -> Inputs:
     if not names or CONDITIONS.value is None:
         what = f"needs {', '.join(names)}; give an .npz file" if names else "takes labels alone; leave it out"
         raise UserError(f"--conditions: this network {what}")
-    try:
-        with np.load(pathlib.Path(CONDITIONS.value).expanduser(), allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        rows = {name: jnp.asarray(found[name]).astype(leaf.dtype) for name, leaf in task.example.items()}
-    except (OSError, ValueError, KeyError, EOFError, AttributeError) as e:
-        raise UserError(f"--conditions: {CONDITIONS.value!r} is no .npz file with {', '.join(names)}: {e}") from e
-    if len({len(table) for table in rows.values()}) != 1 or not len(rows[names[0]]):
-        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items())
-        raise UserError(f"--conditions: {CONDITIONS.value!r} must have equally many rows of each, not {counts}")
-    absent = [f"null_{name}" for name in names if f"null_{name}" not in found]
-    if absent and choice.asks_null():
-        raise UserError(
-            f"--conditions: guidance needs {', '.join(absent)} beside the rows, shaped like one row; add them, or "
-            "sample with --guidance_scale=1"
-        )
-    null = {name: jnp.asarray(found.get(f"null_{name}", jnp.zeros_like(table[0]))) for name, table in rows.items()}
+    rows, null = read_conditions(pathlib.Path(CONDITIONS.value).expanduser(), task, choice.asks_null())
     return NOTHING._replace(conditions=rows, null=null)
 
 

@@ -55,8 +55,9 @@ class Source:
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
     _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
-    patches = shapes.get(dit.POSITIONS, (1, 256, 0))[1]  # published: 256 pixels, in latents of 32x32
-    size = hints.get("image_size") or round(patches**0.5) * fields["patch_size"]
+    # Where no table of positions tells: published for 256 pixels, in latents of 32x32.
+    largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
+    size = hints.get("image_size") or largest
     process = dict(name="ddpm", schedule="linear", steps=1000, prediction="eps", condition_dropout=0.1)
     variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
     dropout = 0.1 if fields["null_label"] else 0.0

@@ -50,10 +50,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _explain_flag(error: Exception) -> str:
     missing = re.match(r"flag --(\w+)=None", str(error))
-    example = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits"}
-    return (
-        f"--{missing[1]} is missing; give one, such as --{missing[1]}={example[missing[1]]}" if missing else str(error)
-    )
+    if not missing:
+        return str(error)
+    examples = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits", "source": "dit"}
+    examples["checkpoint"] = "weights.safetensors"
+    name = missing[1]
+    return f"--{name} is missing" + (f"; give one, such as --{name}={examples[name]}" if name in examples else "")
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:

@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from archirf_jax import registry, tasks
 from archirf_jax import sample as command
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.diffusion import Diffusion
@@ -63,13 +64,15 @@ def refused_as_a_command(workdir: pathlib.Path, *arguments: str) -> str:
     return done.stderr
 
 
-def _build(room: Any, field: str, name: str, fields: dict[str, Any]) -> Diffusion:
+def _build(room: Any, field: str, name: str, fields: dict[str, Any]) -> Any:
     return _task(json.dumps(fields["config"].to_dict()))
 
 
 @functools.cache
-def _task(config: str) -> Diffusion:
+def _task(config: str) -> Any:
     """One task a configuration, and one compiled program a choice."""
-    task = Diffusion(ml_collections.ConfigDict(json.loads(config)).lock())
-    task.sampler = functools.cache(task.sampler)  # type: ignore[method-assign]
+    made = ml_collections.ConfigDict(json.loads(config)).lock()
+    task = registry.build(tasks, "config.task", made.task, {"config": made})
+    if isinstance(task, Diffusion):
+        task.sampler = functools.cache(task.sampler)  # type: ignore[method-assign]
     return task

@@ -118,6 +118,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "guidance_parallel": ("0.1", 0.1),
     "guidance_longest": ("5", 5.0),
     "guidance_momentum": ("-0.5", -0.5),
+    "classifier_scale": ("2.5", 2.5),
     "threshold": ("dynamic", "dynamic"),
 }
 OWN = Choice(solver="ddim", eta=0.25, grid="shifted", shift=2.0, guidance_rescale=0.5, guidance_interval=(0.1, 0.9))

@@ -1,0 +1,209 @@
+"""Laws of the kinds of published weights: shapes alone tell every published model and no kind takes another's."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.interop import adm, edm2, sources
+from archirf_jax.models import adm_classifier, adm_unet, dit, edm2_unet, mmdit
+from archirf_jax.models.adm_classifier import ADMClassifier
+from archirf_jax.models.adm_unet import ADMUNet
+from archirf_jax.models.dit import DiT
+from archirf_jax.models.edm2_unet import EDM2UNet
+from archirf_jax.models.mmdit import MMDiT
+from archirf_jax.processes.edm import EDM
+from archirf_jax.tasks.building import make_model, make_process
+from tests.golden.cases import load
+from tests.interop import test_adm, test_dit, test_edm2, test_sd3
+
+Shapes = dict[str, tuple[int, ...]]
+DITS = [name for name in dit.PRESETS if not name.startswith("tiny")]
+SD3S = ["sd3-medium", "sd3.5-medium", "sd3.5-large"]
+UNLABELLED = ("imagenet256-unconditional", "lsun256")
+UNETS = [name for name in adm.PUBLISHED if "low_res_size" not in adm.PUBLISHED[name]]
+UPSAMPLERS = [name for name in adm.PUBLISHED if name not in UNETS]
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+CASES = {
+    **{"dit_learn_sigma": "dit", "dit_patch4": "dit", "mmdit_sd3": "sd3", "mmdit_sd35_rms": "sd3"},
+    **{"adm_class_cond": "adm", "adm_uncond_simple": "adm", "adm_classifier": "adm-classifier"},
+    **{"edm2_class_cond": "edm2", "edm2_uncond": "edm2"},
+}
+EVERY_HINT = dict(num_heads=2, channels_per_head=16, num_res_blocks=1, image_size=16, num_classes=3)
+SHAPES = {name: {key: value.shape for key, value in load(GOLDEN / f"{name}.npz").params.items()} for name in CASES}
+
+
+def unet(name: str) -> ADMUNet:
+    return ADMUNet(num_classes=1 if name in UNLABELLED else 1000, **adm_unet.PRESETS[name])
+
+
+def model_of(config: Any) -> Any:
+    """The network of a configuration, which names its dtype by a word."""
+    return make_model(config).clone(dtype=jnp.float32)
+
+
+def described(source: str, shapes: Shapes, **hints: Any) -> Any:
+    """The configuration as a run holds it."""
+    return ml_collections.ConfigDict(sources.configuration(source, shapes, hints)).lock()
+
+
+def complaint(source: str, shapes: Shapes, **hints: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        sources.configuration(source, shapes, hints)
+    assert "\n" not in str(refused.value) and str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", DITS)
+def test_every_published_dit_is_told_by_shapes_alone(name: str) -> None:
+    model = DiT(num_classes=1000, learn_sigma=True, **dit.PRESETS[name])
+    positions = {"pos_embed": (1, (32 // model.patch_size) ** 2, model.hidden_size)}
+    for shapes in (test_dit.published(model), test_dit.published(model) | positions):
+        config = described("dit", shapes)
+        assert model_of(config) == model and config.task == "diffusion"
+        assert (config.data.image_size, config.data.channels, config.data.num_classes) == (32, 4, 1000)
+    process: Any = make_process(config)
+    assert (process.variance, process.condition_dropout, process.prediction) == ("learned_range", 0.1, "eps")
+
+
+@pytest.mark.parametrize("name", SD3S)
+def test_every_published_sd3_is_told_by_shapes_alone(name: str) -> None:
+    model = MMDiT(num_classes=1, **mmdit.PRESETS[name])
+    config = described("sd3", test_sd3.published(model, channels=16))
+    assert model_of(config) == model
+    assert (config.data.image_size, config.data.channels) == (128, 16)
+    process: Any = make_process(config)
+    assert process.shift == config.sample.shift == 3 and config.sample.grid == "shifted"
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_every_published_unet_of_adm_is_told_by_shapes_alone(name: str) -> None:
+    config = described("adm", test_adm.published(unet(name)))
+    # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
+    known = name if name != "lsun256" else "imagenet256-unconditional"
+    assert model_of(config) == unet(known)
+    around = adm.PUBLISHED[known]
+    assert config.data.image_size == around["image_size"] and config.data.channels == 3
+    assert config.sample.classifier_scale == around["classifier_scale"] and config.sample.grid == around["respacing"]
+    process: Any = make_process(config)
+    assert process.schedule == around["process"]["schedule"]
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS)
+def test_every_published_upsampler_of_adm_is_told_by_shapes_alone(name: str) -> None:
+    shapes = test_adm.published(unet(name))
+    config = described("adm-superres", shapes)
+    assert model_of(config) == unet(name)
+    assert config.data.image_size == adm.PUBLISHED[name]["image_size"] and config.data.channels == 3
+    assert "upsampler" in complaint("adm", shapes)
+
+
+@pytest.mark.parametrize("name", adm.PUBLISHED_CLASSIFIERS)
+def test_every_published_classifier_of_adm_is_told_by_shapes_alone(name: str) -> None:
+    model = ADMClassifier(num_classes=1000, **adm_classifier.PRESETS[name])
+    config = described("adm-classifier", test_adm.published(model))
+    assert model_of(config) == model and config.task == "classifier"
+    assert config.data.image_size == model.image_size == adm.PUBLISHED[name]["image_size"]
+    process: Any = make_process(config)
+    assert process.schedule == adm.PUBLISHED[name]["process"]["schedule"]
+
+
+@pytest.mark.parametrize("name", edm2.PUBLISHED)
+def test_every_published_edm2_is_told_by_shapes_alone(name: str) -> None:
+    known = edm2.PUBLISHED[name]
+    config = described("edm2", test_edm2.published_tensors(name))
+    assert model_of(config) == EDM2UNet(num_classes=1000, **edm2_unet.PRESETS[known["preset"]])
+    assert (config.data.image_size, config.data.channels) == (64, known["channels"])
+    process: Any = make_process(config)
+    assert isinstance(process, EDM) and process.uncertainty and process.uncertainty_channels == 128
+    assert (process.log_mean, process.log_std) == (known["process"]["log_mean"], known["process"]["log_std"])
+
+
+@pytest.mark.parametrize("source", sources.SOURCES)
+@pytest.mark.parametrize("name", CASES)
+def test_a_kind_takes_its_own_tensors_and_answers_those_of_another_in_one_line(name: str, source: str) -> None:
+    if source == CASES[name]:
+        assert described(source, SHAPES[name], **EVERY_HINT).task == sources.SOURCES[source].task
+    else:
+        said = complaint(source, SHAPES[name], **EVERY_HINT)
+        assert any(word in said for word in ("no tensors of", "upsampler", "no published", "no such")), said
+
+
+@pytest.mark.parametrize("source", sources.SOURCES)
+@pytest.mark.parametrize("shapes", [{}, {"weight": (3, 4)}, {"x_embedder.proj.weight": (8, 3, 2, 2)}])
+def test_tensors_of_no_network_are_answered_in_one_line(source: str, shapes: Shapes) -> None:
+    assert "there is no" in complaint(source, shapes, **EVERY_HINT)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_with_fewer_axes_are_answered_in_one_line_or_left_to_the_list_of_wrong_shapes(name: str) -> None:
+    for flat in [*SHAPES[name]][:12]:
+        shapes = SHAPES[name] | {flat: (7,)}
+        try:
+            described(CASES[name], shapes, **EVERY_HINT)
+        except UserError as e:
+            assert "\n" not in str(e)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("dit_patch4", "--num_heads"),
+        ("adm_class_cond", "--num_heads"),
+        ("adm_classifier", "--num_heads"),
+        ("edm2_uncond", "--channels_per_head"),
+    ],
+)
+def test_what_shapes_do_not_tell_is_asked_for_by_its_flag(name: str, flag: str) -> None:
+    said = complaint(CASES[name], SHAPES[name])
+    assert said.startswith(f"{flag}: ") and f"give {flag}" in said
+
+
+def test_hints_fill_in_the_size_of_images_and_the_noise_of_adm() -> None:
+    hints = dict(num_heads=2, image_size=32, schedule="cosine")
+    config = described("adm", SHAPES["adm_uncond_simple"], **hints)
+    assert config.data.image_size == 32 and config.process.schedule == "cosine"
+    config = described("adm", SHAPES["adm_uncond_simple"], num_heads=2, image_size=None, schedule=None)
+    assert config.data.image_size == 64 and config.process.schedule == "linear"
+    assert described("dit", SHAPES["dit_patch4"], num_heads=4, image_size=16).data.image_size == 16
+    # A table of positions is as large as it is.
+    assert described("sd3", SHAPES["mmdit_sd3"]).data.image_size == 12
+    assert described("sd3", SHAPES["mmdit_sd3"], image_size=8).data.image_size == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["x_embedder.proj.weight", "pos_embed"], ""),
+        (["model.diffusion_model.x_embedder.proj.weight", "model.diffusion_model.pos_embed"], "model.diffusion_model."),
+        (["model.diffusion_model.x_embedder.proj.weight", "pos_embed"], ""),
+        ([], ""),
+    ],
+)
+def test_what_all_names_begin_with_is_kept_apart(names: list[str], prefix: str) -> None:
+    others = ["first_stage_model.decoder.conv_in.weight", "text_encoders.clip_l.logit_scale"] if prefix else []
+    found, kept = sources.split_prefix([*names, *others], "sd3")
+    assert found == prefix
+    assert kept == {name: name.removeprefix("model.diffusion_model.") for name in names}
+
+
+def test_one_network_twice_in_a_file_is_refused_and_both_names_told() -> None:
+    with pytest.raises(UserError, match=r"holds both model\.diffusion_model\.pos_embed and pos_embed; write a file"):
+        sources.split_prefix(["pos_embed", "model.diffusion_model.pos_embed"], "sd3")
+
+
+def test_a_head_that_says_the_expected_loss_must_be_where_it_was_published_and_nowhere_else() -> None:
+    plain = DiT(num_classes=3, **dit.PRESETS["S/2"])
+    for source, model, what in (
+        ("edm2", EDM2UNet(num_classes=3, **edm2_unet.PRESETS["XS"]), "False, but .* has a head"),
+        ("dit", test_edm2.Uncertain(plain), "True, but .* has no head"),
+    ):
+        with pytest.raises(UserError, match=f"^config.process.uncertainty: {what}"):
+            sources.rename(source, model, 64)
+    assert sources.rename("dit", plain, 32)(("label_embedding", "embedding"))[0] == "y_embedder.embedding_table.weight"
