@@ -17,6 +17,8 @@ from archirf_jax.errors import UserError
 from archirf_jax.interop import files, sources
 from archirf_jax.launch import cli
 from archirf_jax.launch import config as configuration
+from archirf_jax.tasks.classifier import Classifier
+from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.tasks.published import load
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import TrainState
@@ -71,7 +73,8 @@ def main(argv: list[str]) -> None:
     write(workdir, config, params)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
-    logging.info("next: python -m archirf_jax.sample --workdir=%s --out=samples.npz", workdir)
+    use = {"classifier": Classifier.use, "diffusion": Diffusion.use}[config["task"]]
+    logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", use.format(workdir=workdir))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
             *(workdir / name for name in ("progress.gif", "denoising.gif", "loss.png")),
         ]
         logging.info("done; look at %s", ", ".join(map(str, made)))
-        logging.info("next: python -m archirf_jax.sample --workdir=%s --out=samples.png", workdir)
+        logging.info("next: python -m archirf_jax.sample %s --out=samples.png", task.use.format(workdir=workdir))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from configs import adm_ddpm
 
 MODELS = {
     "digits": PRESETS["tiny"],
-    "mnist": PRESETS["tiny"] | {"image_size": 28, "model_channels": 64},
-    "cifar10": PRESETS["tiny"] | {"image_size": 32, "model_channels": 64, "channel_mult": (1, 2, 2)},
+    "mnist": PRESETS["tiny"] | {"model_channels": 64},
+    "cifar10": PRESETS["tiny"] | {"model_channels": 64, "channel_mult": (1, 2, 2)},
     "openmoji": PRESETS["imagenet64"] | {"model_channels": 64, "num_res_blocks": 2},
     "imagenet64": PRESETS["imagenet64"],
 }
@@ -28,6 +28,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.task = "classifier"
         config.model = model = ConfigDict({"dropout": 0.0} | MODELS[variant])
         model.name = "adm_classifier"
+        model.image_size = config.data.get_ref("image_size")  # its attention pool takes one size alone
         model.remat = False
         model.dtype = dtype
         config.optimizer.weight_decay = 0.05

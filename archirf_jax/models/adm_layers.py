@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from archirf_jax.models import layers
 from archirf_jax.models.attention import attend
 from archirf_jax.models.convolution import Conv
+from archirf_jax.models.linear import Dense
 
 GROUPS = 32  # of every norm
 ORDERS = ("legacy", "new")  # of attention
@@ -114,9 +115,9 @@ class Attention(nn.Module):
         """x (B, H, W, D) -> (B, H, W, D)."""
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
-        h = nn.Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
+        h = Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
         h = attend(*split_heads(h, self.num_heads, self.order)).reshape(b, height * width, d)
-        h = nn.Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
+        h = Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
         return x + h.reshape(x.shape)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.errors import UserError
+from archirf_jax.models.linear import Dense
 
 xavier = nn.initializers.xavier_uniform()
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
@@ -20,7 +21,14 @@ ROTARY_BASE = 10_000.0
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width)."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _flash_fits(q) else None)
+    if _flash_fits(q):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    mixed = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Divided after the product: a value a channel and token, not one a pair of tokens.
+    return jnp.swapaxes(mixed / jnp.sum(weights, axis=-1)[..., None], 1, 2).astype(v.dtype)
 
 
 def _flash_fits(q: jax.Array) -> bool:
@@ -101,7 +109,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Tokens x (B, N, D) -> three of (B, N, heads, D / heads)."""
         b, n, d = x.shape
-        dense = nn.Dense(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
+        dense = Dense(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
         q, k, v = jnp.moveaxis(dense(x).reshape(b, n, 3, self.num_heads, d // self.num_heads), 2, 0)
         return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
 
@@ -130,7 +138,7 @@ class SelfAttention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         h = attend(q, k, v).reshape(x.shape)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
+        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
 
 
 class CrossAttention(nn.Module):
@@ -145,7 +153,7 @@ class CrossAttention(nn.Module):
         """Tokens x (B, N, D), context (B, M, D) -> (B, N, D)."""
         b, n, d = x.shape
         dense = [
-            nn.Dense(times * d, dtype=self.dtype, kernel_init=xavier, name=name)
+            Dense(times * d, dtype=self.dtype, kernel_init=xavier, name=name)
             for times, name in ((1, "query"), (2, "key_value"), (1, "out"))
         ]
         q = dense[0](x).reshape(b, n, self.num_heads, -1)

@@ -18,6 +18,7 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
+from archirf_jax.models.linear import Dense
 
 CONTEXTS = ("class_tokens", "class_table", "text")
 TABLE = "table"  # the array's name in a file of class embeddings
@@ -83,7 +84,7 @@ class Context(nn.Module):
         return self._projected(tokens) + positions.astype(self.dtype)
 
     def _projected(self, tokens: jax.Array) -> jax.Array:
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=layers.xavier, name="tokens")(tokens)
+        return Dense(self.width, dtype=self.dtype, kernel_init=layers.xavier, name="tokens")(tokens)
 
 
 def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:

@@ -13,13 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.models.linear import product
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """x (B, H, W, C) with kernel (k, k, C, D), k odd, zeros around the image -> (B, ceil(H/stride), ..., D)."""
     if kernel.shape[0] == 1 and stride == 1:
-        return x @ kernel[0, 0]
+        return product(x, kernel[0, 0])
     return _on_cpu(x, kernel, stride) if jax.default_backend() == "cpu" else _native(x, kernel, stride)
 
 
@@ -58,7 +60,7 @@ def _by_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     k, (height, width) = kernel.shape[0], x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
     shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(k) for j in range(k)]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return product(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -24,6 +24,7 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
+from archirf_jax.models.linear import Dense
 
 # Peebles & Xie 2022, Table 1: width, depth and heads; "tiny" is this project's own, for 8x8 digits on a CPU.
 SIZES = {
@@ -82,7 +83,7 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array | None) -> jax.Array:
         """Tokens x (B, N, D), condition c (B, D) or none -> (B, N, out_features)."""
-        linear = nn.Dense(self.out_features, kernel_init=layers.zeros, name="linear")
+        linear = Dense(self.out_features, kernel_init=layers.zeros, name="linear")
         if c is None:
             return linear(nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x))
         modulation = nn.Dense(2 * x.shape[-1], kernel_init=layers.zeros, name="modulation")(nn.silu(c))
@@ -142,7 +143,7 @@ class DiT(nn.Module):
         p, d = self.patch_size, self.hidden_size
         rows, columns, channels = x.shape[1] // p, x.shape[2] // p, x.shape[3] * (2 if self.learn_sigma else 1)
 
-        x = nn.Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
+        x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
         time = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
         labels = self.num_classes + self.null_label

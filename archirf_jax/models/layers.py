@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.models.linear import Dense
 
 xavier = nn.initializers.xavier_uniform()
 MLPS = ("gelu", "swiglu")
@@ -210,7 +211,7 @@ class Mlp(nn.Module):
         hidden = -(-max(2 * self.hidden // 3, 1) // 256) * 256 if gated else self.hidden
 
         def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=xavier, name=name)
+            return Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=xavier, name=name)
 
         h = dense(hidden, "hidden")(x)
         h = nn.silu(h) * dense(hidden, "gate")(x) if gated else nn.gelu(h, approximate=True)

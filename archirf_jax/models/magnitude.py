@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.models.convolution import convolve
+from archirf_jax.models.linear import product
 
 EPS = 1e-4  # added to root mean squares
 SILU_RMS = 0.596  # of silu(x) for a normal x
@@ -147,7 +148,7 @@ class MPDense(nn.Module):
     def __call__(self, x: jax.Array, gain: Gain = 1.0) -> jax.Array:
         """x (..., D) -> (..., features), times a gain."""
         kernel = self.param("kernel", unit_normal, (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ _scaled(kernel, gain).astype(self.dtype)
+        return product(x.astype(self.dtype), _scaled(kernel, gain).astype(self.dtype))
 
 
 class MPConv(nn.Module):

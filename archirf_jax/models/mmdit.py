@@ -19,6 +19,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
 from archirf_jax.models.conditions import CONTEXTS, Context
 from archirf_jax.models.dit import FinalLayer
+from archirf_jax.models.linear import Dense
 
 NORMS = ("layer", "rms")
 # Width, depth and heads; Stable Diffusion 3 and 3.5 take 64 channels a head and as many heads as blocks.
@@ -197,7 +198,7 @@ class MMDiT(nn.Module):
         rows, columns = x.shape[1] // p, x.shape[2] // p
         channels = self.out_channels or x.shape[3] * (2 if self.learn_sigma else 1)
 
-        x = nn.Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
+        x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
         c = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
         context, pooled = self.conditions(name="context")(y)  # (B, L, D), (B, D)

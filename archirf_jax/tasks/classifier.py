@@ -32,6 +32,8 @@ class Classifier:
         process: what the images go through.
     """
 
+    use = "--workdir=RUN --classifier={workdir}"  # what `sample` is told of a run
+
     def __init__(self, config: Any) -> None:
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
         self.model, self.process = make_model(config), make_process(config)

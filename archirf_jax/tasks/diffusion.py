@@ -69,6 +69,8 @@ class Diffusion:
         example: a condition without batch axis; a label, unless the network takes texts or pictures.
     """
 
+    use = "--workdir={workdir}"  # what `sample` is told of a run
+
     def __init__(self, config: Any) -> None:
         data = config.data
         self.image_shape = (data.image_size, data.image_size, data.channels)

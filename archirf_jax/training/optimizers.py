@@ -38,7 +38,7 @@ def make_schedule(config: Any) -> optax.Schedule:
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer `optimizer.name` with gradient clipping.
 
-    Weight decay touches kernels only, and constants (named `frozen_...`) have no state.
+    Weight decay touches kernels only, and constants (named `frozen_...`) stay as they are, without any state.
 
     Raises:
         UserError: unknown name.
@@ -53,7 +53,10 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
         schedule, optimizer.b1, optimizer.b2, optimizer.eps, weight_decay=optimizer.weight_decay, mask=_kernels
     )
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
-    return optax.masked(optax.chain(*clip, adamw), _trainable)
+    return optax.chain(
+        optax.masked(optax.chain(*clip, adamw), _trainable),
+        optax.masked(optax.set_to_zero(), _constant),  # what a mask leaves out keeps its gradient
+    )
 
 
 def _kernels(params: Any) -> Any:
@@ -61,6 +64,10 @@ def _kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def _constant(params: Any) -> Any:
+    # Constants of a network, such as random frequencies, lie among its parameters.
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith("frozen_"), params)
+
+
 def _trainable(params: Any) -> Any:
-    # Constants of a network, such as random frequencies, lie among its parameters; no gradient reaches them.
-    return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.startswith("frozen_"), params)
+    return jax.tree.map(lambda constant: not constant, _constant(params))

@@ -63,7 +63,7 @@ def test_a_run_leaves_metrics_events_pictures_and_its_configuration(whole_run: p
 
 def test_a_run_tells_its_parameters_progress_pictures_and_the_next_command(whole_run: pathlib.Path) -> None:
     said = (whole_run / "stderr.txt").read_text()
-    assert "block_0/attention/qkv/kernel" in said and "Total:" in said
+    assert "block_0/attention/project/qkv/kernel" in said and "Total:" in said
     assert f"step {running.STEPS}/{running.STEPS}  loss" in said and "images/s" in said
     assert "progress.gif" in said and "python -m archirf_jax.sample" in said
 
@@ -205,7 +205,7 @@ BAD = {
     "missing folder": (["--config.data.name=folder:/none"], ["/none"]),
     "batch larger than the set": (["--config.batch_size=1798"], ["1798", "1797"]),
     "indivisible image": (["--config.model.patch_size=3"], ["patch_size", "8x8"]),
-    "indivisible heads": (["--config.model.num_heads=5"], ["num_heads=5"]),
+    "indivisible heads": (["--config.model.num_heads=5"], ["num_heads: 5"]),
     "unknown model": (["--config.model.name=dti"], ["dti", "did you mean 'dit'"]),
     "unknown process": (["--config.process.name=rectified"], ["rectified_flow"]),
     "unknown times": (["--config.process.time_distribution=normal"], ["logit_normal"]),

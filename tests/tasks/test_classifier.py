@@ -212,7 +212,6 @@ def test_previews_show_the_averages_gradient_from_the_same_noise_in_every_row(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(model__image_size=16), "config.model.image_size"),
         (dict(model__pool="mean"), "config.model.pool: 'mean'"),
         (dict(model__num_head_channels=20), "num_head_channels"),
         (dict(model__dtype="float8"), "config.model.dtype"),

@@ -29,8 +29,8 @@ def update(**changes: Any) -> Update:
 
 
 def losses(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Of a linear layer beside a constant, which networks hide from the gradient."""
-    out = X @ params["layer"]["kernel"] + params["layer"]["bias"] - jax.lax.stop_gradient(params["frozen_table"])
+    """Of a linear layer beside a constant, which has a gradient too."""
+    out = X @ params["layer"]["kernel"] + params["layer"]["bias"] - params["frozen_table"]
     return jnp.sum(jnp.square(out), axis=1), {"size": jnp.abs(out[:, 0])}
 
 
@@ -52,6 +52,11 @@ def assert_close(ours: Any, theirs: Any, **tolerance: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 1e-6})), ours, theirs)
 
 
+def stepped(params: Any, slope: Any) -> Any:
+    """Adam's first step."""
+    return jax.tree.map(lambda p, g: p - RATE * jnp.sign(g), params, slope)
+
+
 def leaves(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
@@ -60,7 +65,7 @@ def test_the_first_step_of_adam_goes_down_the_slope_by_the_learning_rate() -> No
     made = update()
     after, _, _ = made(made.init(PARAMS), losses, same)
     slope = jax.grad(mean_loss)(PARAMS)
-    assert_close(after.params, jax.tree.map(lambda p, g: p - RATE * jnp.sign(g), PARAMS, slope), rtol=1e-5)
+    assert_close(after.params["layer"], stepped(PARAMS, slope)["layer"], rtol=1e-5)
     assert mean_loss(after.params) < mean_loss(PARAMS)
 
 
@@ -89,7 +94,7 @@ def test_the_law_holds_before_the_step_and_not_after_it() -> None:
     held = unit(PARAMS)
     assert len(seen) == 1 and metrics["loss"] == pytest.approx(float(mean_loss(held)), rel=1e-6)
     slope = jax.grad(mean_loss)(held)  # at the parameters that obey the law, and not through it
-    assert_close(after.params, jax.tree.map(lambda p, g: p - RATE * jnp.sign(g), held, slope), rtol=1e-5)
+    assert_close(after.params["layer"], stepped(held, slope)["layer"], rtol=1e-5)
     assert abs(np.linalg.norm(after.params["layer"]["kernel"]) - 1) > 0.01
     again, _, _ = made(after, losses, unit)
     move = again.params["layer"]["kernel"] - unit(after.params)["layer"]["kernel"]
