@@ -43,12 +43,9 @@ INNER: dict[Path, tuple[str, Layout]] = {
 }
 
 _PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0, uncertainty=True)
-# ImageNet-512 is in latents of Stable Diffusion's autoencoder: each channel less its mean, over its deviation, times
-# sigma_data.
-_LATENTS = dict(autoencoder="stabilityai/sd-vae-ft-mse", mean=(5.81, 3.25, 0.12, -2.15), std=(4.17, 4.62, 3.71, 3.28))
 _SIZES = {"img512": ("XS", "S", "M", "L", "XL", "XXL"), "img64": ("S", "M", "L", "XL")}
 _DATA = {
-    "img512": dict(image_size=64, channels=4, process=_PROCESS | dict(log_mean=-0.4, log_std=1.0), latents=_LATENTS),
+    "img512": dict(image_size=64, channels=4, process=_PROCESS | dict(log_mean=-0.4, log_std=1.0)),
     "img64": dict(image_size=64, channels=3, process=_PROCESS | dict(log_mean=-0.8, log_std=1.6)),
 }
 # Around the published networks (Karras et al. 2024, Table 6): the preset of `EDM2UNet` and the dropout that it

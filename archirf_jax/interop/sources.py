@@ -124,7 +124,7 @@ def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     uncertainty = dict(uncertainty=True, uncertainty_channels=outside.uncertainty_channels)
     return dict(
         data=_data(outside.image_size, outside.channels, fields),
-        model=dict(name="edm2_unet", **fields),
+        model=dict(name="edm2_unet", dropout=known["dropout"], **fields),
         process=dict(name="edm", condition_dropout=0.0) | known["process"] | uncertainty,
         sample=known["sample"] | dict(guidance_scale=1.0),
     )
@@ -174,8 +174,8 @@ def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
     given = {name: value for name, value in hints.items() if value is not None}
     try:
         groups = SOURCES[source].describe(shapes, given)
-    except UserError:
-        raise
+    except UserError as e:
+        raise e if str(e).startswith("--") else UserError(f"--checkpoint: {e}") from e
     except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # a tensor with fewer or more axes
         raise UserError(f"--checkpoint: the shapes of these tensors are no {source} network's: {e}") from e
     groups["model"].setdefault("dtype", "float32")

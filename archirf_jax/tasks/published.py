@@ -31,7 +31,10 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     kind, size = sources.SOURCES[source], config["data"]["image_size"]
     rename = sources.rename(source, task.model, size)
     constants = {name: value for name, value in kind.constants(task.model, size).items() if name in state}
-    check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
+    try:
+        check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
+    except UserError as e:
+        raise UserError(f"--checkpoint: {e}") from e
     for name, value in constants.items():
         if not np.allclose(np.asarray(state[name]), value, atol=1e-2):  # some weights are saved in half precision
             raise UserError(f"--checkpoint: {name} is not the fixed table that this network has in its place")

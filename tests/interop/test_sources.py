@@ -56,7 +56,7 @@ def described(source: str, shapes: Shapes, **hints: Any) -> Any:
 def complaint(source: str, shapes: Shapes, **hints: Any) -> str:
     with pytest.raises(UserError) as refused:
         sources.configuration(source, shapes, hints)
-    assert "\n" not in str(refused.value) and str(refused.value)
+    assert "\n" not in str(refused.value) and str(refused.value).startswith("--")
     return str(refused.value)
 
 
@@ -118,7 +118,8 @@ def test_every_published_classifier_of_adm_is_told_by_shapes_alone(name: str) ->
 def test_every_published_edm2_is_told_by_shapes_alone(name: str) -> None:
     known = edm2.PUBLISHED[name]
     config = described("edm2", test_edm2.published_tensors(name))
-    assert model_of(config) == EDM2UNet(num_classes=1000, **edm2_unet.PRESETS[known["preset"]])
+    preset = edm2_unet.PRESETS[known["preset"]]
+    assert model_of(config) == EDM2UNet(num_classes=1000, dropout=known["dropout"], **preset)
     assert (config.data.image_size, config.data.channels) == (64, known["channels"])
     process: Any = make_process(config)
     assert isinstance(process, EDM) and process.uncertainty and process.uncertainty_channels == 128
