@@ -6,22 +6,16 @@ Published weights as a run directory, which `sample` uses like one that was trai
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 from absl import flags, logging
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import files, sources
-from archirf_jax.launch import cli
-from archirf_jax.launch import config as configuration
+from archirf_jax.launch import cli, run_directory
 from archirf_jax.tasks.classifier import Classifier
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.tasks.published import load
-from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.state import TrainState
 
 SOURCE = flags.DEFINE_enum("source", None, list(sources.SOURCES), "what kind of weights these are", required=True)
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, ".safetensors, .pt or .pth file", required=True)
@@ -42,25 +36,6 @@ HINTS = {
 }
 
 
-def write(workdir: pathlib.Path, config: dict[str, Any], params: Any) -> None:
-    """Make a run directory whose averages are these parameters, at step 0.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-    try:
-        checkpoints.save(TrainState(step=jnp.int32(0), params={}, ema=params, opt=()), config)
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
-    configuration.save(ml_collections.ConfigDict(config), workdir)
-
-
 def main(argv: list[str]) -> None:
     """Read, check, write."""
     del argv
@@ -70,7 +45,7 @@ def main(argv: list[str]) -> None:
     hints = {name: flag.value for name, flag in HINTS.items() if flag.value is not None}
     tensors = files.read(pathlib.Path(CHECKPOINT.value).expanduser())
     config, params = load(SOURCE.value, dict(tensors), hints)
-    write(workdir, config, params)
+    run_directory.write(workdir, config, params, step=0)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
     use = {"classifier": Classifier.use, "diffusion": Diffusion.use}[config["task"]]

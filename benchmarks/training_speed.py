@@ -22,15 +22,16 @@ from archirf_jax.data.pipeline import load, make_feed
 from archirf_jax.data.preparation import prepare
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import loop
+from archirf_jax.training.advance import Advance, Feed
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.writers import read_metrics
 from benchmarks.machine import describe
 from configs import dit_rf
 
 
-def bare_seconds(task: Diffusion, feed: loop.Feed, seed: int, steps: int) -> float:
+def bare_seconds(task: Diffusion, feed: Feed, seed: int, steps: int) -> float:
     """Seconds a step of the compiled program alone."""
-    advance = loop.make_advance(task, feed, seed)
+    advance = Advance(task, feed, seed)
     state, _ = advance(jax.jit(lambda: task.init(purpose_key(seed, "init")))(), feed.chunk(0, 1), 1)
     state, rows = advance(state, feed.chunk(1, 1), 1)
     jax.block_until_ready(rows)
@@ -42,7 +43,7 @@ def bare_seconds(task: Diffusion, feed: loop.Feed, seed: int, steps: int) -> flo
     return (time.perf_counter() - begun) / done
 
 
-def loop_seconds(task: Diffusion, feed: loop.Feed, config: Any, workdir: pathlib.Path) -> float:
+def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path) -> float:
     """Seconds a step of the whole loop between its reports, previews and saves left out."""
     loop.train(task, feed, config, workdir, again="")
     rows = [row["seconds_per_step"] for row in read_metrics(workdir)][1:]

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of parameters, order of examples, noise
     config.steps = 10_000  # optimizer steps
     config.batch_size = 128  # images a step
+    config.accumulation = 1  # parts that a batch is computed in, one after the other, to save memory
     config.steps_per_dispatch = 50  # most steps the device runs between two words from the host
 
     config.data = data = ConfigDict()
@@ -41,20 +42,34 @@ def get_config() -> ConfigDict:
     process.condition_dropout = 0.1  # share of images trained without label
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # a name in archirf_jax/training/optimizers.py
+    optimizer.name = "adamw"  # adamw, adam, lion, muon (of hidden matrices, AdamW of the rest) or schedule_free_adamw
     optimizer.learning_rate = 1e-4  # peak
     optimizer.b1 = 0.9  # decay of the first moment
     optimizer.b2 = 0.999  # decay of the second moment
     optimizer.eps = 1e-8  # added to the root of the second moment
+    optimizer.moment_dtype = "float32"  # of the first moment: float32 or bfloat16
+    optimizer.muon_momentum = 0.95  # decay of muon's moment
     optimizer.weight_decay = 0.0  # of kernels only
     optimizer.clip_norm = 1.0  # longest gradient; 0 = no clipping
 
     config.schedule = schedule = ConfigDict()
-    schedule.name = "constant"  # after the warm-up: constant, or cosine down to 0 at the last step
+    schedule.name = "constant"  # after the warm-up: constant, cosine or linear down to 0 at the end, or inverse_sqrt
     schedule.warmup_steps = 1000  # steps of linear warm-up
+    schedule.reference_steps = 70_000  # inverse_sqrt: steps before the rate falls (EDM2)
 
-    config.ema = ConfigDict()
-    config.ema.decay = 0.9999  # of the parameters' moving average, which samples are drawn with
+    config.ema = ema = ConfigDict()
+    ema.decay = 0.9999  # of the parameters' moving average, which samples are drawn with
+    ema.more_decays = ()  # of further averages, for `sample --ema`
+    ema.stds = ()  # widths of power-function averages (EDM2), such as (0.05, 0.1), for `posthoc_ema`
+    ema.snapshot_steps = 1000  # steps between two snapshots of those
+
+    config.guard = guard = ConfigDict()
+    guard.patience = 10  # updates in a row that may be skipped, because loss or gradient are not finite, before a stop
+    guard.jump = 0.0  # stop at a loss this many standard deviations above its running mean; 0 = never
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = 0  # devices among which batches are cut; 0 = all that fsdp leaves
+    mesh.fsdp = 1  # devices among which batches and parameters are cut
 
     config.log = ConfigDict()
     config.log.every_steps = 100  # steps between two rows of metrics, which are means over them
@@ -63,6 +78,10 @@ def get_config() -> ConfigDict:
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 1000  # steps between two checkpoints
     checkpoint.keep = 3  # newest ones
+    checkpoint.keep_best = 0  # and those with the lowest `best_metric`
+    checkpoint.best_metric = "loss"  # a name in metrics.jsonl
+    checkpoint.keep_every = 0  # and those of every multiple of so many steps; 0 = none
+    checkpoint.required = True  # stop when one cannot be written, instead of training on
 
     config.sample = sample = ConfigDict()
     sample.every_steps = 1000  # steps between two sample grids

@@ -82,7 +82,7 @@ def forbidden(importer: str, imported: str) -> str | None:
     if theirs == "launch":
         return "only commands use launch"
     if ours == "launch":
-        return None if theirs == "errors" else "launch uses errors alone"
+        return None if theirs in ("errors", "training") else "launch uses errors and training alone"
     if ours not in RANK:
         return f"{ours} has no place in the house: give it one in LEVELS"
     if RANK[ours] < RANK[theirs] or (ours, theirs) in SIDEWAYS:

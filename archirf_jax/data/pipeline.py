@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
+from archirf_jax import sharding
 from archirf_jax.data.images import UNREADABLE, decode
 from archirf_jax.data.order import shuffled_index
 from archirf_jax.data.sources import Source, open_source
@@ -124,7 +126,9 @@ class ResidentFeed:
 class StreamFeed:
     """A set that is decoded as it is needed, by Grain's threads; steps must be asked for in turn.
 
-    Attributes: as ResidentFeed; `steps` is where the run ends.
+    Each process decodes the examples that its devices need.
+
+    Attributes: as ResidentFeed; `steps` is where the run ends, `mesh` has the devices.
     """
 
     dataset: Dataset
@@ -134,6 +138,7 @@ class StreamFeed:
     seed: int
     flip: bool
     steps: int
+    mesh: Mesh
     dispatch: int = 1
     _batches: Iterator[Any] | None = None
 
@@ -141,7 +146,8 @@ class StreamFeed:
         """The next batch, uint8 images (B, H, W, C) and labels (B,)."""
         if self._batches is None:
             self._batches = self._open(step)
-        return next(self._batches)
+        place = sharding.of_batch(self.mesh)
+        return [jax.make_array_from_process_local_data(place, array) for array in next(self._batches)]
 
     def batch(self, chunk: Any, i: jax.Array, key: jax.Array) -> Batch:
         """The chunk's only batch."""
@@ -149,20 +155,26 @@ class StreamFeed:
         return _finish(images, labels, self.flip, key)
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead; the next chunk may be of any step."""
         self._batches = None
 
     def _open(self, step: int) -> Iterator[Any]:
         import grain
 
-        positions = grain.MapDataset.range(step * self.batch_size, self.steps * self.batch_size)
-        examples = positions.map(self._example).batch(self.batch_size)
+        rows = sharding.own_rows(self.mesh, self.batch_size)
+
+        def position(number: int) -> int:
+            later, row = divmod(int(number), len(rows))
+            return (step + later) * self.batch_size + int(rows[row])
+
+        numbers = grain.MapDataset.range(0, (self.steps - step) * len(rows))
+        examples = numbers.map(position).map(self._example).batch(len(rows))
         threads = min(16, 2 * (os.cpu_count() or 1))
         return iter(examples.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
     def _example(self, position: int) -> tuple[np.ndarray, np.int32]:
         size = len(self.dataset.readable)
-        epoch, index = divmod(int(position), size)
+        epoch, index = divmod(position, size)
         place = np.asarray([epoch % 2**32], np.uint32), np.asarray([index], np.uint32)
         chosen = shuffled_index(self.seed, size, *place)[0]
         encoded, label = self.dataset.source[int(self.dataset.readable[chosen])]
@@ -173,17 +185,20 @@ def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
     """The feed for a loaded data set: resident where its images are decoded, streaming otherwise.
 
     Raises:
-        UserError: a batch larger than the set.
+        UserError: a batch larger than the set, or one that does not divide among the devices.
     """
     size = len(dataset.readable)
     if config.batch_size > size:
         raise UserError(
             f"config.batch_size: {config.batch_size} is larger than the {size} images of {config.data.name!r}"
         )
+    mesh = sharding.from_config(config)
+    sharding.check_batch(mesh, config.batch_size, config.accumulation)
     common = dict(batch_size=config.batch_size, seed=config.seed % 2**32, flip=config.data.flip)
     if dataset.images is None:
-        return StreamFeed(dataset, config.data.image_size, config.data.channels, steps=config.steps, **common)
-    images, labels = jax.device_put((dataset.images, dataset.labels))
+        shape = config.data.image_size, config.data.channels
+        return StreamFeed(dataset, *shape, steps=config.steps, mesh=mesh, **common)
+    images, labels = jax.device_put((dataset.images, dataset.labels), sharding.whole(mesh))
     return ResidentFeed(images, labels, dispatch=config.steps_per_dispatch, **common)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 import os
@@ -14,19 +15,33 @@ from typing import Any
 import ml_collections
 
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.launch.lock import lock
 
 FILE = "config.json"
+# What may change while a run goes on: where it is computed, what is told and kept of it.
+FREE = ("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.resident_mib", "steps_per_dispatch")
+ENDLESS = ("constant", "inverse_sqrt")  # schedules that do not depend on where the run ends
 
 POSITIVE = (
-    *("steps", "batch_size", "steps_per_dispatch", "data.image_size", "optimizer.learning_rate", "optimizer.eps"),
-    *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "sample.every_steps"),
+    *(
+        "steps",
+        "batch_size",
+        "accumulation",
+        "steps_per_dispatch",
+        "data.image_size",
+        "optimizer.learning_rate",
+        "optimizer.eps",
+    ),
+    *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "sample.every_steps", "ema.snapshot_steps"),
+    *("schedule.reference_steps", "mesh.fsdp"),
     *("sample.steps", "sample.shift", "sample.classes", "sample.per_class"),
 )
 NOT_NEGATIVE = (
     *("seed", "data.num_classes", "data.resident_mib", "schedule.warmup_steps"),
-    *("optimizer.weight_decay", "optimizer.clip_norm", "sample.guidance_scale"),
+    *("optimizer.weight_decay", "optimizer.clip_norm", "sample.guidance_scale", "mesh.data"),
+    *("checkpoint.keep_best", "checkpoint.keep_every"),
 )
-BELOW_ONE = ("ema.decay", "optimizer.b1", "optimizer.b2")
+BELOW_ONE = ("ema.decay", "optimizer.b1", "optimizer.b2", "optimizer.muon_momentum")
 
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
@@ -158,26 +173,39 @@ def load(workdir: pathlib.Path, flag: str = "workdir") -> ml_collections.ConfigD
     return ml_collections.ConfigDict(values).lock()
 
 
-def claim(config: Any, workdir: pathlib.Path) -> None:
-    """Save the configuration in a new run directory; in an old one make sure that it is the same.
+@contextlib.contextmanager
+def claimed(config: Any, workdir: pathlib.Path) -> Iterator[None]:
+    """Hold a run directory for this run alone; save the configuration in a new one, compare it in an old one.
 
     Raises:
-        UserError: the directory belongs to a run with another configuration; lists the differences.
+        UserError: the directory is in use, or belongs to a run with another configuration; lists the differences.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        holding = lock(workdir)
+        holding.__enter__()
     except OSError as e:
         raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
+    try:
+        _compare(config, workdir)
+        save(config, workdir)
+        yield
+    finally:
+        holding.__exit__(None, None, None)
+
+
+def _compare(config: Any, workdir: pathlib.Path) -> None:
     # A directory in which nothing was saved belongs to nobody yet: a first start that failed may be corrected.
     saved = any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*"))
     if not (workdir / FILE).exists() or not saved:
-        return save(config, workdir)
+        return
     old, new = dict(leaves(load(workdir))), dict(leaves(json.loads(json.dumps(config.to_dict()))))
     missing = "(absent)"
+    free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
     differences = [
         f"{name}: {old.get(name, missing)!r} there, {new.get(name, missing)!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, missing) != new.get(name, missing)
+        if old.get(name, missing) != new.get(name, missing) and not name.startswith(free)
     ]
     if differences:
         raise UserError(

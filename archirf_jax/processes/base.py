@@ -47,6 +47,22 @@ class Prediction(NamedTuple):
     variance: jax.Array | None = None
 
 
+class Draw(NamedTuple):
+    """What the losses of a batch are computed from; every leaf has the leading axis B.
+
+    Attributes:
+        x0: images (B, H, W, C). eps: noise, likewise.
+        t: times (B,). weight: of their losses (B,).
+        y: conditions, some of them dropped.
+    """
+
+    x0: jax.Array
+    eps: jax.Array
+    t: jax.Array
+    weight: jax.Array
+    y: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Process:
     """The contract of the module docstring.
@@ -135,29 +151,37 @@ class Process:
         """x_t (B, H, W, C) for times t, () or (B,)."""
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
-    def loss(
-        self, key: jax.Array, model_fn: ModelFn, x0: jax.Array, y: Any, null: Any, memory: Any = ()
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Weighted losses of a batch.
+    def draw(self, key: jax.Array, x0: jax.Array, y: Any, null: Any, memory: Any = ()) -> Draw:
+        """Everything random about a batch's losses, the same however the batch is divided afterwards.
 
         Args:
             key: for times, noise and dropped conditions.
-            model_fn: the network.
             x0: (B, H, W, C) images in [-1, 1].
             y: conditions, a pytree with leading axis B.
             null: the unconditional twin of y.
             memory: see `init_memory`.
-
-        Returns:
-            losses (B,), and {"t": the times drawn, "raw": losses without the weights of the times, ...}, each (B,).
         """
         key_t, key_eps, key_drop = jax.random.split(key, 3)
         t, weight = self.sample_times(key_t, x0.shape[0], memory)
         eps = jax.random.normal(key_eps, x0.shape)
+        return Draw(x0, eps, t, weight, drop_condition(key_drop, y, null, self.condition_dropout))
+
+    def losses(self, model_fn: ModelFn, drawn: Draw) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted losses (B,) of what was drawn.
+
+        Returns:
+            losses (B,), and {"t": the times drawn, "raw": losses without the weights of the times, ...}, each (B,).
+        """
+        x0, eps, t, weight, y = drawn
         x = self.noised(x0, eps, t)
-        y = drop_condition(key_drop, y, null, self.condition_dropout)
         losses, aux = self.error(self._ask(model_fn, x, t, y), x0, eps, x, t)
         return weight * losses, aux | {"t": t, "raw": losses}
+
+    def loss(
+        self, key: jax.Array, model_fn: ModelFn, x0: jax.Array, y: Any, null: Any, memory: Any = ()
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`losses` of what `draw` draws."""
+        return self.losses(model_fn, self.draw(key, x0, y, null, memory))
 
     def predict(self, model_fn: ModelFn, x: jax.Array, t: jax.Array, y: Any) -> Prediction:
         """What the network says about x (B, H, W, C) at times t (B,)."""

@@ -13,7 +13,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.models.conditions import read_table
 from archirf_jax.processes.base import Process
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 DROPOUT = zlib.crc32(b"dropout")  # far from the small numbers that other draws of a step are split by
 
 
@@ -64,9 +64,9 @@ def resolve_class_embeddings(config: Any) -> None:
         )
 
 
-def dropout_key(key: jax.Array) -> jax.Array:
-    """The key of a step's dropout."""
-    return jax.random.fold_in(key, DROPOUT)
+def dropout_key(key: jax.Array, part: Any = 0) -> jax.Array:
+    """The key of dropout in one part of a step's batch."""
+    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), part)
 
 
 def _rest(config: Any) -> dict[str, Any]:

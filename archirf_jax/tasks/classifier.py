@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,20 @@ from archirf_jax.errors import UserError
 from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
 from archirf_jax.tasks.building import dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
-from archirf_jax.training.update import Update
+from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
 
 SHOWN = 0.5  # time of the previews' noise
 FRAMES = 20
+
+
+class Noisy(NamedTuple):
+    """Noisy images x (B, H, W, C) of times t (B,), the weights of their losses (B,) and their labels (B,)."""
+
+    x: jax.Array
+    t: jax.Array
+    weight: jax.Array
+    label: jax.Array
 
 
 class Classifier:
@@ -39,9 +49,14 @@ class Classifier:
         self.model, self.process = make_model(config), make_process(config)
         if not hasattr(self.model, "features"):
             raise UserError(f"config.model.name: {config.model.name} is no classifier; take adm_classifier")
-        self._config, self._update = config, Update(config)
+        self._config = config
         self._slopes = jax.jit(self._gradients)  # one program for all times
         jax.eval_shape(self.init_params, jax.random.key(0))  # what does not fit is known before a run begins
+
+    @functools.cached_property
+    def update(self) -> Update:
+        """How parameters are trained; only a run that trains needs to know."""
+        return Update(self._config)
 
     def init_params(self, key: jax.Array) -> Any:
         """Fresh parameters."""
@@ -49,21 +64,35 @@ class Classifier:
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
-        return self._update.init(self.init_params(key))
+        return self.update.init(self.init_params(key))
 
-    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update on the cross-entropy of noisy images; metrics are scalars."""
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """One update on the cross-entropy of noisy images, and its metrics."""
+        return self.update(state, self.draw(state, batch, key), self.losses(key), self.constrained)
+
+    def draw(self, state: TrainState, batch: Batch, key: jax.Array) -> Noisy:
+        """What the losses of a batch are computed from."""
+        del state
         key_t, key_eps = jax.random.split(key)
         t, weight = self.process.sample_times(key_t, len(batch.image), self.process.init_memory())
         x = self.process.noised(batch.image, jax.random.normal(key_eps, batch.image.shape), t)
+        return Noisy(x, t, weight, batch.label)
 
-        def losses(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logits = self._logits(params, x, self.process.network_time(t), {"dropout": dropout_key(key)})
-            right = jnp.argmax(logits, axis=-1) == batch.label
-            return -weight * _chosen(jax.nn.log_softmax(logits), batch.label), {"accuracy": right}
+    def losses(self, key: jax.Array) -> Losses:
+        """The losses of what was drawn; `key` is the step's."""
 
-        state, metrics, aux = self._update(state, losses, lambda params: params)
-        return state, metrics | {"accuracy": jnp.mean(aux["accuracy"])}
+        def losses(params: Any, drawn: Noisy, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            times = self.process.network_time(drawn.t)
+            logits = self._logits(params, drawn.x, times, {"dropout": dropout_key(key, part)})
+            missed = -_chosen(jax.nn.log_softmax(logits), drawn.label)
+            right = jnp.argmax(logits, axis=-1) == drawn.label
+            return drawn.weight * missed, {"accuracy": right, "t": drawn.t, "raw": missed}
+
+        return losses
+
+    def constrained(self, params: Any) -> Any:
+        """The parameters as they are."""
+        return params
 
     def log_p(self, params: Any) -> LogProbability:
         """log p(y | x_t) (B,) for x (B, H, W, C), network times t (B,) and labels y (B,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,17 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import sharding
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
 from archirf_jax.models.uncertainty import Uncertain
-from archirf_jax.processes.base import ModelFn
+from archirf_jax.processes.base import Draw, ModelFn
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.denoisers import Inpaint, LogProbability
 from archirf_jax.samplers.encode import encode
 from archirf_jax.samplers.sample import noise, sample
 from archirf_jax.tasks.building import dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
-from archirf_jax.training.update import Update
+from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
 
 
@@ -82,7 +84,6 @@ class Diffusion:
             self.model = Uncertain(self.model, **head)
         self.choice = _choice(config.sample)
         self._config = config
-        self._update = Update(config)
         # What does not fit is known before a run begins.
         jax.eval_shape(self._dry_run)
         self._preview = self.sampler(self.choice)
@@ -98,6 +99,11 @@ class Diffusion:
         rngs = None if dropout is None else {"dropout": dropout}
         return lambda x, t, y: self.model.apply({"params": params}, x, t, y, rngs=rngs)
 
+    @functools.cached_property
+    def update(self) -> Update:
+        """How parameters are trained; only a run that trains needs to know."""
+        return Update(self._config)
+
     def init_params(self, key: jax.Array) -> Any:
         """Fresh parameters."""
         x = jnp.zeros((1, *self.image_shape))
@@ -105,17 +111,24 @@ class Diffusion:
 
     def init(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
-        return self._update.init(self.init_params(key), self.process.init_memory())
+        return self.update.init(self.init_params(key), self.process.init_memory())
 
-    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update; metrics are scalars, norms are global."""
+    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """One update and its metrics."""
+        drawn = self.draw(state, batch, key)
+        return self.update(state, drawn, self.losses(key), self.constrained, self.process.remember)
 
-        def losses(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            model_fn = self.model_fn(params, dropout_key(key))
-            return self.process.loss(key, model_fn, batch.image, batch.label, self.null, state.memory)
+    def draw(self, state: TrainState, batch: Batch, key: jax.Array) -> Draw:
+        """What the losses of a batch are computed from."""
+        return self.process.draw(key, batch.image, batch.label, self.null, state.memory)
 
-        after, metrics, aux = self._update(state, losses, self.constrained)
-        return dataclasses.replace(after, memory=self.process.remember(state.memory, aux)), metrics
+    def losses(self, key: jax.Array) -> Losses:
+        """The losses of what was drawn; `key` is the step's."""
+
+        def losses(params: Any, drawn: Draw, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.process.losses(self.model_fn(params, dropout_key(key, part)), drawn)
+
+        return losses
 
     def constrained(self, params: Any) -> Any:
         """The parameters as a step begins with: networks may hold theirs to a law, such as weights of unit variance."""
@@ -185,7 +198,7 @@ class Diffusion:
     def _pictures(self, sampler: Sampler, state: TrainState, key: jax.Array) -> np.ndarray:
         rows, columns = min(self._config.sample.classes, int(self.null)), self._config.sample.per_class
         labels, keys = class_grid(key, range(rows), columns)
-        images = to_uint8(np.asarray(sampler(state.ema, keys, labels)))
+        images = to_uint8(sharding.fetch(sampler(state.ema, keys, labels)))
         return images.reshape(*images.shape[:-4], rows, columns, *self.image_shape)
 
     def _dry_run(self) -> None:

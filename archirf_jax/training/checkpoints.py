@@ -1,6 +1,6 @@
-"""Checkpoints of a run: Orbax items `params`, `ema`, `opt`, `memory` and `config`, each readable without the others.
+"""Checkpoints of a run: Orbax items `params`, `ema`, `opt`, ..., `config`, each readable without the others.
 
-They are written in the background, whole or not at all.
+They are written in the background, whole or not at all. Every further average is an item of its own name.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from archirf_jax.errors import UserError
 from archirf_jax.training import checksums
 from archirf_jax.training.state import TrainState
 
-TREES = ("params", "ema", "opt", "memory")
+TREES = ("params", "ema", "opt", "memory", "guard")
+NAMED = 4  # parameters that differ are named up to this number
+Items = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints in `directory`, newest `keep` of them.
+    """The checkpoints in `directory`.
 
     Args:
         directory: created when something is saved.
-        keep: how many to keep; None to read only.
+        keep: how many of the newest to keep, 0 for all; or `config.checkpoint`, whose keep, keep_best, best_metric and
+            keep_every say it; None to read only.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None = None) -> None:
+    def __init__(self, directory: pathlib.Path, keep: Any = None) -> None:
         self.directory = directory.absolute()
-        self._read_only = keep is None
-        policy = checkpoint_managers.LatestN(keep) if keep else None
-        self._manager = ocp.CheckpointManager(
+        self._keep, self._read_only = keep, keep is None
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
-            item_names=(*TREES, "config"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
+                preservation_policy=_policy(self._keep),
                 create=not self._read_only,
                 read_only=self._read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
@@ -52,15 +56,18 @@ class Checkpoints:
         """Steps that have a complete checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, config: dict[str, Any]) -> None:
+    def save(self, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Start writing `state` and the run's configuration; returns as soon as the values are copied.
+
+        `metrics` are those that the best are told by.
 
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
         """
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        args = ocp.args.Composite(config=ocp.args.JsonSave(config), **items)
         try:
-            self._manager.save(int(state.step), args=ocp.args.Composite(config=ocp.args.JsonSave(config), **items))
+            self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
         except (OSError, ValueError) as e:
             raise self._failed(e) from e
 
@@ -88,44 +95,79 @@ class Checkpoints:
             self.wait()
         return ", ".join(map(str, self.steps())) or "none"
 
+    def reopen(self) -> None:
+        """Begin anew after a failure."""
+        self.close()
+        self._manager = self._open()
+
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable state, shaped and placed like `like` (arrays or ShapeDtypeStructs); None without any.
 
         A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
+
+        Raises:
+            UserError: the newest is of another network or optimizer; names what differs.
         """
-        found = self._newest(_trees(like))
+        found = self._newest(_items(like))
         if found is None:
             return None
         step, items = found
-        return dataclasses.replace(like, step=jax.numpy.asarray(step, "int32"), **items)
+        averages = {name: items.pop(name) for name in like.averages}
+        return dataclasses.replace(like, step=jax.numpy.asarray(step, "int32"), averages=averages, **items)
 
-    def restore_ema(self, like: Any, step: int | None = None) -> tuple[int, Any]:
-        """(step, EMA parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
+    def restore_ema(self, like: Any, step: int | None = None, item: str = "ema") -> tuple[int, Any]:
+        """(step, averaged parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or none of that name, or it is of another network.
         """
         if step is not None and step not in self.steps():
             raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
-        found = self._newest({"ema": like}, only=step)
+        found = self._newest({item: like}, only=step)
         if found is None:
             raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")
-        return found[0], found[1]["ema"]
+        return found[0], found[1][item]
+
+    def read(self, item: str, like: Any, step: int) -> Any:
+        """One item of the checkpoint of `step`, shaped like `like`.
+
+        Raises:
+            UserError: it is absent, damaged, or of another network.
+        """
+        folder = self.directory / str(step)
+        if damage := checksums.find_damage(folder, [item]):
+            raise UserError(f"{str(folder)!r} is damaged or has no {item!r}: {damage}")
+        return self._read(step, {item: like})[item]
+
+    def averages(self, step: int) -> list[str]:
+        """The names of the averages in the checkpoint of `step`, "ema" first."""
+        names = {path.name for path in (self.directory / str(step)).iterdir() if (path / "_METADATA").is_file()}
+        return ["ema", *sorted(names - {*TREES, "metrics"})]
 
     def close(self) -> None:
         """Release the directory; what `wait` has to say of failed writes is not said again."""
         with contextlib.suppress(OSError, ValueError):
             self._manager.close()
 
-    def _newest(self, like: dict[str, Any], only: int | None = None) -> tuple[int, dict[str, Any]] | None:
-        args = {name: ocp.args.StandardRestore(jax.tree.map(_on_first_device, tree)) for name, tree in like.items()}
+    def _newest(self, like: Items, only: int | None = None) -> tuple[int, Items] | None:
         for step in self.steps() if only is None else [only]:
             damage = checksums.find_damage(self.directory / str(step), like)
             if damage is None:
-                return step, dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+                return step, self._read(step, like)
             logging.warning("the checkpoint of step %d is damaged: %s", step, damage)
             self._set_aside(step)
         return None
+
+    def _read(self, step: int, like: Items) -> Items:
+        for name, tree in like.items():
+            if differences := _differences(self.directory / str(step) / name, tree):
+                raise UserError(
+                    f"the checkpoint of step {step} in {str(self.directory)!r} is of another "
+                    f"{'optimizer' if name == 'opt' else 'network'} than this one: {name} has {differences}; "
+                    "use the code and the configuration that it was made with, or another directory"
+                )
+        args = {name: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for name, tree in like.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
 
     def _write_checksums(self) -> None:
         # Called when all files are written and before the folder gets its final name: part of what is whole or absent.
@@ -146,18 +188,47 @@ class Checkpoints:
     def _failed(self, error: Exception) -> UserError:
         system = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(system[1])) if system else " ".join(str(error).split())[:200]
-        return UserError(
-            f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; "
-            "make room and start the same command again"
-        )
+        return UserError(f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; make room")
 
 
-def _trees(state: TrainState) -> dict[str, Any]:
+def _policy(keep: Any) -> Any:
+    if keep is None or isinstance(keep, int):
+        return checkpoint_managers.LatestN(keep or None)
+    best = checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: metrics[keep.best_metric],
+        reverse=True,  # the last of these stay: the lowest
+        n=keep.keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    policies = [checkpoint_managers.LatestN(keep.keep), best]
+    if keep.keep_every:
+        policies.append(checkpoint_managers.EveryNSteps(keep.keep_every))
+    return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
+def _items(state: TrainState) -> Items:
     # Orbax refuses to save an empty tree.
-    return {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
+    trees = {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
+    return trees | state.averages
 
 
-def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:
+def _differences(folder: pathlib.Path, like: Any) -> str:
+    """What a saved tree has otherwise than `like`, in words; "" if nothing."""
+    with ocp.StandardCheckpointer() as reader:
+        saved = jax.tree.leaves(reader.metadata(folder).item_metadata.tree)
+    there = {leaf.name: tuple(leaf.shape) for leaf in saved if hasattr(leaf, "shape")}
+    leaves = jax.tree_util.tree_leaves_with_path(like)
+    here = {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    told = [f"{name} that is none here" for name in there if name not in here]
+    told += [f"no {name}" for name in here if name not in there]
+    told += [
+        f"{name} of shape {there[name]}, not {shape}" for name, shape in here.items() if there.get(name, shape) != shape
+    ]
+    more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
+    return ", ".join(told[:NAMED]) + more
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     # Without a placement of ours Orbax wants the device of the saver, and a run from a GPU would not open on a CPU.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,21 +1,49 @@
-"""The moving average of the parameters that samples are drawn with."""
+"""Moving averages of the parameters: the one that samples are drawn with, and those that are kept beside it."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.errors import UserError
+from archirf_jax.training import power_ema
 
-def update(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """ema + (1 - d) (params - ema) with d = min(decay, (1 + step) / (10 + step)): early averages forget the start.
+Decay = Callable[[jax.Array], jax.Array]  # updates done before -> the share of the old average that stays
 
-    Args:
-        ema: the average, float32.
-        params: the parameters after the update.
-        decay: in [0, 1).
-        step: updates before this one.
+
+def warmed(decay: float) -> Decay:
+    """min(decay, (1 + n) / (10 + n)) after n updates: early averages forget the start."""
+    return lambda updates: jnp.minimum(decay, (1 + updates) / (10 + updates))
+
+
+def update(ema: Any, params: Any, decay: jax.Array) -> Any:
+    """decay * ema + (1 - decay) * params, so written that equal ones stay equal; ema is float32."""
+    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), ema, params)
+
+
+def item(decay: float) -> str:
+    """The name of a further average of constant decay."""
+    return f"decay_{decay:g}"
+
+
+def beside(config: Any) -> dict[str, Decay]:
+    """Name -> decay of the averages kept beside the first: `more_decays` and `stds` of `config.ema`.
+
+    Raises:
+        UserError: a decay or a width out of range, or twice the same.
     """
-    warm = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + (1 - warm) * (p - a), ema, params)
+    decays: dict[str, Decay] = {}
+    for value in config.more_decays:
+        if not 0 <= value < 1:
+            raise UserError(f"config.ema.more_decays: {value} must be in [0, 1)")
+        decays[item(value)] = warmed(value)
+    for std in config.stds:
+        power_ema.check(std)
+        decays[power_ema.item(std)] = functools.partial(power_ema.decay, std)
+    if len(decays) < len(config.more_decays) + len(config.stds):
+        raise UserError("config.ema: more_decays and stds must all differ in the digits that they are named by")
+    return decays

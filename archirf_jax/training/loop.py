@@ -1,9 +1,9 @@
 """The one training loop. It knows nothing of networks or noise: a task gives `init`, `step`, `preview`, `animate`.
 
 Order of operations, which resuming relies on:
-    1. restore the newest checkpoint, or initialise
-    2. advance up to the next boundary (log, sample, checkpoint, end) or until a signal asks to stop
-    3. at a boundary: read the metrics (a NaN stops here), write the sample grid, then save
+    1. restore the newest checkpoint, or initialise; compile
+    2. advance up to the next boundary (log, sample, snapshot, checkpoint, end) or until a signal asks to stop
+    3. at a boundary: read the metrics (a stop of the guard is found here), write the sample grid, then save
     4. after the last step: wait for the last save, then make the closing pictures
 Whatever is drawn or ordered depends on the seed and the step number alone, and the number of steps a dispatch runs is
 an argument of one compiled program, so a run that stopped anywhere goes on bit for bit.
@@ -12,189 +12,246 @@ an argument of one compiled program, so a run that stopped anywhere goes on bit 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
+from jax.sharding import Mesh
 
+from archirf_jax import sharding
 from archirf_jax.errors import UserError
+from archirf_jax.training import guard, power_ema, replay
+from archirf_jax.training.advance import Advance, Feed, Task
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.meter import Meter, Row
+from archirf_jax.training.meter import Meter, Row, Stopped
 from archirf_jax.training.preemption import StopRequest
+from archirf_jax.training.profiling import Profile
 from archirf_jax.training.state import TrainState, purpose_key
 from archirf_jax.training.writers import Metrics, Progress, read_metrics
 from archirf_jax.visuals import pictures, plots
 
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is heard soon
 
-Advance = Callable[[TrainState, Any, int], tuple[TrainState, dict[str, jax.Array]]]
 
-
-class Task(Protocol):
-    """What the loop asks of a task."""
-
-    def init(self, key: jax.Array) -> TrainState:
-        """The state before the first step."""
-
-    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update and its scalar metrics, "loss" among them."""
-
-    def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
-        """(rows, columns, H, W, C) uint8 pictures."""
-
-    def animate(self, state: TrainState, key: jax.Array) -> np.ndarray:
-        """(frames, rows, columns, H, W, C) uint8 pictures."""
-
-
-class Feed(Protocol):
-    """What the loop asks of the data (`data.pipeline`)."""
-
-    dispatch: int
-
-    def chunk(self, step: int, n: int) -> Any:
-        """What `batch` needs for n steps from `step` on."""
-
-    def batch(self, chunk: Any, i: jax.Array, key: jax.Array) -> Any:
-        """The chunk's i-th batch."""
-
-    def close(self) -> None:
-        """Release what the feed holds."""
-
-
-def make_advance(task: Task, feed: Feed, seed: int) -> Advance:
-    """A compiled function that runs n <= feed.dispatch steps; metrics are (feed.dispatch,), the first n filled."""
-    step_key, flip_key = purpose_key(seed, "step"), purpose_key(seed, "flip")
-
-    def one(chunk: Any, i: jax.Array, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = feed.batch(chunk, i, jax.random.fold_in(flip_key, state.step))
-        return task.step(state, batch, jax.random.fold_in(step_key, state.step))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def advance(state: TrainState, chunk: Any, n: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        _, shapes = jax.eval_shape(one, chunk, jnp.int32(0), state)
-        rows = {name: jnp.zeros((feed.dispatch,), value.dtype) for name, value in shapes.items()}
-
-        def body(i: jax.Array, carry: Any) -> Any:
-            state, rows = carry
-            state, metrics = one(chunk, i, state)
-            return state, {name: rows[name].at[i].set(value) for name, value in metrics.items()}
-
-        # The trip count is traced: one program for any n, hence the same bits however a run is cut into dispatches.
-        return jax.lax.fori_loop(0, n, body, (state, rows))
-
-    return advance
-
-
-def train(task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: str) -> bool:
+def train(
+    task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: str, profile: Profile | None = None
+) -> bool:
     """Train to `config.steps`, from the newest checkpoint in `workdir` where there is one.
 
     Args:
         task: what to train.
         feed: its data.
-        config: steps, batch_size, seed, and the groups log, checkpoint and sample.
+        config: steps, batch_size, seed, and the groups log, checkpoint, sample, ema and mesh.
         workdir: the run directory.
         again: the command that resumes, for messages.
+        profile: which steps to record.
 
     Returns:
         True at the end, False when a signal stopped the run after a save.
 
     Raises:
-        UserError: a metric is not finite, or a checkpoint cannot be written.
+        UserError: the guard stopped the run, or a checkpoint cannot be written.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     with StopRequest() as stop:
         try:
-            state = _start(task, config.seed, checkpoints)
-            state = _run(task, feed, config, workdir, checkpoints, state, stop)
+            state = Loop(task, feed, config, workdir, again, stop, profile or Profile(workdir)).run()
         finally:
-            checkpoints.close()
             feed.close()
         if int(state.step) < config.steps:
             logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
             return False
-        _closing_pictures(task, config, workdir, state)
+        frames = task.animate(state, purpose_key(config.seed, "preview"))
+        if jax.process_index() == 0:
+            _write_closing_pictures(frames, workdir)
     return True
 
 
-def _start(task: Task, seed: int, checkpoints: Checkpoints) -> TrainState:
+def start(task: Task, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
+    """The state of the newest checkpoint, or a fresh one, where it belongs."""
     init = functools.partial(task.init, purpose_key(seed, "init"))
-    state = checkpoints.restore(jax.eval_shape(init))
+    like = sharding.shaped(jax.eval_shape(init), mesh)
+    state = checkpoints.restore(like)
     if state is None:
-        state = jax.jit(init)()
-        logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
+        logging.info("%s", parameter_overview.get_parameter_overview(like.params, include_stats=False))
     else:
         logging.info("going on from the checkpoint of step %d", int(state.step))
+        state = dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
     return state
 
 
-def _run(
-    task: Task,
-    feed: Feed,
-    config: Any,
-    workdir: pathlib.Path,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    stop: StopRequest,
-) -> TrainState:
-    step = int(state.step)
-    metrics, progress = Metrics(workdir, step, config.log.tensorboard), Progress(step, config.steps)
-    advance, preview_key = make_advance(task, feed, config.seed), purpose_key(config.seed, "preview")
+class Loop:
+    """One run, from its start to its end or to a signal; arguments as of `train`."""
 
-    def report(at: int, row: Row) -> None:
-        metrics.write(at, row)
-        progress.report(at, row)
+    def __init__(
+        self,
+        task: Task,
+        feed: Feed,
+        config: Any,
+        workdir: pathlib.Path,
+        again: str,
+        stop: StopRequest,
+        profile: Profile,
+    ) -> None:
+        self.task, self.feed, self.config, self.workdir, self.again = task, feed, config, workdir, again
+        self.mesh, self.stop, self.profile = sharding.from_config(config), stop, profile
+        self.first = jax.process_index() == 0  # the process that writes and tells
+        self.advance = Advance(task, feed, config.seed, self.mesh)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        self.snapshots = Checkpoints(workdir / "snapshots", 0) if config.ema.stds else None
+        self.preview_key = purpose_key(config.seed, "preview")
+        self.periods = [config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps]
+        self.periods += [config.ema.snapshot_steps] if self.snapshots else []
 
-    meter = Meter(report, config.log.every_steps, config.steps, config.batch_size)
-    periods = (config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps)
-    stopping = False
-    try:
-        while step < config.steps and not stopping:
-            boundary = min([config.steps, *(step - step % every + every for every in periods)])
-            n = min(boundary - step, feed.dispatch, max(1, int(DISPATCH_SECONDS / meter.seconds_per_step)))
-            state, rows = advance(state, feed.chunk(step, n), n)
+    def run(self) -> TrainState:
+        """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""
+        log, step = self.config.log, 0
+        try:
+            self.state = start(self.task, self.config.seed, self.checkpoints, self.mesh)
+            step = int(self.state.step)
+            self.progress = Progress(step, self.config.steps) if self.first else None
+            self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
+            self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
+            with self.profile:
+                self._steps(step)
+            self._close()
+        except Stopped as e:
+            raise self._looked_at(e) from e
+        except OSError as e:
+            raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
+        except jax.errors.JaxRuntimeError as e:
+            if jax.process_count() == 1:
+                raise
+            what = f"another process of this run does not answer ({str(e).splitlines()[0][:100]})"
+            raise UserError(self._left(what)) from e
+        finally:
+            for one in filter(None, (self.checkpoints, self.snapshots)):
+                one.close()
+        return self.state
+
+    def _steps(self, step: int) -> None:
+        stopping, compiled = False, False
+        while step < self.config.steps and not stopping:
+            n = self._length(step)
+            with self.meter.waiting():
+                chunk = self.feed.chunk(step, n)
+            if not compiled:
+                with self.meter.paused():
+                    self.meter.once["compile_seconds"] = self.advance.compile(self.state, chunk)
+                compiled = True
+            self.profile.at(step, self.state)
+            self.state, rows = self.advance(self.state, chunk, n)
             step += n
-            meter.add(step, n, rows)
-            progress.update(step)
-            checkpoints.check()
-            stopping = bool(stop.name)  # read once, so that the loop cannot end on a signal it has not saved for
-            sampling = step % config.sample.every_steps == 0 or step == config.steps
-            saving = step % config.checkpoint.every_steps == 0 or step == config.steps or stopping
-            if sampling or saving:
-                meter.settle()
-                with meter.paused():
-                    if sampling:
-                        _write_preview(task.preview(state, preview_key), workdir, step)
-                    if saving:
-                        checkpoints.save(state, config.to_dict())
-        metrics.close()
-        checkpoints.wait()
-    except (UserError, OSError) as e:
-        with contextlib.suppress(OSError):
-            metrics.close()
-        what = (
-            e if isinstance(e, UserError) else f"{str(workdir)!r} cannot be written: {e}; start the same command again"
+            self.meter.add(step, n, rows)
+            if self.progress:
+                self.progress.update(step)
+            # Read once, so that the loop cannot end on a signal that it has not saved for.
+            stopping = self.stop.heard(step)
+            self._pause(step, stopping)
+        self.profile.at(step, self.state)
+
+    def _length(self, step: int) -> int:
+        """How many steps the next dispatch runs."""
+        ends = [step - step % every + every for every in self.periods]
+        boundary = min([self.config.steps, *ends, *self.profile.after(step)])
+        fitting = max(1, int(DISPATCH_SECONDS / self.meter.seconds_per_step))
+        return sharding.agreed(min(boundary - step, self.feed.dispatch, fitting))
+
+    def _pause(self, step: int, stopping: bool) -> None:
+        """What is to be done between two dispatches."""
+        config, last = self.config, step == self.config.steps
+        sampling = last or step % config.sample.every_steps == 0
+        saving = last or stopping or step % config.checkpoint.every_steps == 0
+        noting = self.snapshots and (last or step % config.ema.snapshot_steps == 0)
+        tolerant = not (config.checkpoint.required or last or stopping)
+        with self._tolerating(tolerant):
+            self.checkpoints.check()
+        if not (sampling or saving or noting):
+            return
+        self.meter.settle()
+        with self.meter.paused():
+            if sampling:
+                images = self.task.preview(self.state, self.preview_key)
+                with self._tolerating(tolerant):
+                    self._write_preview(images, step)
+            if noting:
+                with self._tolerating(tolerant):
+                    self._note()
+            if saving:
+                with self._tolerating(tolerant):
+                    self._save()
+
+    def _save(self) -> None:
+        best, row = self.config.checkpoint.best_metric, self.meter.latest
+        told = {best: row[best]} if self.config.checkpoint.keep_best and best in row else None
+        self.checkpoints.save(self.state, self.config.to_dict(), told)
+
+    def _note(self) -> None:
+        """Keep the power-function averages, whose clock are the updates; a run that comes here again does not."""
+        assert self.snapshots is not None
+        updates = self.state.guard.updates
+        if int(updates) not in self.snapshots.steps():
+            averages = {name: self.state.averages[name] for name in map(power_ema.item, self.config.ema.stds)}
+            state = TrainState(step=updates, params={}, ema={}, opt=(), averages=averages)
+            self.snapshots.save(state, self.config.to_dict())
+
+    def _write_preview(self, images: np.ndarray, step: int) -> None:
+        if self.first:
+            pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
+
+    def _report(self, step: int, row: Row) -> None:
+        best = self.config.checkpoint.best_metric
+        if self.config.checkpoint.keep_best and "loss" in row and best not in row:
+            raise UserError(f"config.checkpoint.best_metric: there is no {best!r}; there are {', '.join(row)}")
+        if self.metrics and self.progress:
+            with self._tolerating(not self.config.checkpoint.required):
+                self.metrics.write(step, row)
+            self.progress.report(step, row)
+
+    @contextlib.contextmanager
+    def _tolerating(self, tolerant: bool) -> Iterator[None]:
+        """Turn what could not be written into a warning, or into an error that says what is left."""
+        try:
+            yield
+        except (UserError, OSError) as e:
+            if not tolerant:
+                raise UserError(self._left(f"{e}")) from e
+            logging.warning("%s; training goes on", e)
+            self.checkpoints.reopen()
+
+    def _left(self, what: str) -> str:
+        return f"{what}; then start the same command again; whole checkpoints: {self.checkpoints.whole()}"
+
+    def _looked_at(self, stopped: Stopped) -> UserError:
+        """Keep the step that was not done, and say how to look at it."""
+        replay.keep(self.state, self.advance, self.feed, self.config, self.workdir)
+        return UserError(
+            f"{guard.REASONS[stopped.reason]} at step {stopped.step + 1}; its parameters, batch and key are in "
+            f"{str(self.workdir / replay.FOLDER)!r}; look at it by: {self.again} --replay; it may help to lower "
+            f"optimizer.learning_rate or optimizer.clip_norm or to lengthen schedule.warmup_steps; "
+            f"whole checkpoints: {self.checkpoints.whole()}"
         )
-        raise UserError(f"{what}; whole checkpoints: {checkpoints.whole()}") from e
-    finally:
-        progress.close()
-    return state
+
+    def _close(self) -> None:
+        """End what a run that went well has open."""
+        if self.metrics and self.progress:
+            self.progress.close()
+            self.metrics.close()
+        with self._tolerating(False):
+            for one in filter(None, (self.checkpoints, self.snapshots)):
+                one.wait()
 
 
-def _write_preview(images: np.ndarray, workdir: pathlib.Path, step: int) -> None:
-    pictures.save_png(pictures.grid(images), workdir / "samples" / f"{step:08}.png")
-
-
-def _closing_pictures(task: Task, config: Any, workdir: pathlib.Path, state: TrainState) -> None:
-    rows = read_metrics(workdir)
+def _write_closing_pictures(frames: np.ndarray, workdir: pathlib.Path) -> None:
+    rows = [row for row in read_metrics(workdir) if "loss" in row]
     plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
     shown = [pictures.load_png(path) for path in sorted((workdir / "samples").glob("[0-9]*.png"))]
     if shown:
         pictures.save_gif(shown, workdir / "progress.gif")
-    frames = task.animate(state, purpose_key(config.seed, "preview"))
     pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")

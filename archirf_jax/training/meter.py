@@ -1,4 +1,4 @@
-"""Metrics of the steps under way: read late, checked, averaged, timed."""
+"""Metrics of the steps under way: read late, averaged, timed; a step that the guard stopped is found here."""
 
 from __future__ import annotations
 
@@ -11,50 +11,83 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from archirf_jax.errors import UserError
-
 Row = dict[str, float]
+STOPPED = "stopped"  # the metric that is above 0 at a step that was not done
+
+
+class Stopped(Exception):
+    """The guard let a step not be done.
+
+    Attributes:
+        step: how many were done before it.
+        reason: a key of `guard.REASONS`.
+    """
+
+    def __init__(self, step: int, reason: int) -> None:
+        super().__init__(f"step {step} was not done")
+        self.step, self.reason = step, reason
 
 
 class Meter:
     """Reads metrics one dispatch late, so that the device always has work queued, and reports every so many steps.
 
     Args:
-        report: called with (step, means since the last report and "images_per_second", "seconds_per_step").
+        report: called with (step, means since the last report, "images_per_second", "seconds_per_step",
+            "data_wait": the share of time in which the host waited for data, and "flops_utilisation").
         every: steps between two reports.
         end: the last step, which is reported too.
         batch_size: images a step.
+        flops: of a step over those that all devices could do in a second; None = unknown.
     """
 
-    def __init__(self, report: Callable[[int, Row], None], every: int, end: int, batch_size: int) -> None:
-        self._report, self._every, self._end, self._batch_size = report, every, end, batch_size
+    def __init__(
+        self,
+        report: Callable[[int, Row], None],
+        every: int,
+        end: int,
+        batch_size: int,
+        flops: float | None = None,
+    ) -> None:
+        self._report, self._every, self._end = report, every, end
+        self._batch_size, self._flops = batch_size, flops
         self._pending: deque[tuple[int, int, dict[str, jax.Array]]] = deque()
-        self._sums: Row = {}
-        self._count = self._timed = 0
-        self._seconds, self._last, self._compiled = 0.0, time.perf_counter(), False
+        self._sums: dict[str, np.ndarray] = {}
+        self._timed, self._seconds, self._waited = 0, 0.0, 0.0
+        self._last, self._running = time.perf_counter(), False
         self.seconds_per_step = math.inf
+        self.once: Row = {}  # told with the next row alone
+        self.latest: Row = {}
 
     def add(self, step: int, n: int, rows: dict[str, jax.Array]) -> None:
-        """Take the metrics (>= n,) of the n steps that end at `step`; read those of the dispatch before."""
+        """Take the metrics (>= n, 2), sums and weights, of the n steps that end at `step`; read the dispatch before.
+
+        Raises:
+            Stopped: a step was not done.
+        """
         self._pending.append((step, n, rows))
         self.settle(keep=1)
 
     def settle(self, keep: int = 0) -> None:
-        """Read all but the newest `keep` dispatches.
-
-        Raises:
-            UserError: a metric is not finite; names it and the step.
-        """
+        """Read all but the newest `keep` dispatches; raises as `add`."""
         while len(self._pending) > keep:
             step, n, rows = self._pending.popleft()
-            values = {name: np.asarray(row)[:n] for name, row in rows.items()}
+            values = {name: np.asarray(row, np.float64)[:n] for name, row in rows.items()}
             self._clock(n)
-            check_finite(step - n, values)
+            reasons = values.pop(STOPPED, np.zeros((n, 2)))[:, 0]
+            if np.any(reasons):
+                place = int(np.argmax(reasons > 0))
+                raise Stopped(step - n + place, int(reasons[place]))
             for name, row in values.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(row, dtype=np.float64))
-            self._count += n
+                self._sums[name] = self._sums.get(name, 0.0) + np.sum(row, axis=0)
             if step % self._every == 0 or step == self._end:
                 self._flush(step)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -65,26 +98,21 @@ class Meter:
 
     def _clock(self, n: int) -> None:
         now = time.perf_counter()
-        if self._compiled:  # the first dispatch is mostly compilation
+        if self._running:  # the first dispatch warms up
             self._seconds, self._timed = self._seconds + now - self._last, self._timed + n
             self.seconds_per_step = (now - self._last) / n
-        self._last, self._compiled = now, True
+        self._last, self._running = now, True
 
     def _flush(self, step: int) -> None:
-        row = {name: value / self._count for name, value in self._sums.items()}
+        # A weight that is not above 0 means that there is nothing to tell, such as the losses of skipped updates.
+        row = {name: float(total / weight) for name, (total, weight) in self._sums.items() if weight > 0}
+        row = {name: row[name] for name in sorted(row, key=lambda name: (name != "loss", "/" in name))}
         if self._timed:
             seconds = self._seconds / self._timed
             row |= {"images_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
-        self._report(step, row)
-        self._sums, self._count, self._seconds, self._timed = {}, 0, 0.0, 0
-
-
-def check_finite(before: int, values: dict[str, np.ndarray]) -> None:
-    """Raise a UserError for the first metric and step that is not finite; values[name][0] is of step before + 1."""
-    bad = [(int(np.argmin(np.isfinite(row))), name) for name, row in values.items() if not np.all(np.isfinite(row))]
-    if bad:
-        i, name = min(bad, key=lambda place: (place[0], place[1] != "loss"))
-        raise UserError(
-            f"{name} is {values[name][i]} at step {before + i + 1}; "
-            "try a lower optimizer.learning_rate, a longer schedule.warmup_steps or a smaller optimizer.clip_norm"
-        )
+            row["data_wait"] = min(1.0, self._waited / self._seconds)
+            if self._flops is not None:
+                row["flops_utilisation"] = self._flops / seconds
+        self.latest = row | self.once
+        self._report(step, self.latest)
+        self._sums, self._timed, self._seconds, self._waited, self.once = {}, 0, 0.0, 0.0, {}

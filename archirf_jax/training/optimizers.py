@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from optax import contrib
 
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.sharding import STACKED
 
-SCHEDULES = ("constant", "cosine")
-OPTIMIZERS = ("adamw",)
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+OPTIMIZERS = ("adamw", "adam", "lion", "muon", "schedule_free_adamw")
+MOMENT_DTYPES = ("float32", "bfloat16")
+MUON_SIZE = (
+    0.2  # root mean square of Muon's updates, about AdamW's, so that learning rates mean the same (Liu et al. 2025)
+)
+# Parts of a network whose matrices lead in or out of it, which Muon is not for (Jordan et al. 2024).
+EDGES = re.compile(r"(\w+_)embedding|context|final_layer|input|output|out_conv|enc_\d+_conv|uncertainty|head")
 
 
 def make_schedule(config: Any) -> optax.Schedule:
@@ -20,19 +32,39 @@ def make_schedule(config: Any) -> optax.Schedule:
         UserError: unknown name, or a warm-up longer than the run.
     """
     peak, warmup, name = config.optimizer.learning_rate, config.schedule.warmup_steps, config.schedule.name
-    if name not in SCHEDULES:
+    _check("schedule.name", name, SCHEDULES)
+    if name == "inverse_sqrt":
+        reference = config.schedule.reference_steps
+        return lambda step: edm2_learning_rate(step + 1, peak, 1, reference, max(warmup, 1))
+    left = config.steps - warmup
+    if name in ("cosine", "linear") and left <= 0:
         raise UserError(
-            f"config.schedule.name: {name!r} is not one of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
+            f"config.schedule.warmup_steps: {warmup} must be below steps={config.steps} for a {name} schedule"
         )
-    main = optax.constant_schedule(peak)
-    if name == "cosine":
-        if warmup >= config.steps:
-            raise UserError(
-                f"config.schedule.warmup_steps: {warmup} must be below steps={config.steps} for a cosine schedule"
-            )
-        main = optax.cosine_decay_schedule(peak, config.steps - warmup)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, left),
+    }
     ramp = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([ramp, main], [warmup])
+    return optax.join_schedules([ramp, after[name]()], [warmup])
+
+
+def edm2_learning_rate(
+    images_seen: Any, reference_rate: Any, batch_size: float, reference_batches: float, rampup_images: float
+) -> Any:
+    """Constant up to `reference_batches`, then falling with the root of time, ramped up (Karras et al. 2024, Eq. 67).
+
+    Args:
+        images_seen: so far; a number or an array.
+        reference_rate: the highest rate.
+        batch_size: images a batch.
+        reference_batches: batches until the decay begins.
+        rampup_images: images of the linear ramp from 0.
+    """
+    xp = jnp if isinstance(images_seen, jax.Array) else np
+    decay = xp.sqrt(xp.maximum(images_seen / (reference_batches * batch_size), 1.0))
+    return reference_rate / decay * xp.minimum(images_seen / rampup_images, 1.0)
 
 
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -41,32 +73,132 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     Weight decay touches kernels only, and constants (named `frozen_...`) stay as they are, without any state.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name or dtype.
     """
     optimizer = config.optimizer
-    if optimizer.name not in OPTIMIZERS:
-        raise UserError(
-            f"config.optimizer.name: {optimizer.name!r} is not one of {', '.join(OPTIMIZERS)}"
-            + nearest(optimizer.name, OPTIMIZERS)
-        )
-    adamw = optax.adamw(
-        schedule, optimizer.b1, optimizer.b2, optimizer.eps, weight_decay=optimizer.weight_decay, mask=_kernels
-    )
+    _check("optimizer.name", optimizer.name, OPTIMIZERS)
+    _check("optimizer.moment_dtype", optimizer.moment_dtype, MOMENT_DTYPES)
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     return optax.chain(
-        optax.masked(optax.chain(*clip, adamw), _trainable),
+        optax.masked(optax.chain(*clip, _rule(optimizer, schedule)), _trainable),
         optax.masked(optax.set_to_zero(), _constant),  # what a mask leaves out keeps its gradient
     )
 
 
+def _rule(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    b1, b2, eps, decay = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
+    moment = jnp.dtype(optimizer.moment_dtype)
+    rules: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adamw": lambda: optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=_kernels),
+        "adam": lambda: optax.adam(schedule, b1, b2, eps, mu_dtype=moment),
+        "lion": lambda: optax.lion(schedule, b1, b2, mu_dtype=moment, weight_decay=decay, mask=_kernels),
+        "muon": lambda: _muon(optimizer, schedule, moment),
+        "schedule_free_adamw": lambda: _schedule_free(optimizer, schedule),
+    }
+    if decay and optimizer.name == "adam":
+        raise UserError(f"config.optimizer.weight_decay: adam has none, got {decay:g}; take adamw, or 0")
+    return rules[optimizer.name]()
+
+
+def _muon(optimizer: Any, schedule: optax.Schedule, moment: Any) -> optax.GradientTransformation:
+    return contrib.muon(
+        schedule,
+        beta=optimizer.muon_momentum,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mu_dtype=moment,
+        adam_b1=optimizer.b1,
+        adam_b2=optimizer.b2,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_SIZE,
+    )
+
+
+def _schedule_free(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    if not optimizer.b1:
+        raise UserError("config.optimizer.b1: schedule_free_adamw needs one above 0, such as 0.9")
+    adamw = optax.chain(
+        optax.scale_by_rms(optimizer.b2, optimizer.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(optimizer.weight_decay, _kernels),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return contrib.schedule_free(adamw, schedule, b1=optimizer.b1)
+
+
+def evaluation_params(opt: Any, params: Any) -> Any | None:
+    """The parameters that a schedule-free optimizer in state `opt` is to be judged by; None for other optimizers."""
+    free = [
+        state
+        for state in jax.tree.leaves(opt, is_leaf=lambda node: isinstance(node, contrib.ScheduleFreeState))
+        if isinstance(state, contrib.ScheduleFreeState)
+    ]
+    if not free:
+        return None
+    b1, z = free[0].b1, free[0].z
+    # What is no parameter has no z.
+    return jax.tree.map(lambda z, y: y if _masked(z) else (y - (1 - b1) * z) / b1, z, params, is_leaf=_masked)
+
+
+def agreement(optimizer: Any, opt: Any, gradients: Any, updates: jax.Array) -> jax.Array | None:
+    """<g, m> of the gradients and the mean m of those before them, as far as the optimizer keeps one; else None.
+
+    Their noise is independent, so the mean of this is the squared length of the true gradient.
+
+    Args:
+        optimizer: the configuration's.
+        opt: its state.
+        gradients: like the parameters.
+        updates: how many have gone into m; what is returned for 0 means nothing.
+    """
+    means = optax.tree.get_all_with_path(opt, "mu")
+    products = []
+    for path, mean in means:
+        muon = any(getattr(entry, "key", None) == "muon" for entry in path)
+        decay = optimizer.muon_momentum if muon else {"lion": optimizer.b2}.get(optimizer.name, optimizer.b1)
+        grown = jnp.maximum(1 - jnp.asarray(decay, jnp.float32) ** updates, 1 - decay)  # m began at 0
+        pairs = jax.tree.map(_product, mean, gradients, is_leaf=_masked)
+        products += [product / grown for product in jax.tree.leaves(pairs)]
+    return sum(products) if products else None
+
+
+def _product(mean: Any, gradient: jax.Array) -> jax.Array | None:
+    return None if _masked(mean) else jnp.sum(mean.astype(jnp.float32) * gradient)
+
+
+def _masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _check(field: str, name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise UserError(f"config.{field}: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")
+
+
+def _names(path: Any) -> list[str]:
+    return [str(entry.key) for entry in path]
+
+
 def _kernels(params: Any) -> Any:
     # By name: under a scan over layers biases are 2-D too, so rank does not tell.
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each hidden matrix or convolution are its rows and columns; None for what is not one."""
+
+    def axes(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        *parts, name = _names(path)
+        if name != "kernel" or any(EDGES.fullmatch(part) for part in parts):
+            return None
+        stacked = int(any(part.startswith(STACKED) for part in parts))
+        return contrib.MuonDimensionNumbers(tuple(range(stacked, leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _constant(params: Any) -> Any:
     # Constants of a network, such as random frequencies, lie among its parameters.
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key.startswith("frozen_"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1].startswith("frozen_"), params)
 
 
 def _trainable(params: Any) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 import tqdm
 from absl import logging
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 METRICS = "metrics.jsonl"
 
@@ -30,20 +34,42 @@ class Metrics:
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
         part.replace(path)
         self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if tensorboard else None
+        self._events = Events(workdir / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one row."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
         if self._events:
             self._events.close()
+
+
+class Events:
+    """TensorBoard events; those after `step` of an earlier start no longer count.
+
+    Written here and now: tensorboardX's own thread ends on a full disk, and whoever writes more waits for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append the values of a step."""
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -62,7 +88,7 @@ def _row(line: str) -> dict[str, float] | None:
         row = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) and "step" in row and "loss" in row else None
+    return row if isinstance(row, dict) and "step" in row else None
 
 
 class Progress:
@@ -81,7 +107,9 @@ class Progress:
 
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Show loss and, once it is known, speed."""
-        shown = [f"loss {values['loss']:.4f}"]
+        shown = [f"loss {values['loss']:.4f}" if "loss" in values else "no loss"]
+        if values.get("skipped"):
+            shown.append(f"{values['skipped']:.0%} of updates skipped")
         if "images_per_second" in values:
             shown.append(f"{values['images_per_second']:,.0f} images/s")
         if self._bar is not None:

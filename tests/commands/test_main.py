@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -14,10 +15,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from archirf_jax.training import checksums
 from tests import running
+
+
+RESUME = 75  # exit code of a run that was asked to stop
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -77,7 +83,7 @@ def test_a_finished_run_started_again_trains_no_further(
     running.assert_same_run(whole_run, copy)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     sig: signal.Signals, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -86,7 +92,7 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     wait_for(lambda: len(logged_steps(workdir)) >= 5, process)
     process.send_signal(sig)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0
+    assert process.returncode == RESUME
     assert f"{sig.name}: saved step" in said and "python -m archirf_jax.main --config=configs/dit_rf.py" in said
     assert "Traceback" not in said and not (workdir / "denoising.gif").exists()
     stopped = re.search(r"saved step (\d+) of", said)
@@ -163,24 +169,70 @@ def test_a_full_disk_during_a_save_keeps_the_older_checkpoint(
     running.assert_same_run(whole_run, workdir)
 
 
-def test_nan_stops_the_run_names_metric_and_step_and_keeps_the_last_good_checkpoint(
+def test_a_run_without_finite_losses_stops_and_keeps_the_last_good_checkpoint(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
     wild = (
-        "--config.optimizer.learning_rate=1e6",
+        "--config.optimizer.learning_rate=1e30",
         "--config.optimizer.clip_norm=0",
         "--config.checkpoint.every_steps=1",
+        "--config.guard.patience=3",
     )
     done = running.main(workdir, data_dir, *wild)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]
-    step = int(message.partition("at step ")[2].partition(";")[0])
-    assert "is nan" in message or "is inf" in message
+    stopped = re.search(
+        r"loss or gradient were not finite at step (\d+); its parameters, batch and key are in", message
+    )
+    assert stopped and "--replay" in message
     kept = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
-    assert all(saved < step for saved in kept)
-    if kept:
-        assert all(np.all(np.isfinite(array)) for array in running.final_arrays(workdir, max(kept)).values())
+    assert kept and all(saved < int(stopped[1]) for saved in kept)
+    assert all(np.all(np.isfinite(array)) for array in running.final_arrays(workdir, max(kept)).values())
+    looked = running.main(workdir, data_dir, *wild, "--replay")
+    assert looked.returncode == 0 and "what went wrong is the loss" in looked.stderr
+    assert "largest outputs: DiT " in looked.stderr or "largest outputs: final_layer" in looked.stderr
+
+
+def overflow(workdir: pathlib.Path, layer: tuple[str, ...], value: float) -> None:
+    """Make the weights of a layer so large, in the newest checkpoint, that its output is no number."""
+    folder = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)) / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(folder)
+        leaf = functools.reduce(lambda tree, name: tree[name], layer, params)
+        leaf["kernel"] = leaf["kernel"] * 0 + value
+        checkpointer.save(folder, params, force=True)
+    (folder.parent / checksums.FILE).unlink()
+
+
+@pytest.mark.parametrize("layer", [("block_1", "mlp", "hidden"), ("final_layer", "linear")])
+def test_updates_that_are_not_finite_are_skipped_counted_stopped_and_the_replay_names_the_layer(
+    layer: tuple[str, ...], whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "60")
+    overflow(workdir, layer, 3e38)
+    done = running.main(workdir, data_dir, "--config.guard.patience=7")
+    assert done.returncode == 2 and "not finite at step 47" in done.stderr
+    row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["step"] == 45 and row["skipped"] == 1 and "loss" not in row
+    looked = running.main(workdir, data_dir, "--config.guard.patience=7", "--replay")
+    assert looked.returncode == 0, looked.stderr
+    assert f"the first layer that went wrong is {'/'.join(layer)}: its output is not finite" in looked.stderr
+    assert json.loads((workdir / "stopped" / "replay.json").read_text())["step"] == 47
+
+
+def test_a_second_run_in_the_same_directory_is_refused_while_the_first_lives(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    first = start(workdir, data_dir, "--config.steps=100000", "--config.schedule.name=constant")
+    wait_for(lambda: len(logged_steps(workdir)) >= 1, first)
+    second = running.main(workdir, data_dir, "--config.steps=100000", "--config.schedule.name=constant")
+    assert second.returncode == 2 and f"in use by process {first.pid} on" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    first.kill()
+    first.communicate()
 
 
 def test_another_configuration_in_the_same_directory_is_refused_with_the_differences(

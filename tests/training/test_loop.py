@@ -14,10 +14,10 @@ from archirf_jax.data.pipeline import ResidentFeed
 from archirf_jax.errors import UserError
 from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
-from archirf_jax.training import ema
+from archirf_jax.training import ema, guard
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.loop import Advance, make_advance
-from archirf_jax.training.meter import Meter, check_finite
+from archirf_jax.training.advance import Advance
+from archirf_jax.training.meter import STOPPED, Meter, Stopped
 from archirf_jax.training.state import TrainState, purpose_key
 from configs import dit_ddpm, dit_rf
 
@@ -33,7 +33,7 @@ def small() -> Small:
     images = jax.random.randint(jax.random.key(0), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
     feed = ResidentFeed(images, jnp.arange(40, dtype=jnp.int32) % 10, batch_size=8, seed=0, flip=True, dispatch=6)
     task = Diffusion(config)
-    return task, feed, make_advance(task, feed, seed=0)
+    return task, feed, Advance(task, feed, seed=0)
 
 
 def run(small: Small, cuts: list[int]) -> tuple[TrainState, list[float]]:
@@ -41,7 +41,7 @@ def run(small: Small, cuts: list[int]) -> tuple[TrainState, list[float]]:
     state, step, losses = jax.jit(lambda: task.init(purpose_key(0, "init")))(), 0, []
     for n in cuts:
         state, rows = advance(state, feed.chunk(step, n), n)
-        losses += np.asarray(rows["loss"])[:n].tolist()
+        losses += np.asarray(rows["loss"])[:n, 0].tolist()
         step += n
     return state, losses
 
@@ -73,7 +73,7 @@ class Probe:
     """A task that reports what it is given instead of learning."""
 
     def init(self, key: jax.Array) -> TrainState:
-        return TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}, ())
+        return TrainState(jnp.int32(0), {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}, (), guard=guard.init(False))
 
     def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         seen = {
@@ -85,7 +85,7 @@ class Probe:
 
 def test_every_step_has_a_key_of_its_own_that_follows_from_seed_and_step_alone(small: Any) -> None:
     def keys_seen(seed: int, cuts: list[int]) -> list[float]:
-        advance, state, seen = make_advance(Probe(), small[1], seed), Probe().init(jax.random.key(0)), []  # type: ignore[arg-type]
+        advance, state, seen = Advance(Probe(), small[1], seed), Probe().init(jax.random.key(0)), []  # type: ignore[arg-type]
         for n in cuts:
             state, rows = advance(state, small[1].chunk(0, n), n)
             seen += np.asarray(rows["loss"])[:n].tolist()
@@ -102,14 +102,14 @@ def test_the_same_images_are_flipped_anew_at_each_step(small: Any) -> None:
     one = ResidentFeed(
         jnp.repeat(feed.images[:1], 8, axis=0), feed.labels[:8], batch_size=8, seed=0, flip=True, dispatch=6
     )
-    state, rows = make_advance(Probe(), one, 0)(Probe().init(jax.random.key(0)), one.chunk(0, 6), 6)  # type: ignore[arg-type]
+    state, rows = Advance(Probe(), one, 0)(Probe().init(jax.random.key(0)), one.chunk(0, 6), 6)  # type: ignore[arg-type]
     assert len(set(np.asarray(rows["image"]).tolist())) == 6
 
 
 def test_the_average_follows_the_parameters_by_its_formula(small: Any) -> None:
     start = small[0].init(purpose_key(0, "init"))
     after, _ = run(small, [1])
-    expected = ema.update(start.ema, after.params, 0.998, start.step)
+    expected = ema.update(start.ema, after.params, ema.warmed(0.998)(start.step))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), after.ema, expected)
     moved = [float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (start.ema, after.ema)), strict=True)]
     assert max(moved) > 1e-6
@@ -123,7 +123,7 @@ def test_a_run_that_draws_times_by_their_losses_goes_on_bit_for_bit(small: Any, 
         | {"process.variance": "fixed_small", "model.learn_sigma": False}
     )
     task = Diffusion(config)
-    advance, init = make_advance(task, feed, seed=0), jax.jit(lambda: task.init(purpose_key(0, "init")))
+    advance, init = Advance(task, feed, seed=0), jax.jit(lambda: task.init(purpose_key(0, "init")))
 
     def go(state: TrainState, last: int) -> TrainState:
         state = jax.device_put(state, jax.devices()[0])  # placed alike, or each would be compiled for
@@ -155,44 +155,64 @@ def test_no_step_reuses_the_noise_of_another_and_seeds_differ(small: Any) -> Non
     frozen = task.init(purpose_key(0, "init"))
     batch = feed.batch(feed.chunk(0, 1), jnp.int32(0), jax.random.key(0))
     keys = [jax.random.fold_in(purpose_key(seed, "step"), step) for seed in (0, 1) for step in range(3)]
-    loss = jax.jit(lambda key: task.step(frozen, batch, key)[1]["loss"])
+    loss = jax.jit(lambda key: task.step(frozen, batch, key)[1]["loss"][0])
     losses = [float(loss(key)) for key in keys]
     assert len(set(losses)) == len(losses)
+
+
+def pairs(*values: float, weight: float = 1.0) -> np.ndarray:
+    return np.stack([np.asarray(values) * weight, np.full(len(values), weight)], axis=1)
 
 
 def test_a_meter_reports_means_at_its_period_and_reads_one_dispatch_late() -> None:
     reported: list[tuple[int, dict[str, float]]] = []
     meter = Meter(lambda step, row: reported.append((step, row)), every=4, end=7, batch_size=10)
-    rows = {"loss": np.arange(1.0, 5.0)}
-    meter.add(2, 2, {"loss": rows["loss"][:2]})
-    meter.add(4, 2, {"loss": rows["loss"][2:]})
+    meter.add(2, 2, {"loss": pairs(1.0, 2.0)})
+    meter.add(4, 2, {"loss": pairs(3.0, 4.0)})
     assert not reported
     meter.settle()
     assert reported[0][0] == 4 and reported[0][1]["loss"] == 2.5
-    meter.add(7, 3, {"loss": np.array([1.0, 2.0, 6.0])})
+    meter.add(7, 3, {"loss": pairs(1.0, 2.0, 6.0, 100.0)})  # rows beyond the dispatch's steps mean nothing
     meter.settle()
     assert reported[1][0] == 7 and reported[1][1]["loss"] == 3.0
+
+
+def test_means_are_sums_over_weights_and_what_has_no_weight_is_not_told() -> None:
+    reported: list[dict[str, float]] = []
+    meter = Meter(lambda step, row: reported.append(row), every=2, end=2, batch_size=10)
+    uneven = np.concatenate([pairs(1.0, weight=1.0), pairs(4.0, weight=3.0)])
+    meter.once["compile_seconds"] = 5.0
+    meter.add(2, 2, {"a": uneven, "b": np.zeros((2, 2))})
+    meter.settle()
+    assert reported[0]["a"] == pytest.approx(13 / 4) and "b" not in reported[0]
+    assert reported[0]["compile_seconds"] == 5.0 and not meter.once
 
 
 def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("archirf_jax.training.meter.time.perf_counter", lambda: now[0])
     reported: list[dict[str, float]] = []
-    meter = Meter(lambda step, row: reported.append(row), every=3, end=9, batch_size=10)
+    meter = Meter(lambda step, row: reported.append(row), every=3, end=9, batch_size=10, flops=0.25)
     for step, seconds in ((1, 100.0), (2, 0.5), (3, 0.5)):
         if step == 3:
             with meter.paused():
                 now[0] += 1000
+            with meter.waiting():
+                now[0] += 0.25
+                seconds -= 0.25
         now[0] += seconds
-        meter.add(step, 1, {"loss": np.ones(1)})
+        meter.add(step, 1, {"loss": pairs(1.0)})
         meter.settle()
     assert reported[0]["seconds_per_step"] == pytest.approx(0.5)
     assert reported[0]["images_per_second"] == pytest.approx(20)
+    assert reported[0]["data_wait"] == pytest.approx(0.25)
+    assert reported[0]["flops_utilisation"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_the_first_metric_that_is_not_finite_is_named_with_its_step(value: float) -> None:
-    rows = {"grad_norm": np.array([1.0, 1.0, value, 1.0]), "loss": np.array([1.0, 1.0, 1.0, value])}
-    with pytest.raises(UserError, match=r"grad_norm is -?(nan|inf) at step 13"):
-        check_finite(10, rows)
-    check_finite(10, {"loss": np.ones(4)})
+def test_the_step_that_was_not_done_is_named_with_its_reason() -> None:
+    meter = Meter(lambda step, row: None, every=4, end=8, batch_size=10)
+    reasons = pairs(0.0, 0.0, guard.JUMP, 0.0)
+    meter.add(14, 4, {"loss": pairs(1.0, 1.0, 1.0, 1.0), STOPPED: reasons})
+    with pytest.raises(Stopped) as stopped:
+        meter.settle()
+    assert stopped.value.step == 12 and stopped.value.reason == guard.JUMP

@@ -41,7 +41,7 @@ def test_cosine_falls_from_the_peak_to_zero_at_the_last_step() -> None:
 
 def test_wrong_names_and_a_warmup_longer_than_the_run_are_refused() -> None:
     with pytest.raises(UserError, match="schedule.name"):
-        make_schedule(config(schedule__name="linear"))
+        make_schedule(config(schedule__name="exponential"))
     with pytest.raises(UserError, match="warmup_steps"):
         make_schedule(config(schedule__name="cosine", schedule__warmup_steps=100, steps=100))
     with pytest.raises(UserError, match="optimizer.name"):
@@ -80,7 +80,7 @@ def test_the_average_follows_its_formula_and_never_remembers_more_than_its_decay
     average, expected = jnp.float32(5.0), 5.0
     values = np.random.default_rng(0).normal(size=200)
     for step, value in enumerate(values):
-        average = ema.update(average, jnp.float32(value), 0.9, jnp.int32(step))
+        average = ema.update(average, jnp.float32(value), ema.warmed(0.9)(jnp.int32(step)))
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     assert float(average) == pytest.approx(expected, abs=1e-5)
