@@ -1,0 +1,196 @@
+"""A run on many devices is the run on one: the same losses, a share of the memory, checkpoints that open anywhere."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from archirf_jax import sharding
+from archirf_jax.data.pipeline import ResidentFeed, StreamFeed
+from archirf_jax.errors import UserError
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.training.advance import Advance
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.loop import start
+from archirf_jax.training.state import TrainState
+from configs import dit_rf
+
+BATCH = 32
+DISPATCH = 8  # of all runs, so that there is one program a mesh
+
+
+@functools.cache
+def task(scan: bool = False, accumulation: int = 1) -> Diffusion:
+    config = dit_rf.get_config()
+    config.update_from_flattened_dict(
+        {"model.hidden_size": 64, "model.depth": 1, "model.scan": scan, "batch_size": BATCH, "data.num_classes": 10}
+        | {"sample.steps": 2, "schedule.warmup_steps": 10, "accumulation": accumulation, "data.flip": True}
+    )
+    return Diffusion(config)
+
+
+def feed(mesh: Mesh) -> ResidentFeed:
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 1)).astype(np.uint8)
+    arrays = jax.device_put((images, np.arange(80, dtype=np.int32) % 10), sharding.whole(mesh))
+    return ResidentFeed(*arrays, batch_size=BATCH, seed=0, flip=True, dispatch=DISPATCH)
+
+
+def run(mesh: Mesh, steps: int, made: Diffusion, folder: pathlib.Path) -> tuple[TrainState, np.ndarray]:
+    """The state after `steps` and their losses, from the newest checkpoint in `folder` or from the start."""
+    checkpoints = Checkpoints(folder, keep=1)
+    data, state = feed(mesh), start(made, 0, checkpoints, mesh)
+    checkpoints.close()
+    advance, step, losses = Advance(made, data, 0, mesh), int(state.step), []
+    advance.compile(state, data.chunk(step, 1))
+    for done in range(0, steps, DISPATCH):
+        n = min(DISPATCH, steps - done)
+        state, rows = advance(state, data.chunk(step + done, n), n)
+        losses.append(np.asarray(rows["loss"])[:n, 0])
+    return state, np.concatenate(losses)
+
+
+def assert_close(ours: TrainState, theirs: TrainState) -> None:
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
+
+
+def assert_placed(state: TrainState, mesh: Mesh) -> None:
+    """Every leaf lies as the rule says, which is a share of it where it is large."""
+    places = jax.tree.leaves(sharding.place(state, mesh))
+    for (path, leaf), place in zip(jax.tree_util.tree_leaves_with_path(state), places, strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim), path
+        large = leaf.size >= sharding.SMALL and any(side % mesh.shape["fsdp"] == 0 for side in leaf.shape)
+        assert leaf.addressable_shards[0].data.size == leaf.size // (mesh.shape["fsdp"] if large else 1), path
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "fsdp", "cut"),
+    [
+        (["block_0", "mlp", "hidden", "kernel"], (256, 1024), 4, PartitionSpec(None, "fsdp")),
+        (["block_0", "mlp", "out", "kernel"], (1024, 256), 4, PartitionSpec("fsdp")),
+        (["blocks_0", "mlp", "hidden", "kernel"], (4096, 64, 128), 4, PartitionSpec(None, None, "fsdp")),
+        (["block_0", "conv", "kernel"], (3, 3, 128, 256), 8, PartitionSpec(None, None, None, "fsdp")),
+        (["block_0", "mlp", "hidden", "kernel"], (250, 1001), 2, PartitionSpec("fsdp")),
+        (["block_0", "mlp", "hidden", "kernel"], (251, 1001), 2, PartitionSpec()),
+        (["block_0", "mlp", "hidden", "bias"], (1024,), 4, PartitionSpec()),
+        (["block_0", "mlp", "hidden", "kernel"], (256, 1024), 1, PartitionSpec()),
+    ],
+)
+def test_the_longest_axis_that_divides_is_cut_but_not_of_small_leaves_nor_that_of_a_scan(
+    names: list[str], shape: tuple[int, ...], fsdp: int, cut: PartitionSpec
+) -> None:
+    path = [jax.tree_util.DictKey(name) for name in names]
+    assert sharding.spec(path, shape, fsdp) == cut
+    assert sharding.spec([jax.tree_util.GetAttrKey("opt"), *path], shape, fsdp) == cut
+
+
+def compare(data: int, fsdp: int, steps: int, made: Diffusion, folder: pathlib.Path) -> None:
+    alone, expected = run(sharding.make_mesh(1, 1), steps, made, folder)
+    mesh = sharding.make_mesh(data, fsdp)
+    state, losses = run(mesh, steps, made, folder)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert_close(state, alone)
+    assert_placed(state, mesh)
+    held = [sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(s.params)) for s in (state, alone)]
+    assert held[0] <= held[1] if fsdp == 1 else held[0] < 0.5 * held[1]
+
+
+def test_losses_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Path) -> None:
+    compare(2, 4, 10, task(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize("scan", [False, True])
+def test_fifty_losses_on_eight_devices_are_those_on_one(
+    data: int, fsdp: int, scan: bool, tmp_path: pathlib.Path
+) -> None:
+    compare(data, fsdp, 50, task(scan), tmp_path)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Path) -> None:
+    compare(2, 2, 8, task(accumulation=4), tmp_path)
+
+
+def test_what_was_saved_on_eight_devices_goes_on_on_fewer(tmp_path: pathlib.Path) -> None:
+    eight = sharding.make_mesh(2, 4)
+    first, _ = run(eight, 3, task(), tmp_path / "none")
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(first, {})
+    checkpoints.wait()
+    checkpoints.close()
+    for data, fsdp in ((2, 2), (1, 2), (1, 1)):
+        mesh, reader = sharding.make_mesh(data, fsdp), Checkpoints(tmp_path / "c", keep=1)
+        opened = start(task(), 0, reader, mesh)
+        reader.close()
+        assert_placed(opened, mesh)
+        assert int(opened.step) == 3
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), opened, first)
+    _, later = run(sharding.make_mesh(1, 1), 3, task(), tmp_path / "c")
+    _, expected = run(sharding.make_mesh(1, 1), 6, task(), tmp_path / "none")
+    np.testing.assert_allclose(later, expected[3:], rtol=1e-5)
+
+
+def test_each_process_decodes_the_rows_that_its_devices_hold() -> None:
+    for data, fsdp in ((1, 1), (4, 2), (2, 1)):
+        np.testing.assert_array_equal(sharding.own_rows(sharding.make_mesh(data, fsdp), 16), np.arange(16))
+
+
+def test_a_streamed_batch_lies_on_all_devices_in_order() -> None:
+    class Numbers:
+        """A source whose i-th picture is i everywhere."""
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return np.full((8, 8, 1), index, np.uint8), index
+
+    def stream(mesh: Mesh) -> tuple[Any, np.ndarray]:
+        dataset = type("D", (), {"source": Numbers(), "readable": np.arange(40)})()
+        made = StreamFeed(dataset, 8, 1, batch_size=16, seed=3, flip=False, steps=5, mesh=mesh)
+        made._example = functools.partial(_raw, made)  # type: ignore[method-assign]
+        images, labels = made.chunk(2, 1)
+        made.close()
+        return images, np.asarray(labels)
+
+    mesh = sharding.make_mesh(4, 2)
+    (images, labels), (_, alone) = stream(mesh), stream(sharding.make_mesh(1, 1))
+    np.testing.assert_array_equal(labels, alone)
+    assert (
+        images.sharding.is_equivalent_to(sharding.of_batch(mesh), 4) and images.addressable_shards[3].data.shape[0] == 2
+    )
+
+
+def _raw(made: StreamFeed, position: int) -> tuple[np.ndarray, np.int32]:
+    image, label = made.dataset.source[position % len(made.dataset.readable)]
+    return image, np.int32(label)
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "words"),
+    [(0, 3, ["config.mesh.fsdp", "3", "8 devices"]), (4, 4, ["config.mesh.data", "16 of 8"])],
+)
+def test_a_mesh_that_the_devices_do_not_make_is_refused(data: int, fsdp: int, words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        sharding.make_mesh(data, fsdp)
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does() -> None:
+    sharding.check_batch(sharding.make_mesh(4, 2), 64, 4)
+    with pytest.raises(UserError, match="config.batch_size: 100 .*8 x 4 = 32; take 96"):
+        sharding.check_batch(sharding.make_mesh(4, 2), 100, 4)
+
+
+def test_the_mesh_takes_all_devices_unless_told_otherwise() -> None:
+    assert sharding.make_mesh().shape == {"data": 8, "fsdp": 1}
+    assert sharding.make_mesh(0, 4).shape == {"data": 2, "fsdp": 4}
+    assert sharding.agreed(7) == 7
+    spread = jax.device_put(jnp.arange(16.0), sharding.of_batch(sharding.make_mesh()))
+    np.testing.assert_array_equal(sharding.fetch(spread), np.arange(16.0))
