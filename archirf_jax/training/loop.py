@@ -111,29 +111,45 @@ class Loop:
 
     def run(self) -> TrainState:
         """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""
-        log, step = self.config.log, 0
         try:
-            self.state = start(self.task, self.config.seed, self.checkpoints, self.mesh)
-            step = int(self.state.step)
-            self.progress = Progress(step, self.config.steps) if self.first else None
-            self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
-            self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
-            with self.profile:
-                self._steps(step)
-            self._close()
-        except Stopped as e:
-            raise self._looked_at(e) from e
-        except OSError as e:
-            raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
+            try:
+                self._run()
+            except Stopped as e:
+                raise self._looked_at(e) from e
+            except OSError as e:
+                raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
         except jax.errors.JaxRuntimeError as e:
             if jax.process_count() == 1:
                 raise
-            what = f"another process of this run does not answer ({str(e).splitlines()[0][:100]})"
-            raise UserError(self._left(what)) from e
-        finally:
-            for one in filter(None, (self.checkpoints, self.snapshots)):
-                one.close()
+            # Nothing is closed or waited for here: that would need the process that is gone.
+            raise UserError(
+                f"another process of this run does not answer ({str(e).splitlines()[0][:100]}); start the same command "
+                f"again in all of them; saved steps: {', '.join(map(str, self.checkpoints.steps())) or 'none'}"
+            ) from e
+        except BaseException:
+            self._release()
+            raise
+        self._release()
         return self.state
+
+    def _run(self) -> None:
+        self.state = start(self.task, self.config.seed, self.checkpoints, self.mesh)
+        log, step = self.config.log, int(self.state.step)
+        self.progress = Progress(step, self.config.steps) if self.first else None
+        self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
+        self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
+        with self.profile:
+            self._steps(step)
+        if self.metrics and self.progress:
+            self.progress.close()
+            self.metrics.close()
+        with self._tolerating(False):
+            for one in filter(None, (self.checkpoints, self.snapshots)):
+                one.wait()
+
+    def _release(self) -> None:
+        for one in filter(None, (self.checkpoints, self.snapshots)):
+            one.close()
 
     def _steps(self, step: int) -> None:
         stopping, compiled = False, False
@@ -152,7 +168,7 @@ class Loop:
             if self.progress:
                 self.progress.update(step)
             # Read once, so that the loop cannot end on a signal that it has not saved for.
-            stopping = self.stop.heard(step)
+            stopping = self.stop.heard()
             self._pause(step, stopping)
         self.profile.at(step, self.state)
 
@@ -237,15 +253,6 @@ class Loop:
             f"optimizer.learning_rate or optimizer.clip_norm or to lengthen schedule.warmup_steps; "
             f"whole checkpoints: {self.checkpoints.whole()}"
         )
-
-    def _close(self) -> None:
-        """End what a run that went well has open."""
-        if self.metrics and self.progress:
-            self.progress.close()
-            self.metrics.close()
-        with self._tolerating(False):
-            for one in filter(None, (self.checkpoints, self.snapshots)):
-                one.wait()
 
 
 def _write_closing_pictures(frames: np.ndarray, workdir: pathlib.Path) -> None:

@@ -21,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._asked = 0
         self._previous: dict[signal.Signals, Any] = {}
         self._heard, self._told = socket.socketpair()
 
@@ -39,9 +40,10 @@ class StopRequest:
         signal.set_wakeup_fd(self._wakeup)
         self._told.close()
 
-    def heard(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in all processes, which must ask at the same steps."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    def heard(self) -> bool:
+        """Whether to stop; of several processes all must ask equally often, and get the same answers."""
+        self._asked += 1  # what the processes agree on is the number of a question, and none may be left out
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._asked):
             self.name = self.name or signal.SIGTERM.name
         return self.name is not None
 

@@ -31,16 +31,16 @@ def keep(memory: Any, aux: dict[str, jax.Array]) -> Any:
 
 
 class Update:
-    """The optimizer, schedule, guard and averages of a configuration.
+    """The optimizer, schedule (unless another is given), guard and averages of a configuration.
 
     Raises:
         UserError: an unknown name, or values that do not fit.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, schedule: optax.Schedule | None = None) -> None:
         self._config = config
         self._decay, self._beside = ema.warmed(config.ema.decay), ema.beside(config.ema)
-        self._schedule = optimizers.make_schedule(config)
+        self._schedule = schedule or optimizers.make_schedule(config)
         self._optimizer = optimizers.make_optimizer(config, self._schedule)
         self._scaled = config.model.get("dtype") == "float16"
         guard.check(config.guard)
