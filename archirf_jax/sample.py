@@ -36,6 +36,7 @@ LABELS = flags.DEFINE_string("labels", None, "classes to draw, such as 0-9 or 0,
 PER_CLASS = flags.DEFINE_integer("per_class", 8, "images a class", lower_bound=1, upper_bound=1_000_000)
 SEED = flags.DEFINE_integer("seed", 0, "of the noise", lower_bound=0, upper_bound=2**31 - 1)
 STEP = flags.DEFINE_integer("step", None, "checkpoint to use; default: the newest")
+EMA = flags.DEFINE_string("ema", "ema", "which average to draw with, such as decay_0.999; default: config.ema.decay's")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "images drawn at a time", lower_bound=1)
 OUT = flags.DEFINE_string("out", "samples.png", "file to write: .png, .gif or .npz")
 STRIDE = flags.DEFINE_integer("stride", None, "a .gif of fresh images shows every so many steps", lower_bound=1)
@@ -160,12 +161,14 @@ def chosen(task: Diffusion) -> Choice:
     return dataclasses.replace(task.choice, **given)
 
 
-def restore(workdir: pathlib.Path, task: Diffusion | Classifier, step: int | None, flag: str = "") -> tuple[int, Any]:
-    """(step, EMA parameters) of a run, which flags called --`flag`workdir or --`flag`step, or --`flag`, named."""
+def restore(
+    workdir: pathlib.Path, task: Diffusion | Classifier, step: int | None, flag: str = "", item: str = "ema"
+) -> tuple[int, Any]:
+    """(step, averaged parameters) of a run, which flags called --`flag`workdir or --`flag`step, or --`flag`, named."""
     like = jax.eval_shape(task.init_params, jax.random.key(0))
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like)
     try:
-        return Checkpoints(workdir / "checkpoints").restore_ema(like, step)
+        return Checkpoints(workdir / "checkpoints").restore_ema(like, step, item)
     except UserError as e:
         named = flag if flag == "classifier" else f"{flag}{'workdir' if step is None else 'step'}"
         raise UserError(f"--{named}: {e}") from e
@@ -310,7 +313,7 @@ def main(argv: list[str]) -> None:
         )
     try:
         choice = chosen(task)
-        step, params = restore(workdir, task, STEP.value)
+        step, params = restore(workdir, task, STEP.value, item=EMA.value)
         key, given = purpose_key(SEED.value, "sample"), conditions(task, choice)
         rows = config.data.num_classes if given is NOTHING else len(jax.tree.leaves(given.conditions)[0])
         labels = parse_labels(LABELS.value, rows)

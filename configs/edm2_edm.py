@@ -36,4 +36,10 @@ def get_config(variant: str = "digits") -> ConfigDict:
             model.update(attention_levels=(2, 3), channels_per_head=64)
         config.process.update(log_mean=-0.4, log_std=1.0, time_scale=1.0, uncertainty=True)
         config.optimizer.update(learning_rate=1e-2, b2=0.99, clip_norm=0.0)
+        if variant != "digits":
+            # As published, in images: the rate rises over 10 million and falls after 70,000 (35,000) batches of 2,048.
+            published = {"imagenet64": 35_000}.get(variant, 70_000) * 2048
+            warmup, reference = 10_000_000 // config.batch_size, published // config.batch_size
+            config.schedule.update(name="inverse_sqrt", warmup_steps=warmup, reference_steps=reference)
+            config.ema.update(stds=(0.05, 0.1), snapshot_steps=config.steps // 50)
     return config

@@ -17,5 +17,5 @@ def get_config(variant: str = "digits") -> ConfigDict:
     with config.unlocked():
         config.model = other.model
         config.model.time_scale = 500.0
-        config.optimizer = other.optimizer
+        config.optimizer, config.schedule, config.ema = other.optimizer, other.schedule, other.ema
     return config

@@ -157,7 +157,7 @@ class AttentionPool(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(d**-0.5), (height * width + 1, d))
         qkv = nn.Dense(3 * d, kernel_init=uniform, name="qkv")(x)
         q, k, v = split_heads(qkv, self.plan.heads(d), "new")
-        h = attend(q[:, :1], k, v).reshape(b, d)  # the mean alone asks
+        h = attend(q[:, :1], k, v, self).reshape(b, d)  # the mean alone asks
         return nn.Dense(self.features, kernel_init=uniform, name="out")(h)
 
 

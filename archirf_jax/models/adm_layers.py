@@ -116,7 +116,7 @@ class Attention(nn.Module):
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
         h = Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
-        h = attend(*split_heads(h, self.num_heads, self.order)).reshape(b, height * width, d)
+        h = attend(*split_heads(h, self.num_heads, self.order), self).reshape(b, height * width, d)
         h = Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
         return x + h.reshape(x.shape)
 

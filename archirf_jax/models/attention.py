@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.errors import UserError
+from archirf_jax.models.layers import TOLD
 from archirf_jax.models.linear import Dense
 
 xavier = nn.initializers.xavier_uniform()
@@ -19,16 +20,34 @@ QK_NORMS = ("", "rms", "layer")
 ROTARY_BASE = 10_000.0
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width)."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, teller: nn.Module | None = None) -> jax.Array:
+    """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width).
+
+    `teller` is the module that tells, in the collection TOLD, the largest logit: of the batch, or of its first image
+    where flash attention makes none.
+    """
     if _flash_fits(q):
+        if teller is not None and teller.is_mutable_collection(TOLD):
+            _tell(teller, _logits(jnp.swapaxes(q[:1], 1, 2), jnp.swapaxes(k[:1], 1, 2)))
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    logits = _logits(q, k)
+    peaks = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    if teller is not None:
+        _tell(teller, peaks)
+    weights = jnp.exp(logits - peaks)
     mixed = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided after the product: a value a channel and token, not one a pair of tokens.
     return jnp.swapaxes(mixed / jnp.sum(weights, axis=-1)[..., None], 1, 2).astype(v.dtype)
+
+
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+
+
+def _tell(teller: nn.Module, logits: jax.Array) -> None:
+    largest = jax.lax.stop_gradient(jnp.max(logits))
+    teller.sow(TOLD, "attention_logit", largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(-jnp.inf))
 
 
 def _flash_fits(q: jax.Array) -> bool:
@@ -137,7 +156,7 @@ class SelfAttention(nn.Module):
         q, k, v = Projection(self.num_heads, self.qk_norm, self.use_bias, self.dtype, name="project")(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        h = attend(q, k, v).reshape(x.shape)
+        h = attend(q, k, v, self).reshape(x.shape)
         return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
 
 
@@ -159,4 +178,4 @@ class CrossAttention(nn.Module):
         q = dense[0](x).reshape(b, n, self.num_heads, -1)
         k, v = jnp.moveaxis(dense[1](context).reshape(b, context.shape[1], 2, self.num_heads, -1), 2, 0)
         q, k = normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm")
-        return dense[2](attend(q, k, v).reshape(b, n, d))
+        return dense[2](attend(q, k, v, self).reshape(b, n, d))

@@ -89,7 +89,7 @@ class Block(nn.Module):
         b, rows, columns, d = x.shape
         qkv = MPDense(3 * d, self.dtype, name="qkv")(x).reshape(b, rows * columns, self.heads, d // self.heads, 3)
         q, k, v = jnp.moveaxis(normalized(qkv, axis=-2).astype(self.dtype), -1, 0)  # (B, N, heads, width)
-        return MPDense(d, self.dtype, name="out")(attend(q, k, v).reshape(x.shape))
+        return MPDense(d, self.dtype, name="out")(attend(q, k, v, self).reshape(x.shape))
 
 
 class EDM2UNet(nn.Module):

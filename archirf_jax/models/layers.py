@@ -17,6 +17,7 @@ from einops import rearrange
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.models.linear import Dense
 
+TOLD = "told"  # the collection of what networks tell of a training step beside their answer
 xavier = nn.initializers.xavier_uniform()
 MLPS = ("gelu", "swiglu")
 small_normal = nn.initializers.normal(0.02)
@@ -162,7 +163,7 @@ def repeat(
         return x
     loop = nn.scan(
         lambda block, x, _: (call(block, x, *fixed), None),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, TOLD: 0},
         split_rngs={"params": True, "dropout": True},
         length=depth,
     )

@@ -106,7 +106,7 @@ class JointBlock(nn.Module):
         of_context, context_vectors = self.context.before(context, c)
         of_image, image_vectors = self.image.before(image, c)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(of_context, of_image, strict=True))
-        h = attention.attend(q, k, v).reshape(*q.shape[:2], -1)
+        h = attention.attend(q, k, v, self).reshape(*q.shape[:2], -1)
         if not self.ends:
             context = self.context.after(context, h[:, : context.shape[1]], context_vectors)
         return context, self.image.after(image, h[:, context.shape[1] :], image_vectors)
@@ -124,7 +124,7 @@ class SingleBlock(nn.Module):
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
         """Tokens x (B, L + N, D), condition c (B, D) -> the same."""
         of_tokens, vectors = self.tokens.before(x, c)
-        return self.tokens.after(x, attention.attend(*of_tokens).reshape(x.shape), vectors)
+        return self.tokens.after(x, attention.attend(*of_tokens, teller=self).reshape(x.shape), vectors)
 
 
 class MMDiT(nn.Module):

@@ -7,10 +7,12 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from archirf_jax import models, processes, registry
 from archirf_jax.errors import UserError
 from archirf_jax.models.conditions import read_table
+from archirf_jax.models.layers import TOLD
 from archirf_jax.processes.base import Process
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,6 +69,16 @@ def resolve_class_embeddings(config: Any) -> None:
 def dropout_key(key: jax.Array, part: Any = 0) -> jax.Array:
     """The key of dropout in one part of a step's batch."""
     return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), part)
+
+
+def apply_telling(model: Any, params: Any, *inputs: Any, rngs: Any = None) -> tuple[Any, dict[str, jax.Array]]:
+    """(the network's answer, what it tells beside it: () each, the largest of all layers)."""
+    output, variables = model.apply({"params": params}, *inputs, rngs=rngs, mutable=[TOLD])
+    told: dict[str, jax.Array] = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(variables.get(TOLD, {})):
+        name = path[-1].key
+        told[name] = jnp.maximum(told.get(name, -jnp.inf), jnp.max(value))
+    return output, told
 
 
 def _rest(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
 from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
-from archirf_jax.tasks.building import dropout_key, make_model, make_process
+from archirf_jax.tasks.building import apply_telling, dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
@@ -82,11 +82,12 @@ class Classifier:
         """The losses of what was drawn; `key` is the step's."""
 
         def losses(params: Any, drawn: Noisy, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            times = self.process.network_time(drawn.t)
-            logits = self._logits(params, drawn.x, times, {"dropout": dropout_key(key, part)})
+            seen, rngs = self.process.network_input(drawn.x, drawn.t), {"dropout": dropout_key(key, part)}
+            logits, told = apply_telling(self.model, params, seen, self.process.network_time(drawn.t), rngs=rngs)
             missed = -_chosen(jax.nn.log_softmax(logits), drawn.label)
             right = jnp.argmax(logits, axis=-1) == drawn.label
-            return drawn.weight * missed, {"accuracy": right, "t": drawn.t, "raw": missed}
+            aux = {"accuracy": right, "t": drawn.t, "raw": missed}
+            return drawn.weight * missed, aux | {name: jnp.full_like(missed, value) for name, value in told.items()}
 
         return losses
 
@@ -125,9 +126,9 @@ class Classifier:
     def _gradients(self, params: Any, x: jax.Array, t: jax.Array, labels: jax.Array) -> jax.Array:
         return classifier_gradient(self.process, self.log_p(params), x, t, labels)
 
-    def _logits(self, params: Any, x: jax.Array, t: jax.Array, rngs: Any = None) -> jax.Array:
+    def _logits(self, params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
         seen = self.process.network_input(x, self.process.time(t))
-        return self.model.apply({"params": params}, seen, t, rngs=rngs)
+        return self.model.apply({"params": params}, seen, t)
 
 
 def _chosen(values: jax.Array, labels: jax.Array) -> jax.Array:

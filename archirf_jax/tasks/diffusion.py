@@ -20,7 +20,7 @@ from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.denoisers import Inpaint, LogProbability
 from archirf_jax.samplers.encode import encode
 from archirf_jax.samplers.sample import noise, sample
-from archirf_jax.tasks.building import dropout_key, make_model, make_process
+from archirf_jax.tasks.building import apply_telling, dropout_key, make_model, make_process
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
@@ -126,7 +126,16 @@ class Diffusion:
         """The losses of what was drawn; `key` is the step's."""
 
         def losses(params: Any, drawn: Draw, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return self.process.losses(self.model_fn(params, dropout_key(key, part)), drawn)
+            told: dict[str, jax.Array] = {}
+
+            def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
+                rngs = {"dropout": dropout_key(key, part)}
+                output, numbers = apply_telling(self.model, params, x, t, y, rngs=rngs)
+                told.update(numbers)
+                return output
+
+            each, aux = self.process.losses(model_fn, drawn)
+            return each, aux | {name: jnp.full_like(each, value) for name, value in told.items()}
 
         return losses
 

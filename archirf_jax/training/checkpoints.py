@@ -123,6 +123,8 @@ class Checkpoints:
         """
         if step is not None and step not in self.steps():
             raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
+        if item != "ema" and self.steps() and item not in (names := self.averages(step or self.steps()[0])):
+            raise UserError(f"there is no average {item!r} in it; there are {', '.join(names)}")
         found = self._newest({item: like}, only=step)
         if found is None:
             raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from archirf_jax import sharding
 from archirf_jax.errors import UserError
-from archirf_jax.training import guard, power_ema, replay
+from archirf_jax.training import devices, flops, guard, power_ema, replay
 from archirf_jax.training.advance import Advance, Feed, Task
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.meter import Meter, Row, Stopped
@@ -160,6 +160,7 @@ class Loop:
             if not compiled:
                 with self.meter.paused():
                     self.meter.once["compile_seconds"] = self.advance.compile(self.state, chunk)
+                    self.meter.ideal_seconds = self._ideal_seconds(chunk)
                 compiled = True
             self.profile.at(step, self.state)
             self.state, rows = self.advance(self.state, chunk, n)
@@ -171,6 +172,19 @@ class Loop:
             stopping = self.stop.heard()
             self._pause(step, stopping)
         self.profile.at(step, self.state)
+
+    def _ideal_seconds(self, chunk: Any) -> float | None:
+        """Seconds a step would take if all devices did nothing but the network's arithmetic; None = unknown device."""
+        device, dtype = devices.of(jax.devices()[0]), self.config.model.dtype
+        if device is None or dtype not in device.peaks:
+            return None
+
+        def forward(state: TrainState, chunk: Any) -> jax.Array:
+            batch, key = self.advance.batch(chunk, 0, state.step)
+            return self.task.losses(key)(state.params, self.task.draw(state, batch, key), 0)[0]
+
+        # The backward pass multiplies twice as much; what is computed again to save memory does not count.
+        return 3 * flops.count(forward, self.state, chunk) / (device.peaks[dtype] * self.mesh.size)
 
     def _length(self, step: int) -> int:
         """How many steps the next dispatch runs."""

@@ -37,7 +37,12 @@ class Meter:
         every: steps between two reports.
         end: the last step, which is reported too.
         batch_size: images a step.
-        flops: of a step over those that all devices could do in a second; None = unknown.
+
+    Attributes:
+        seconds_per_step: of the latest dispatch.
+        ideal_seconds: a step's arithmetic at the devices' peak; None = unknown.
+        once: what is told with the next row alone.
+        latest: the last row.
     """
 
     def __init__(
@@ -46,16 +51,16 @@ class Meter:
         every: int,
         end: int,
         batch_size: int,
-        flops: float | None = None,
     ) -> None:
         self._report, self._every, self._end = report, every, end
-        self._batch_size, self._flops = batch_size, flops
+        self._batch_size = batch_size
         self._pending: deque[tuple[int, int, dict[str, jax.Array]]] = deque()
         self._sums: dict[str, np.ndarray] = {}
         self._timed, self._seconds, self._waited = 0, 0.0, 0.0
         self._last, self._running = time.perf_counter(), False
         self.seconds_per_step = math.inf
-        self.once: Row = {}  # told with the next row alone
+        self.ideal_seconds: float | None = None
+        self.once: Row = {}
         self.latest: Row = {}
 
     def add(self, step: int, n: int, rows: dict[str, jax.Array]) -> None:
@@ -111,8 +116,8 @@ class Meter:
             seconds = self._seconds / self._timed
             row |= {"images_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
             row["data_wait"] = min(1.0, self._waited / self._seconds)
-            if self._flops is not None:
-                row["flops_utilisation"] = self._flops / seconds
+            if self.ideal_seconds is not None:
+                row["flops_utilisation"] = self.ideal_seconds / seconds
         self.latest = row | self.once
         self._report(step, self.latest)
         self._sums, self._timed, self._seconds, self._waited, self.once = {}, 0, 0.0, 0.0, {}

@@ -13,6 +13,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention
+from archirf_jax.models.layers import TOLD
 
 RANDOM = np.random.default_rng(0)
 Q, K, V = (RANDOM.normal(size=(2, n, 2, 4)).astype(np.float32) for n in (3, 5, 5))
@@ -214,3 +215,22 @@ def test_root_mean_square_norms_are_in_float32() -> None:
     out, variables = attention.RMSNorm().init_with_output(jax.random.key(0), x)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(variables["params"]["scale"], np.ones(8))
+
+
+class Asking(nn.Module):
+    """Attention of what it is given, which tells its largest logit."""
+
+    @nn.compact
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention.attend(q, k, v, self)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_the_largest_logit_is_told_when_somebody_listens(flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if flash:
+        monkeypatch.setattr(attention, "_flash_fits", lambda q: True)
+        monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: v[:, : q.shape[1]])
+    _, told = Asking().apply({}, Q, K, V, mutable=[TOLD])
+    logits = np.einsum("bnhd,bmhd->bhnm", Q, K) / Q.shape[-1] ** 0.5
+    np.testing.assert_allclose(told[TOLD]["attention_logit"], np.max(logits[:1] if flash else logits), rtol=1e-5)
+    assert isinstance(Asking().apply({}, Q, K, V), jax.Array)

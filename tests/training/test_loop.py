@@ -192,7 +192,8 @@ def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypat
     now = [0.0]
     monkeypatch.setattr("archirf_jax.training.meter.time.perf_counter", lambda: now[0])
     reported: list[dict[str, float]] = []
-    meter = Meter(lambda step, row: reported.append(row), every=3, end=9, batch_size=10, flops=0.25)
+    meter = Meter(lambda step, row: reported.append(row), every=3, end=9, batch_size=10)
+    meter.ideal_seconds = 0.25
     for step, seconds in ((1, 100.0), (2, 0.5), (3, 0.5)):
         if step == 3:
             with meter.paused():
