@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from archirf_jax.training import checksums
+from benchmarks import crash
 from tests import running
-
 
 RESUME = 75  # exit code of a run that was asked to stop
 
@@ -92,7 +92,7 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     wait_for(lambda: len(logged_steps(workdir)) >= 5, process)
     process.send_signal(sig)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == RESUME
+    assert process.returncode == RESUME, said
     assert f"{sig.name}: saved step" in said and "python -m archirf_jax.main --config=configs/dit_rf.py" in said
     assert "Traceback" not in said and not (workdir / "denoising.gif").exists()
     stopped = re.search(r"saved step (\d+) of", said)
@@ -102,33 +102,12 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     assert logged_steps(workdir) == logged_steps(whole_run)
 
 
-def test_kill_in_the_middle_of_training_loses_nothing(
-    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    workdir = tmp_path / "run"
-    process = start(workdir, data_dir)
-    wait_for(lambda: (workdir / "checkpoints" / "20").exists() and logged_steps(workdir)[-1:] >= [25], process)
-    process.kill()
-    process.communicate()
-    again = running.main(workdir, data_dir)
-    assert again.returncode == 0 and "going on from the checkpoint of step" in again.stderr
-    running.assert_same_run(whole_run, workdir)
-    assert logged_steps(workdir) == logged_steps(whole_run)
-
-
-def test_kill_in_the_middle_of_a_save_loses_nothing(
-    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    workdir = tmp_path / "run"
-    process = start(workdir, data_dir)
-    freeze(lambda: any((workdir / "checkpoints").glob("[46]0.*tmp*")), process)
-    process.kill()
-    process.communicate()
-    assert any((workdir / "checkpoints").glob("[46]0.*tmp*"))
-    again = running.main(workdir, data_dir)
-    assert again.returncode == 0 and "going on from the checkpoint of step" in again.stderr
-    running.assert_same_run(whole_run, workdir)
-    assert not any((workdir / "checkpoints").glob("*tmp*"))
+def test_kills_at_any_moment_lose_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS")
+    told = crash.run(kills=3, steps=100, seed=1, folder=tmp_path)
+    assert told["kills"] == {"start": 1, "training": 1, "save": 1}
+    assert told["differing"] == [] and told["arrays"] > 100
+    assert not any((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "overwrite", "remove"])

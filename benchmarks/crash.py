@@ -1,0 +1,128 @@
+"""python -m benchmarks.crash [--kills=20] [--seed=0] [--out=FILE]: a training that is killed again and again.
+
+One training of the digits runs undisturbed. Another, with the same command, is killed (SIGKILL) at random moments: some
+while it starts, some while it trains, some while a checkpoint is being written, and started again each time. In the end
+parameters, averages, optimizer state and the logged losses must be those of the first, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from archirf_jax.data.preparation import prepare
+from archirf_jax.training.writers import read_metrics
+from benchmarks.machine import describe
+
+ITEMS = ("params", "ema", "opt", "guard")
+MOMENTS = ("start", "training", "save")
+SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp")
+
+
+def command(workdir: pathlib.Path, data: pathlib.Path, steps: int, extra: tuple[str, ...] = ()) -> list[str]:
+    """A small training with many checkpoints."""
+    start = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={workdir}"]
+    fields = dict(batch_size=32, steps_per_dispatch=5, steps=steps)
+    groups = {"model": dict(hidden_size=32, depth=2), "schedule": dict(warmup_steps=10)}
+    groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=10)}
+    groups |= {"sample": dict(every_steps=100, steps=2, per_class=1), "data": dict(dir=data)}
+    dotted = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    return [*start, *(f"--config.{name}={value}" for name, value in (fields | dotted).items()), *extra]
+
+
+def kill_at(moment: str, workdir: pathlib.Path, process: subprocess.Popen[bytes], chance: random.Random) -> bool:
+    """Wait for such a moment and kill; False if the run ended before it came."""
+    checkpoints = workdir / "checkpoints"
+
+    def saving() -> bool:
+        return any(SAVING.fullmatch(path.name) for path in checkpoints.glob("*"))
+
+    if moment == "start":
+        end = time.monotonic() + chance.uniform(0.2, 6)
+        waiting = lambda: time.monotonic() < end  # noqa: E731
+    elif moment == "training":
+        first, rows = len(read_metrics(workdir)), chance.randint(1, 4)
+        waiting = lambda: len(read_metrics(workdir)) < first + rows  # noqa: E731
+    else:
+        waiting = lambda: not saving()  # noqa: E731
+    while waiting():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005 if moment == "save" else 0.02)
+    if moment == "training":
+        time.sleep(chance.uniform(0, 0.1))
+    process.kill()
+    process.wait()
+    return True
+
+
+def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path."""
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        args = {name: ocp.args.StandardRestore() for name in ITEMS}
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+    leaves = jax.tree_util.tree_leaves_with_path(dict(restored.items()))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def differences(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
+    """Names of what is not the same in two runs."""
+    ours, theirs = arrays(first, step), arrays(second, step)
+    names = [name for name in ours.keys() | theirs.keys() if name not in ours or name not in theirs]
+    names += [name for name in ours.keys() & theirs.keys() if ours[name].tobytes() != theirs[name].tobytes()]
+    losses = [[(row["step"], row["loss"]) for row in read_metrics(workdir)] for workdir in (first, second)]
+    return names + (["metrics.jsonl"] if losses[0] != losses[1] else [])
+
+
+def run(kills: int, steps: int, seed: int, folder: pathlib.Path, extra: tuple[str, ...] = ()) -> dict[str, object]:
+    """Kill a training as often as `kills`; what happened and what differs."""
+    data, whole, killed = folder / "data", folder / "whole", folder / "killed"
+    prepare("digits", str(data))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run(command(whole, data, steps, extra), check=True, env=environment, capture_output=True)
+    chance, done = random.Random(seed), Counter[str]()
+    while sum(done.values()) < kills:
+        moment = MOMENTS[sum(done.values()) % len(MOMENTS)]
+        process = subprocess.Popen(
+            command(killed, data, steps, extra), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if not kill_at(moment, killed, process, chance):
+            raise RuntimeError(f"the training ended after {sum(done.values())} kills; give more --steps")
+        done[moment] += 1
+        print(f"killed {sum(done.values())} of {kills} ({moment})", flush=True)
+    subprocess.run(command(killed, data, steps, extra), check=True, env=environment, capture_output=True)
+    differing = differences(whole, killed, steps)
+    return {"kills": dict(done), "steps": steps, "differing": differing, "arrays": len(arrays(whole, steps))}
+
+
+def main() -> int:
+    """Run, print, and with --out write JSON; 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = describe() | run(args.kills, args.steps, args.seed, pathlib.Path(folder))
+    print(json.dumps(figures, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+    return int(bool(figures["differing"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
