@@ -23,7 +23,7 @@ EVALUATIONS = {"heun": lambda n: 2 * n - 1, "edm": lambda n: 2 * n - 1, "midpoin
 def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Diffusion, Any]:
     """The task of a run directory and its EMA parameters."""
     task = Diffusion(configuration.load(workdir))
-    like = jax.eval_shape(lambda: task.init(jax.random.key(0)).ema)
+    like = jax.eval_shape(task.init_params, jax.random.key(0))
     return task, Checkpoints(workdir / "checkpoints").restore_ema(like, step)[1]
 
 

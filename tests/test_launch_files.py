@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def flags(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[str]:
-    return running.arguments(workdir, data_dir, ("--config.steps=10", *extra))[3:]
+    return running.arguments(workdir, data_dir, ("--config.steps=15", *extra))[3:]
 
 
 def run_both(commands: list[str], environments: list[dict[str, str]]) -> list[str]:
@@ -69,7 +69,7 @@ def test_the_slurm_script_trains_with_two_tasks_and_requeues_a_run_that_was_aske
     script = ["bash", str(FILES / "slurm.sh")]
     done = running.run([*script, *flags(tmp_path / "run", data_dir)], env=here)
     assert done.returncode == 0, done.stderr
-    assert "step 10/10" in done.stderr and "2 processes" in done.stderr and not (tmp_path / "requeued").exists()
+    assert "step 15/15" in done.stderr and "2 processes" in done.stderr and not (tmp_path / "requeued").exists()
     (programs / "srun").write_text("#!/usr/bin/env bash\nexit 75\n")
     stopped = running.run([*script, *flags(tmp_path / "run", data_dir)], env=here)
     assert stopped.returncode == 75
@@ -85,7 +85,7 @@ def test_the_jobset_trains_with_two_pods(data_dir: pathlib.Path, tmp_path: pathl
     given = {"TRAIN": " ".join(flags(tmp_path / "run", data_dir)), "COORDINATOR": "127.0.0.1"}
     assert given.keys() == {variable["name"] for variable in pod["env"]}
     said = run_both([command] * 2, [running.environment(JOB_COMPLETION_INDEX=str(i), **given) for i in range(2)])
-    assert "step 10/10" in said[0]
+    assert "step 15/15" in said[0]
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_the_skypilot_task_trains_on_two_nodes(data_dir: pathlib.Path, tmp_path:
     }
     command = task["run"].replace("8476", str(free_port()))
     said = run_both([command] * 2, [running.environment(SKYPILOT_NODE_RANK=str(i), **given) for i in range(2)])
-    assert "step 10/10" in said[0]
+    assert "step 15/15" in said[0]
 
 
 def test_what_the_files_train_is_a_configuration_of_the_project() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 
 import jax
@@ -41,6 +42,7 @@ def start() -> None:
         jax.distributed.initialize(where, processes, process, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (ValueError, RuntimeError) as e:
         raise UserError(f"--coordinator: the processes do not come together: {str(e).splitlines()[0]}") from e
+    faulthandler.disable()  # when XLA ends a process because another is gone, its own words are enough
     if jax.process_index() > 0:
         logging.set_verbosity(logging.WARNING)  # one tells what all do
     logging.info("%d processes with %d devices", jax.process_count(), jax.device_count())

@@ -124,7 +124,8 @@ class SingleBlock(nn.Module):
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
         """Tokens x (B, L + N, D), condition c (B, D) -> the same."""
         of_tokens, vectors = self.tokens.before(x, c)
-        return self.tokens.after(x, attention.attend(*of_tokens, teller=self).reshape(x.shape), vectors)
+        q, k, v = of_tokens
+        return self.tokens.after(x, attention.attend(q, k, v, self).reshape(x.shape), vectors)
 
 
 class MMDiT(nn.Module):

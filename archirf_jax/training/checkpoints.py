@@ -64,6 +64,8 @@ class Checkpoints:
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
         """
+        if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
+            raise self._failed(FileNotFoundError("it is gone"))
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         args = ocp.args.Composite(config=ocp.args.JsonSave(config), **items)
         try:

@@ -118,10 +118,11 @@ class Loop:
                 raise self._looked_at(e) from e
             except OSError as e:
                 raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
-        except jax.errors.JaxRuntimeError as e:
-            if jax.process_count() == 1:
+        except (jax.errors.JaxRuntimeError, ValueError) as e:
+            if jax.process_count() == 1 or isinstance(e, UserError):
+                self._release()
                 raise
-            # Nothing is closed or waited for here: that would need the process that is gone.
+            # A sum over all failed. Nothing is closed or waited for here: that would need the process that is gone.
             raise UserError(
                 f"another process of this run does not answer ({str(e).splitlines()[0][:100]}); start the same command "
                 f"again in all of them; saved steps: {', '.join(map(str, self.checkpoints.steps())) or 'none'}"

@@ -165,18 +165,32 @@ def test_a_silent_uncertainty_changes_no_loss_and_every_step_moves_it_on_unit_we
     head = states[1].params["uncertainty"]
     assert "uncertainty" not in states[0].params and np.all(np.asarray(head["kernel"]) != 0)
     key = purpose_key(0, "step")
-    first = jax.jit(lambda state: plain.step(state, BATCH, key)[1]["loss"])(states[0])
+    first = jax.jit(lambda state: plain.step(state, BATCH, key)[1]["loss"][0])(states[0])
     step = jax.jit(lambda state: uncertain.step(state, BATCH, key))
     silent = states[1].params | {"uncertainty": jax.tree.map(np.zeros_like, head)}
-    np.testing.assert_allclose(step(states[1].replace(params=silent))[1]["loss"], first, rtol=1e-6)
+    np.testing.assert_allclose(step(states[1].replace(params=silent))[1]["loss"][0], first, rtol=1e-6)
     after, metrics = step(states[1])
-    assert abs(metrics["loss"] - first) > 1e-3
+    assert abs(metrics["loss"][0] - first) > 1e-3
     moved = np.abs(
         after.params["uncertainty"]["kernel"] - uncertain.constrained(states[1].params)["uncertainty"]["kernel"]
     )
     assert np.all(moved > 0) and np.max(moved) < 0.1
     features = [state.params["uncertainty_features"] for state in (after, states[1])]
     assert jax.tree.all(jax.tree.map(np.array_equal, *features))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optimizer__name": "sgd"}, "config.optimizer.name: 'sgd'"),
+        ({"guard__patience": 0}, "config.guard.patience: 0"),
+    ],
+)
+def test_how_it_is_trained_matters_to_who_trains_alone(change: dict[str, Any], said: str, state: TrainState) -> None:
+    made = Diffusion(config(**change))
+    assert made.preview(state, purpose_key(0, "preview")).shape == (3, 2, 8, 8, 1)
+    with pytest.raises(UserError, match=f"^{said}"):
+        jax.eval_shape(made.init, jax.random.key(0))
 
 
 def test_guidance_by_a_label_that_was_never_trained_is_refused() -> None:

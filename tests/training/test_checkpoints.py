@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -19,6 +20,8 @@ from archirf_jax.processes.importance import LossHistory
 from archirf_jax.training import checksums
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import TrainState
+from archirf_jax.training.update import Update
+from configs import default
 
 
 def state(step: int) -> TrainState:
@@ -162,3 +165,125 @@ def test_checksums_see_every_change(tmp_path: pathlib.Path) -> None:
     assert "a/x is missing" in str(checksums.find_damage(tmp_path, ["a"]))
     (tmp_path / checksums.FILE).write_text("{")
     assert "not readable" in str(checksums.find_damage(tmp_path, ["a"]))
+
+
+def kept(**changes: Any) -> Any:
+    fields = dict(keep=1, keep_best=0, best_metric="loss", keep_every=0) | changes
+    return ml_collections.ConfigDict(fields)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (kept(), [8]),
+        (kept(keep=3), [8, 7, 6]),
+        (kept(keep_best=2), [8, 4, 2]),
+        (kept(keep_every=3), [8, 6, 3]),
+        (kept(keep=2, keep_best=1, keep_every=5), [8, 7, 5, 2]),
+        (kept(keep_best=2, best_metric="accuracy"), [8, 7, 1]),
+        (0, [8, 7, 6, 5, 4, 3, 2, 1]),
+    ],
+)
+def test_what_stays_is_the_newest_the_best_and_every_so_many(
+    policy: Any, expected: list[int], tmp_path: pathlib.Path
+) -> None:
+    losses = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.6, 7: 0.5, 8: 0.4}
+    accuracies = {1: 0.1, 7: 0.2} | {step: 0.5 + step for step in range(2, 7)} | {8: 9.0}
+    checkpoints = Checkpoints(tmp_path / "c", policy)
+    for step in losses:
+        checkpoints.save(state(step), {}, {"loss": losses[step], "accuracy": accuracies[step]})
+    checkpoints.wait()
+    assert checkpoints.steps() == expected
+    checkpoints.close()
+
+
+def test_a_save_without_the_metric_is_not_one_of_the_best(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", kept(keep_best=1))
+    for step, told in ((1, {"loss": 0.5}), (2, None), (3, {"loss": 0.6}), (4, None)):
+        checkpoints.save(state(step), {}, told)
+    checkpoints.wait()
+    assert checkpoints.steps() == [4, 1]
+    checkpoints.close()
+
+
+def test_further_averages_come_back_with_the_state_and_alone(tmp_path: pathlib.Path) -> None:
+    averages = {"decay_0.9": {"w": jnp.ones((2, 3))}, "ema_0.050": {"w": jnp.zeros((2, 3))}}
+
+    def make(step: int) -> TrainState:
+        return state(step).replace(averages=averages)
+
+    directory = save(tmp_path / "c", make)
+    restored = Checkpoints(directory, keep=2).restore(jax.eval_shape(lambda: make(0)))
+    assert_equal(restored, make(3))
+    like = jax.eval_shape(lambda: averages["decay_0.9"])
+    reader = Checkpoints(directory)
+    assert reader.averages(3) == ["ema", "decay_0.9", "ema_0.050"]
+    np.testing.assert_array_equal(reader.restore_ema(like, item="decay_0.9")[1]["w"], 1)
+    np.testing.assert_array_equal(reader.read("ema_0.050", like, 2)["w"], 0)
+    with pytest.raises(UserError, match="no average 'decay_0.5' in it; there are ema, decay_0.9, ema_0.050"):
+        reader.restore_ema(like, item="decay_0.5")
+    with pytest.raises(UserError, match="damaged or has no 'ema_0.100'"):
+        reader.read("ema_0.100", like, 2)
+
+
+def test_a_checkpoint_of_another_network_or_optimizer_is_named_by_what_differs(saved: pathlib.Path) -> None:
+    def refused(like: Any) -> str:
+        with pytest.raises(UserError) as told:
+            Checkpoints(saved, keep=2).restore(jax.eval_shape(lambda: like))
+        assert (saved / "3").is_dir() and "\n" not in str(told.value)
+        return str(told.value)
+
+    mine = state(0)
+    other = {"v": mine.params["w"], "b": {"kernel": jnp.ones(2)}}
+    assert "another network than this one: params has w that is none here, no b.kernel, no v" in refused(
+        mine.replace(params=other)
+    )
+    wider = refused(mine.replace(params={"w": jnp.zeros((2, 5))}))
+    assert "params has w of shape (2, 3), not (2, 5)" in wider and "another directory" in wider
+    assert "another optimizer than this one: opt has" in refused(mine.replace(opt={"mu": {"w": mine.params["w"]}}))
+    many = refused(mine.replace(params={str(i): jnp.ones(1) for i in range(9)}))
+    assert "and 6 more" in many
+    with pytest.raises(UserError, match="ema has w of shape"):
+        Checkpoints(saved).restore_ema(jax.eval_shape(lambda: {"w": jnp.zeros(3)}))
+
+
+def test_real_optimizers_are_told_apart(tmp_path: pathlib.Path) -> None:
+    params = {"block_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "frozen_table": jnp.ones(3)}
+
+    def make(name: str, **changes: Any) -> TrainState:
+        config = default.get_config()
+        config.update_from_flattened_dict({"optimizer.name": name, **changes})
+        return Update(config).init(params)
+
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(make("adamw"), {})
+    checkpoints.wait()
+    assert_equal(checkpoints.restore(jax.eval_shape(lambda: make("adamw"))), make("adamw"))
+    for name in ("adam", "lion", "muon", "schedule_free_adamw"):
+        with pytest.raises(UserError, match="of another optimizer"):
+            checkpoints.restore(jax.eval_shape(lambda name=name: make(name)))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("trouble", ["vanished", "a file"])
+def test_a_directory_that_went_away_is_one_line_and_may_come_back(trouble: str, tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "c", keep=2)
+    checkpoints.save(state(1), {})
+    checkpoints.wait()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    if trouble == "a file":
+        (tmp_path / "run").write_text("no directory")
+    with pytest.raises(UserError) as told:
+        checkpoints.save(state(2), {})
+        checkpoints.wait()
+    assert "a checkpoint could not be written" in str(told.value) and "\n" not in str(told.value)
+    (tmp_path / "run").unlink(missing_ok=True)
+    if (tmp_path / "run").exists():
+        shutil.rmtree(tmp_path / "run")
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    checkpoints.reopen()
+    checkpoints.save(state(3), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 1]
+    assert_equal(checkpoints.restore(jax.eval_shape(lambda: state(0))), state(3))
+    checkpoints.close()

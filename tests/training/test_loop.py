@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from archirf_jax.data.pipeline import ResidentFeed
-from archirf_jax.errors import UserError
 from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import ema, guard
-from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.advance import Advance
+from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.meter import STOPPED, Meter, Stopped
 from archirf_jax.training.state import TrainState, purpose_key
 from configs import dit_ddpm, dit_rf

@@ -1,0 +1,211 @@
+"""The memory that a step of training takes on one device, from shapes alone: nothing is computed, no array is made.
+
+XLA compiles the step for the CPU of this machine and says what the program needs. A CPU stands for an accelerator,
+with four differences taken care of, each measured beside what XLA says when it compiles for an H100 (docs/plan.md):
+
+    bfloat16    a CPU keeps it as float32; float16, which is as large, is what the program is compiled with
+    attention   flash attention keeps no weights between pairs of tokens; nor does `flash_like`, which replaces ours
+                where a GPU has it
+    blocks      a CPU's compiler undoes remat outside a loop, so networks that have `scan` are compiled with it
+    many parts  what is cut among more devices than a CPU stands for is extrapolated
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from archirf_jax import registry, sharding, tasks
+from archirf_jax.data.pipeline import Batch
+from archirf_jax.errors import UserError
+from archirf_jax.models import attention
+from archirf_jax.training.devices import Device
+
+SIMULATED = 8  # devices that this machine's CPU stands for
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """What trades speed for memory.
+
+    Attributes:
+        remat: compute activations again.
+        accumulation: parts that a batch is computed in.
+        fsdp: devices among which parameters, averages and optimizer state are cut.
+    """
+
+    remat: bool
+    accumulation: int
+    fsdp: int
+
+    def fields(self) -> dict[str, Any]:
+        """Of a configuration, by dotted name."""
+        return {"model.remat": self.remat, "accumulation": self.accumulation, "mesh.fsdp": self.fsdp}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the fullest moment of a step.
+
+    Attributes:
+        parameters, averages, optimizer: the state, as it is cut.
+        gradients: one set, as it is cut.
+        activations: everything else: activations, what is computed in between, the batch.
+    """
+
+    parameters: int
+    averages: int
+    optimizer: int
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+def simulate() -> None:
+    """Let this machine's CPU stand for SIMULATED devices: before anything else of jax, later it has no effect."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_platforms", "cpu")
+        if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", SIMULATED)
+
+
+def measure(config: Any, way: Way, devices: int, device: Device | None = None) -> Memory:
+    """What one of `devices` takes for a step of a configuration whose data.num_classes is known.
+
+    Args:
+        config: is left as it is.
+        way: what of it to change.
+        devices: among which a batch is cut.
+        device: their kind; without one they are CPUs, and nothing is replaced.
+
+    Raises:
+        UserError: the batch does not divide among them, or the configuration does not build.
+    """
+    share, rest = divmod(config.batch_size, devices * way.accumulation)
+    if rest:
+        raise UserError(
+            f"--devices: {devices} times accumulation={way.accumulation} does not divide batch_size="
+            f"{config.batch_size}; take a --config.batch_size that is a multiple of {devices * way.accumulation}"
+        )
+    if devices % way.fsdp:
+        raise UserError(f"config.mesh.fsdp: {way.fsdp} does not divide --devices={devices}")
+    cut = max(n for n in range(1, len(jax.devices()) + 1) if way.fsdp % n == 0)
+    fields = way.fields() | {"batch_size": share * way.accumulation * cut, "mesh.data": 1, "mesh.fsdp": cut}
+    with _as_on(device, changed(config, fields)) as seen:
+        task = registry.build(tasks, "config.task", seen.task, {"config": seen})
+        taken, state = _step(task, sharding.make_mesh(1, cut), seen.batch_size)
+    gradients = held(state.params, cut)
+    return Memory(
+        parameters=held(state.params, way.fsdp),
+        averages=held((state.ema, state.averages), way.fsdp),
+        optimizer=held(state.opt, way.fsdp),
+        gradients=held(state.params, way.fsdp),
+        activations=max(0, taken - held(state, cut) - gradients),
+    )
+
+
+def changed(config: Any, fields: dict[str, Any]) -> Any:
+    """A copy of a configuration with other values of those of these fields, by dotted name, that it has."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in fields.items():
+            group, _, field = name.rpartition(".")
+            inside = config[group] if group else config
+            if field in inside:
+                inside[field] = value
+    return config
+
+
+def held(tree: Any, fsdp: int) -> int:
+    """Bytes of parameters, averages or optimizer state, or of shapes of them, on one of `fsdp` devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sum(
+        leaf.size * leaf.dtype.itemsize // (fsdp if any(sharding.spec(path, leaf.shape, fsdp)) else 1)
+        for path, leaf in leaves
+    )
+
+
+def _step(task: Any, mesh: Any, batch_size: int) -> tuple[int, Any]:
+    """(bytes on each device of the mesh for a step of so many images in all, the shapes of the state)."""
+    key = jax.eval_shape(jax.random.key, 0)
+    state = sharding.shaped(jax.eval_shape(task.init, key), mesh)
+    shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
+    batch = Batch(shape((batch_size, *task.image_shape), np.float32), shape((batch_size,), np.int32))
+
+    def step(state: Any, batch: Batch, key: jax.Array) -> Any:
+        after, metrics = task.step(state, batch, key)
+        return jax.lax.with_sharding_constraint(after, sharding.place(after, mesh)), metrics
+
+    told = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile().memory_analysis()
+    assert told is not None, "XLA tells it on every platform that this project runs on"
+    written = told.output_size_in_bytes - told.alias_size_in_bytes
+    return told.argument_size_in_bytes + told.temp_size_in_bytes + written, state
+
+
+@contextlib.contextmanager
+def _as_on(device: Device | None, config: Any) -> Iterator[Any]:
+    """The configuration to compile instead, and attention as a device of this kind has it, meanwhile."""
+    if device is None:
+        yield config
+        return
+    half = config.model.get("dtype") in ("bfloat16", "float16")
+    kept = attention.attend
+    if half and device.platform == "gpu":
+        attention.attend = _as_on_gpu
+    try:
+        yield changed(config, {"model.scan": True} | ({"model.dtype": "float16"} if half else {}))
+    finally:
+        attention.attend = kept
+
+
+_attend = attention.attend
+
+
+def _as_on_gpu(q: jax.Array, k: jax.Array, v: jax.Array, teller: Any = None) -> jax.Array:
+    if q.shape[-1] % 8 or q.shape[-1] > 128:
+        return _attend(q, k, v, teller)
+    _attend(q[:1], k[:1], v[:1], teller)  # tells the largest logit of the first image, as flash attention does
+    return flash_like(q, k, v)
+
+
+@jax.custom_vjp
+def flash_like(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attention.attend` that keeps q, k and v alone and never has the weights of more than one head."""
+    return _of_heads(jax.lax.map(_of_one_head, _by_heads(q, k, v)))
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+    return flash_like(q, k, v), (q, k, v)
+
+
+def _backward(kept: Any, slope: jax.Array) -> tuple[jax.Array, ...]:
+    def of_one_head(inside: Any) -> Any:
+        return jax.vjp(lambda *qkv: _of_one_head(qkv), *inside[:3])[1](inside[3])
+
+    return tuple(_of_heads(each) for each in jax.lax.map(of_one_head, _by_heads(*kept, slope)))
+
+
+flash_like.defvjp(_forward, _backward)
+
+
+def _of_one_head(qkv: Any) -> jax.Array:
+    return _attend(*(each[:, :, None] for each in qkv))[:, :, 0]
+
+
+def _by_heads(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(each.transpose(2, 0, 1, 3) for each in arrays)
+
+
+def _of_heads(array: jax.Array) -> jax.Array:
+    return array.transpose(1, 2, 0, 3)

@@ -1,0 +1,168 @@
+"""The memory that is planned is the memory that XLA's program of a training takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from archirf_jax import registry, sharding, tasks
+from archirf_jax.data.pipeline import Batch
+from archirf_jax.errors import UserError
+from archirf_jax.models import attention
+from archirf_jax.tasks import footprint
+from archirf_jax.tasks.footprint import Way, changed, held, measure
+from archirf_jax.training import devices
+from archirf_jax.training.advance import Advance
+from configs import dit_rf
+
+PLAIN = Way(remat=False, accumulation=1, fsdp=1)
+H100, TPU = devices.find("h100"), devices.find("tpu-v4")
+
+
+def configuration(variant: str = "digits", **fields: Any) -> Any:
+    """A real one; the number of classes is what the data would have told."""
+    known = {"data.num_classes": 10} | {name.replace("__", "."): value for name, value in fields.items()}
+    return changed(dit_rf.get_config(variant), known)
+
+
+def small(**fields: Any) -> Any:
+    """One that compiles at once."""
+    return configuration(**{"model__depth": 3, "model__scan": True, "batch_size": 32} | fields)
+
+
+class Given:
+    """A feed whose chunk is the batch."""
+
+    dispatch = 4
+
+    def batch(self, chunk: Any, i: Any, key: Any) -> Any:
+        return chunk
+
+
+def by_xla(config: Any, way: Way, number: int) -> int:
+    """Bytes on each of so many devices of the program that the loop runs."""
+    config = changed(config, way.fields())
+    mesh = sharding.make_mesh(number // way.fsdp, way.fsdp, jax.devices()[:number])
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
+    state, cut = sharding.shaped(jax.eval_shape(task.init, jax.random.key(0)), mesh), sharding.of_batch(mesh)
+    image = jax.ShapeDtypeStruct((config.batch_size, *task.image_shape), np.float32, sharding=cut)
+    batch = Batch(image, jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=cut))
+    program: Any = Advance(task, Given(), 0, mesh)
+    program.compile(state, batch)
+    told = program._program.memory_analysis()
+    read, written = told.argument_size_in_bytes, told.output_size_in_bytes - told.alias_size_in_bytes
+    return int(read + told.temp_size_in_bytes + written)
+
+
+@pytest.mark.parametrize(
+    ("variant", "number", "way"),
+    [
+        ("digits", 1, Way(remat=True, accumulation=4, fsdp=1)),
+        pytest.param("digits", 1, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("digits", 8, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        ("digits", 8, Way(remat=True, accumulation=1, fsdp=8)),
+        pytest.param("mnist", 1, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("mnist", 1, Way(remat=True, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("mnist", 8, Way(remat=False, accumulation=2, fsdp=8), marks=pytest.mark.slow),
+        pytest.param("mnist", 8, Way(remat=True, accumulation=2, fsdp=4), marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_what_xla_says_of_the_program_that_trains(variant: str, number: int, way: Way) -> None:
+    config = configuration(variant, model__scan=True)
+    assert measure(config, way, number).total == pytest.approx(by_xla(config, way, number), rel=0.05)
+
+
+@pytest.mark.slow
+def test_it_is_what_xla_says_of_networks_without_a_loop() -> None:
+    config = configuration()
+    assert not config.model.scan
+    assert measure(config, PLAIN, 1).total == pytest.approx(by_xla(config, PLAIN, 1), rel=0.05)
+
+
+def test_the_state_is_counted_by_its_numbers() -> None:
+    config = small(ema__more_decays=(0.99,))
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
+    params = jax.eval_shape(task.init_params, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    found = measure(config, PLAIN, 8)
+    assert found.parameters == found.gradients == 4 * count
+    assert found.averages == 8 * count
+    assert found.optimizer == pytest.approx(8 * count, rel=1e-3)  # and a counter
+    assert sum(dataclasses.astuple(found)) == found.total
+
+
+def test_leaves_are_cut_where_the_mesh_cuts_them() -> None:
+    large, little = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((256, 512), (8,)))
+    tree = {"kernel": large, "bias": little}
+    assert [held(tree, fsdp) for fsdp in (1, 2, 512, 3)] == [4 * (2**17 // fsdp + 8) for fsdp in (1, 2, 512, 1)]
+
+
+@pytest.mark.slow
+def test_what_is_cut_finer_than_this_machine_can_is_extrapolated() -> None:
+    config = small(batch_size=64)
+    few, many = (measure(changed(config, {"batch_size": number}), Way(False, 1, number), number) for number in (8, 16))
+    assert many.activations == pytest.approx(few.activations, rel=0.01)
+    assert many.parameters < 0.7 * few.parameters
+
+
+@pytest.mark.slow
+def test_activations_grow_as_the_images_of_a_device_do() -> None:
+    sizes = [measure(small(batch_size=size), PLAIN, 2).activations for size in (64, 128, 192)]
+    assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.02)
+    assert measure(small(batch_size=128), Way(False, 2, 1), 2).activations < sizes[1]
+
+
+def test_where_a_gpu_has_flash_attention_no_weights_are_kept() -> None:
+    config = small(data__image_size=32, batch_size=8, model__dtype="bfloat16")
+    kept, flash = (measure(config, PLAIN, 1, device).activations for device in (TPU, H100))
+    heads, tokens = config.model.num_heads, 16 * 16 + config.model.registers
+    weights = 8 * config.model.depth * heads * tokens**2
+    assert kept - flash > 4 * weights  # in float32, if once
+    assert attention.attend is footprint._attend
+    assert config.model.dtype == "bfloat16"
+
+
+@pytest.mark.slow
+def test_half_precision_keeps_about_half() -> None:
+    fields: dict[str, Any] = dict(data__image_size=32, batch_size=32)
+    single, half = (measure(small(**fields, model__dtype=name), PLAIN, 1, H100) for name in ("float32", "bfloat16"))
+    assert half.activations < 0.65 * single.activations
+    assert half.parameters == single.parameters
+
+
+@pytest.mark.slow
+def test_remat_counts_although_a_cpu_undoes_it_outside_a_loop() -> None:
+    config = small(model__scan=False, batch_size=64)
+    kept, again = (measure(config, Way(remat, 1, 1), 1, H100).activations for remat in (False, True))
+    assert again < 0.5 * kept
+
+
+def test_attention_by_heads_is_attention() -> None:
+    q, k, v, slope = jax.random.normal(jax.random.key(0), (4, 2, 7, 3, 8))
+    k, v = k[:, :5], v[:, :5]
+    ours, back = jax.vjp(footprint.flash_like, q, k, v)
+    theirs, theirs_back = jax.vjp(attention.attend, q, k, v)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for mine, other in zip(back(slope), theirs_back(slope), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_what_does_not_divide_is_refused_with_a_way_out() -> None:
+    with pytest.raises(
+        UserError, match="--devices: 5 times accumulation=1 does not divide batch_size=32; .* multiple of 5"
+    ):
+        measure(small(), PLAIN, 5)
+    with pytest.raises(UserError, match="config.mesh.fsdp: 3 does not divide --devices=8"):
+        measure(small(), Way(False, 1, 3), 8)
+
+
+def test_a_configuration_is_copied_and_gets_no_new_fields() -> None:
+    config = configuration()
+    other = changed(config, {"model.remat": True, "model.nothing": 3, "batch_size": 7})
+    assert (other.model.remat, other.batch_size) == (True, 7)
+    assert (config.model.remat, config.batch_size) == (False, 128)
+    assert "nothing" not in other.model

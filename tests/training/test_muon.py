@@ -1,0 +1,145 @@
+"""Muon: orthogonal steps of hidden matrices, AdamW of what leads in and out, and which is which in every network."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax import registry, tasks
+from archirf_jax.training.optimizers import make_optimizer, make_schedule
+from configs import default
+
+RATE = 0.1
+SHALLOW = {"num_res_blocks": 1, "num_blocks": 1, "channel_mult": (1, 2), "attention_levels": (1,), "depth": 1}
+
+
+def steps(params: Any, n: int = 1, name: str = "muon", **changes: Any) -> tuple[list[Any], list[Any]]:
+    """(gradients, updates) of n steps."""
+    made = default.get_config()
+    made.schedule.warmup_steps = 0
+    made.optimizer.update({"name": name, "learning_rate": RATE, "clip_norm": 0.0} | changes)
+    optimizer = make_optimizer(made, make_schedule(made))
+    state, gradients, found = optimizer.init(params), [], []
+    update = jax.jit(optimizer.update)
+    for i in range(n):
+        keys = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
+        seeds = jax.tree.map(lambda number, i=i: jax.random.key(100 * i + number), keys)
+        gradients.append(jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, seeds))
+        updates, state = update(gradients[-1], state, params)
+        found.append(updates)
+    return gradients, found
+
+
+def polar(matrix: np.ndarray) -> np.ndarray:
+    """The nearest orthogonal matrix."""
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+@pytest.mark.parametrize(("shape", "momentum"), [((48, 64), 0.95), ((64, 48), 0.5), ((32, 32), 0.8)])
+def test_a_hidden_matrix_takes_nearly_orthogonal_steps_of_two_tenths_the_rate(
+    shape: tuple[int, int], momentum: float
+) -> None:
+    """Liu et al. 2025, Eq. 4; five iterations leave most singular values between 0.7 and 1.2 (Jordan et al. 2024)."""
+    gradients, updates = steps({"hidden": {"kernel": jnp.ones(shape)}}, n=4, muon_momentum=momentum)
+    mean = np.zeros(shape)
+    for i, (gradient, update) in enumerate(zip(gradients, updates, strict=True)):
+        g, found = np.asarray(gradient["hidden"]["kernel"], np.float64), np.asarray(update["hidden"]["kernel"])
+        mean = momentum * mean + (1 - momentum) * g
+        ahead = momentum * mean / (1 - momentum ** (i + 2)) + (1 - momentum) * g / (1 - momentum ** (i + 1))
+        sizes = np.linalg.svd(found / (RATE * 0.2 * np.sqrt(max(shape))), compute_uv=False)
+        assert 0.5 < sizes.min() < sizes.max() < 1.25
+        assert np.sqrt(np.mean(found**2)) == pytest.approx(RATE * 0.2, rel=0.15)
+        assert -np.vdot(found, polar(ahead)) > 0.97 * np.linalg.norm(found) * np.linalg.norm(polar(ahead))
+
+
+EDGES = {
+    "patch_embedding": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)},
+    "time_embedding": {"hidden": {"kernel": jnp.ones((6, 6))}},
+    "label_embedding": {"embedding": jnp.ones((3, 6))},
+    "final_layer": {"linear": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}},
+    "registers": jnp.ones((2, 6)),
+}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_what_leads_in_and_out_of_a_network_and_what_is_no_matrix_follows_adamw(decay: float) -> None:
+    params = EDGES | {"hidden": {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}}
+    muon, adamw = (steps(params, 4, name, weight_decay=decay)[1] for name in ("muon", "adamw"))
+    for ours, theirs in zip(muon, adamw, strict=True):
+        assert np.max(np.abs(ours["hidden"].pop("kernel") - theirs["hidden"].pop("kernel"))) > 0.1 * RATE
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
+
+
+def one_update(gradients: Any) -> Any:
+    """Of parameters that are as large as their gradients."""
+    made = default.get_config()
+    made.optimizer.update({"name": "muon", "clip_norm": 0.0, "weight_decay": 0.1})
+    optimizer = make_optimizer(made, make_schedule(made))
+    return jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0])(gradients)
+
+
+def test_a_stacked_kernel_moves_as_its_layers_would_alone_and_a_convolution_as_a_matrix() -> None:
+    stack, filters = (jax.random.normal(jax.random.key(0), shape) for shape in ((3, 8, 16), (3, 3, 4, 8)))
+    together = one_update({"blocks_0": {"mlp": {"kernel": stack}}, "conv": {"kernel": filters}})
+    layers = {f"block_{i}": {"mlp": {"kernel": stack[i]}} for i in range(3)}
+    alone = one_update(layers | {"conv": {"kernel": filters.reshape(36, 8)}})
+    for i, layer in enumerate(together["blocks_0"]["mlp"]["kernel"]):
+        np.testing.assert_allclose(layer, alone[f"block_{i}"]["mlp"]["kernel"], rtol=1e-3, atol=1e-9)
+    conv = together["conv"]["kernel"].reshape(36, 8)
+    np.testing.assert_allclose(conv, alone["conv"]["kernel"], rtol=1e-3, atol=1e-9)
+
+
+# What is no hidden matrix of a network: every kernel that the pattern finds, and nothing else.
+TRANSFORMER = r"patch_embedding/.*|time_embedding/.*|final_layer/.*"
+OUTSIDE = {
+    "dit_rf": TRANSFORMER,
+    "mmdit_rf": rf"{TRANSFORMER}|context/.*",  # what makes tokens of labels; the blocks' own stream of them is inside
+    "adm_ddpm": r"time_embedding/.*|encoder/input/kernel|output/kernel|decoder/output/kernel|out/kernel",
+    "adm_classifier": r"time_embedding/.*|encoder/input/kernel|head/.*",
+    "edm2_edm": r"network/(enc_0_conv|out_conv|label_embedding|noise_embedding)/kernel|uncertainty/kernel",
+}
+INSIDE = {
+    "dit_rf": {"block_0/attention/project/qkv/kernel", "block_0/mlp/out/kernel", "block_0/modulation/kernel"},
+    "mmdit_rf": {"block_0/context/perceptron/hidden/kernel", "block_0/image/out/kernel"},
+    "adm_ddpm": {"encoder/down_0_block_0/conv_in/kernel", "encoder/middle_attention/qkv/kernel"},
+    "adm_classifier": {"encoder/down_0_block_0/told/kernel", "encoder/middle_block_1/conv_out/kernel"},
+    "edm2_edm": {"network/enc_0_block0/conv_0/kernel", "network/dec_0_block0/embedding/kernel"},
+}
+
+
+def matrices(name: str, **changes: Any) -> tuple[dict[str, Any], set[str]]:
+    """(shapes of all kernels by name, names of those with a moment of Muon)."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.data.num_classes, config.optimizer.name = 10, "muon"
+    config.model.update({field: value for field, value in (SHALLOW | changes).items() if field in config.model})
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    kernels = {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
+    hidden = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt):
+        where = jax.tree_util.keystr(path)
+        if re.search(r"\['(muon|hidden)'\].*\.mu\[", where) and leaf.ndim:
+            hidden.add("/".join(re.findall(r"\['(\w+)'\]", where.partition(".mu")[2])))
+    return kernels, hidden
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_which_kernels_of_each_network_are_hidden_matrices(name: str) -> None:
+    kernels, hidden = matrices(name)
+    outside = {kernel for kernel in kernels if re.fullmatch(OUTSIDE[name], kernel)}
+    assert hidden == kernels.keys() - outside
+    assert hidden >= INSIDE[name] and outside
+
+
+def test_blocks_that_are_stacked_are_as_hidden_as_others() -> None:
+    kernels, hidden = matrices("dit_rf", scan=True)
+    assert {kernels[name][0] for name in hidden} == {1} and all(name.startswith("blocks_") for name in hidden)
+    assert len(hidden) == len(matrices("dit_rf")[1])
