@@ -97,6 +97,6 @@ def get_config(variant: str = "digits") -> ConfigDict:
         model.learn_sigma = False  # answer twice the channels, for a process that learns the variance
         model.remat = False  # compute activations again instead of keeping them
         model.scan = False  # compile one block for all
-        model.dtype = "float32"  # of the computation: float32 or bfloat16
+        model.dtype = "float32"  # of the computation: float32, bfloat16 or float16, which scales its losses
     config.update_from_flattened_dict(changes)
     return config

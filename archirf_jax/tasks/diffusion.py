@@ -102,6 +102,11 @@ class Diffusion:
     @functools.cached_property
     def update(self) -> Update:
         """How parameters are trained; only a run that trains needs to know."""
+        if hasattr(self.model, "constrained") and self._config.optimizer.name == "schedule_free_adamw":
+            raise UserError(
+                "config.optimizer.name: schedule_free_adamw averages weights, which this network holds at a size; "
+                "take adam"
+            )
         return Update(self._config)
 
     def init_params(self, key: jax.Array) -> Any:

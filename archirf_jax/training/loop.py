@@ -163,16 +163,16 @@ class Loop:
                     self.meter.once["compile_seconds"] = self.advance.compile(self.state, chunk)
                     self.meter.ideal_seconds = self._ideal_seconds(chunk)
                 compiled = True
-            self.profile.at(step, self.state)
+            self.profile.begin(step, self.state)
             self.state, rows = self.advance(self.state, chunk, n)
             step += n
+            self.profile.end(step, self.state)
             self.meter.add(step, n, rows)
             if self.progress:
                 self.progress.update(step)
             # Read once, so that the loop cannot end on a signal that it has not saved for.
             stopping = self.stop.heard()
             self._pause(step, stopping)
-        self.profile.at(step, self.state)
 
     def _ideal_seconds(self, chunk: Any) -> float | None:
         """Seconds a step would take if all devices did nothing but the network's arithmetic; None = unknown device."""

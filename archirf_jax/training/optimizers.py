@@ -21,8 +21,11 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 MUON_SIZE = (
     0.2  # root mean square of Muon's updates, about AdamW's, so that learning rates mean the same (Liu et al. 2025)
 )
-# Parts of a network whose matrices lead in or out of it, which Muon is not for (Jordan et al. 2024).
-EDGES = re.compile(r"(\w+_)embedding|context|final_layer|input|output|out_conv|enc_\d+_conv|uncertainty|head")
+# Parts of a network whose matrices lead in or out of it, which Muon is not for (Jordan et al. 2024). `context` is one
+# at the top alone: blocks of an MMDiT have a stream of that name.
+EDGES = re.compile(
+    r"(context|(.+/)?((\w+_)embedding|final_layer|input|output|out_conv|enc_\d+_conv|uncertainty|head))/.+"
+)
 
 
 def make_schedule(config: Any) -> optax.Schedule:
@@ -101,17 +104,28 @@ def _rule(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformat
 
 
 def _muon(optimizer: Any, schedule: optax.Schedule, moment: Any) -> optax.GradientTransformation:
-    return contrib.muon(
+    hidden = contrib.muon(
         schedule,
         beta=optimizer.muon_momentum,
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
         mu_dtype=moment,
-        adam_b1=optimizer.b1,
-        adam_b2=optimizer.b2,
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=MUON_SIZE,
     )
+    # Its own rule for the rest looks ahead as Muon does, and decays nothing.
+    b1, b2, eps, decay = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
+    rest = optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=_kernels)
+    return optax.partition({"muon": hidden, "rest": rest}, _rules)
+
+
+def _rules(params: Any) -> Any:
+    known = _matrices(params)
+    return jax.tree.map(lambda axes, _: "rest" if axes is None else "muon", known, params, is_leaf=_no_leaf_of_params)
+
+
+def _no_leaf_of_params(node: Any) -> bool:
+    return node is None or isinstance(node, contrib.MuonDimensionNumbers)
 
 
 def _schedule_free(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -188,7 +202,7 @@ def _matrices(params: Any) -> Any:
 
     def axes(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         *parts, name = _names(path)
-        if name != "kernel" or any(EDGES.fullmatch(part) for part in parts):
+        if name != "kernel" or EDGES.fullmatch("/".join([*parts, name])):
             return None
         stacked = int(any(part.startswith(STACKED) for part in parts))
         return contrib.MuonDimensionNumbers(tuple(range(stacked, leaf.ndim - 1)), (leaf.ndim - 1,))

@@ -42,13 +42,16 @@ class Profile:
         """Numbers of steps done at which it begins or ends, above `step`."""
         return [end for end in (self._steps[0] - 1, self._steps[1]) if end > step] if self._steps else []
 
-    def at(self, step: int, state: Any) -> None:
-        """Begin or end where `step` says so, when `state` is computed."""
+    def begin(self, step: int, state: Any) -> None:
+        """Begin, when `state` is computed, if the first step to record comes after `step`."""
         if self._steps and step == self._steps[0] - 1:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self._folder))
             self._running = True
-        elif self._steps and step == self._steps[1]:
+
+    def end(self, step: int, state: Any) -> None:
+        """End, when `state` is computed, if `step` was the last to record."""
+        if self._steps and step == self._steps[1]:
             jax.block_until_ready(state)
             self._end()
 

@@ -17,6 +17,7 @@ from archirf_jax.training.state import TrainState
 
 QUARTERS = 4  # of time, whose losses are told apart
 INNER = ("t", "raw", "index")  # known of examples, and not worth a mean
+LARGEST = ("attention_logit",)  # of whose parts the largest is told
 # parameters, what was drawn for some examples, the number of the part that they are -> losses (B,), and what else is
 # worth knowing, each (B,).
 Losses = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -121,7 +122,7 @@ class Update:
             **_norms("param_norm", params),
             **self._noise(state, gradients, grad_norm),
             **_by_time(aux, each),
-            **{name: _pair(jnp.mean(value.astype(jnp.float32))) for name, value in aux.items() if name not in INNER},
+            **{name: _pair(_told(name, value)) for name, value in aux.items() if name not in INNER},
         }
         metrics = {name: jnp.where(fine, pair, 0) for name, pair in metrics.items()}
         told = {"skipped": _pair(~fine), "stopped": _pair(watch.stopped)}
@@ -180,6 +181,10 @@ def _copy(params: Any) -> Any:
 
 def _pair(value: Any) -> jax.Array:
     return jnp.stack([jnp.asarray(value, jnp.float32), jnp.float32(1)])
+
+
+def _told(name: str, values: jax.Array) -> jax.Array:
+    return jnp.max(values) if name in LARGEST else jnp.mean(values.astype(jnp.float32))
 
 
 def _norms(name: str, tree: Any) -> Metrics:

@@ -148,6 +148,58 @@ def test_a_full_disk_during_a_save_keeps_the_older_checkpoint(
     running.assert_same_run(whole_run, workdir)
 
 
+def test_training_goes_on_without_a_checkpoint_if_told_to(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, data_dir, "--config.checkpoint.required=False", "--config.steps=400")
+    freeze(lambda: (workdir / "checkpoints").exists(), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    process.send_signal(signal.SIGCONT)
+    freeze(lambda: logged_steps(workdir)[-1:] >= [45], process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    process.send_signal(signal.SIGCONT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0 and "Traceback" not in said, said
+    assert "a checkpoint could not be written" in said and "File too large" in said and "training goes on" in said
+    assert steps_saved(workdir)[-1] == 400 and logged_steps(workdir)[-1] == 400
+
+
+def steps_saved(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["start", "compile", "step", "save", "sampling"])
+def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
+    moment: str, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    picture = workdir / "samples" / f"{30:08}.png"
+    process = start(workdir, data_dir)
+    if moment == "start":
+        time.sleep(1.5)
+    elif moment == "compile":
+        # Nothing of the run is to be seen between its metrics file and the first row.
+        wait_for(lambda: (workdir / "metrics.jsonl").exists(), process)
+    elif moment == "step":
+        wait_for(lambda: logged_steps(workdir)[-1:] >= [10], process)
+    elif moment == "save":
+        freeze(lambda: any((workdir / "checkpoints").glob("[46]0.*tmp*")), process)
+    else:
+        freeze(lambda: logged_steps(workdir)[-1:] == [30] and not picture.exists(), process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    said = process.communicate(timeout=120)[1]
+    if moment == "start":
+        assert process.returncode in (RESUME, -signal.SIGTERM), said
+    else:
+        assert process.returncode == RESUME and "Traceback" not in said, said
+        assert steps_saved(workdir)[-1] < running.STEPS
+    assert moment != "sampling" or picture.exists()
+    assert running.main(workdir, data_dir).returncode == 0
+    running.assert_same_run(whole_run, workdir)
+    assert logged_steps(workdir) == logged_steps(whole_run)
+
+
 def test_a_run_without_finite_losses_stops_and_keeps_the_last_good_checkpoint(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def settings(folder: pathlib.Path, resident_mib: int = RESIDENT, seed: int = 0, **data: Any) -> ConfigDict:
     config = default.get_config()
-    config.update({"batch_size": BATCH, "steps": STEPS, "seed": seed})
+    config.update({"batch_size": BATCH, "steps": STEPS, "seed": seed, "mesh": {"data": 1}})
     config.data.update({"name": f"folder:{folder}", "resident_mib": resident_mib, **data})
     return config
 
@@ -129,6 +129,29 @@ def test_a_streamed_feed_can_be_opened_anywhere_after_it_was_closed(folder: path
     feed, resident = feed_of(settings(folder, STREAMED)), feed_of(settings(folder))
     for start, stop in ((3, 6), (0, 2), (10, 11)):
         assert_equal(batches(feed, start, stop), batches(resident, start, stop))
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2), (0, 1)])
+def test_devices_share_the_batches_of_one(folder: pathlib.Path, resident_mib: int, data: int, fsdp: int) -> None:
+    config = settings(folder, resident_mib, flip=True)
+    config.batch_size = 8
+    alone = batches(feed_of(config), 0, 9)
+    config.mesh.update({"data": data, "fsdp": fsdp})
+    feed = feed_of(config)
+    for array in feed.chunk(0, 1)[:2]:
+        assert len(array.sharding.device_set) == (data * fsdp or jax.device_count())
+        assert array.is_fully_replicated == (resident_mib == RESIDENT)
+    feed.close()
+    assert_equal(batches(feed, 0, 9), alone)
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_and_parts_is_refused(
+    folder: pathlib.Path, resident_mib: int
+) -> None:
+    config = settings(folder, resident_mib)
+    config.update({"batch_size": 14, "accumulation": 2, "mesh": {"data": 4}})
+    with pytest.raises(UserError, match=r"batch_size: 14 is no multiple .* 4 x 2 = 8; take 16"):
+        feed_of(config)
 
 
 def test_one_chunk_serves_the_same_batches_as_one_chunk_a_step(folder: pathlib.Path) -> None:

@@ -52,6 +52,10 @@ class Recorder:
         assert self.running
         self.running, self.whole = False, self.waited  # else its last steps would be missing
 
+    def paused(self, profile: Profile, step: int) -> None:
+        """Pictures are drawn and checkpoints written now: none of that is for a recording whose last step is done."""
+        assert not (self.running and step == (profile._steps or (0, 0))[1])
+
     def ran(self, first: int, n: int) -> None:
         self.waited = False
         self.recorded += range(first, first + n) if self.running else []
@@ -64,10 +68,11 @@ def loop(profile: Profile, recorder: Recorder, start: int = 0, end: int = END) -
         while step < end:
             n = min(end, step + DISPATCH, step - step % LOGGED + LOGGED, *profile.after(step)) - step
             assert n > 0
-            profile.at(step, "state")
+            profile.begin(step, "state")
             recorder.ran(step + 1, n)
             step, dispatches = step + n, dispatches + 1
-        profile.at(step, "state")
+            profile.end(step, "state")
+            recorder.paused(profile, step)
     return dispatches
 
 
@@ -105,7 +110,7 @@ def test_a_recording_is_on_disk_after_an_error_too_and_another_can_follow(tmp_pa
     compute = jax.jit(lambda x: x @ x)
     for name in ("first", "second"):
         with pytest.raises(KeyError), Profile(tmp_path / name, (2, 9)) as profile:
-            profile.at(1, compute(jnp.ones((8, 8))))
+            profile.begin(1, compute(jnp.ones((8, 8))))
             compute(jnp.ones((8, 8)))
             raise KeyError
         files = list((tmp_path / name / profiling.FOLDER).rglob("*.xplane.pb"))
