@@ -25,9 +25,6 @@ NETWORKS = {
 }
 
 
-LARGEST = {"attention_logit"}  # of a part, and the mean of those
-
-
 def made(file: Any, **changes: Any) -> Any:
     config = file.get_config()
     with config.unlocked():
@@ -63,10 +60,9 @@ def test_four_parts_are_one_batch(name: str) -> None:
         stepped(made(file, batch_size=size, accumulation=parts, **changes)) for parts in (1, 4)
     )
     assert one.keys() == four.keys() and one["loss"][0] > 0.01
-    for metric in one.keys() - LARGEST:
+    for metric in one:
         if not metric.startswith(("update_norm", "param_norm")):  # a first step of Adam is nearly a sign
             np.testing.assert_allclose(four[metric], one[metric], rtol=2e-6, atol=1e-7, err_msg=metric)
-    assert all(four[metric][0] <= one[metric][0] for metric in LARGEST & one.keys())
     ours, theirs = gradient(parts), gradient(whole)
     assert len(ours) == len(theirs) > 10
     longest = max(np.max(np.abs(leaf)) for leaf in theirs)
