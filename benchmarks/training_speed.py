@@ -1,8 +1,10 @@
-"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=FILE]: images a second, the loop's cost.
+"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=FILE]: images a second, what loop and log cost.
 
 The real loop trains the digits of configs/dit_rf.py into a throw-away directory, as often as `rounds`, each time
 next to the bare compiled step: the same program on the same data, called back to back with nothing in between. The
 share of the loop's wall time outside the compiled step is 1 - bare / loop. Compilation is left out of both.
+
+What the metrics cost is the compiled step with all of them over one that tells its loss alone, dispatches in turn.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from archirf_jax.data.preparation import prepare
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import loop
 from archirf_jax.training.advance import Advance, Feed
-from archirf_jax.training.state import purpose_key
+from archirf_jax.training.state import TrainState, purpose_key
+from archirf_jax.training.update import Metrics
 from archirf_jax.training.writers import read_metrics
 from benchmarks.machine import describe
 from configs import dit_rf
@@ -41,6 +44,31 @@ def bare_seconds(task: Diffusion, feed: Feed, seed: int, steps: int) -> float:
         done += feed.dispatch
     jax.block_until_ready(rows)
     return (time.perf_counter() - begun) / done
+
+
+class Quiet(Diffusion):
+    """A task that tells its loss alone, so that nothing else is computed for telling."""
+
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """One update and its loss."""
+        state, metrics = super().step(state, batch, key)
+        return state, {"loss": metrics["loss"]}
+
+
+def cost_of_metrics(config: Any, feed: Feed, pairs: int = 12, steps: int = 20) -> list[float]:
+    """Shares of a step's time that are spent on what is told of it, one a pair of dispatches."""
+    advances = [Advance(kind(config), feed, config.seed) for kind in (Diffusion, Quiet)]
+    states = [jax.jit(lambda: Diffusion(config).init(purpose_key(config.seed, "init")))() for _ in advances]
+    seconds = []
+    for i in range(pairs + 1):
+        took = []
+        for j, advance in enumerate(advances):
+            begun = time.perf_counter()
+            states[j], rows = advance(states[j], feed.chunk(i * steps, steps), steps)
+            jax.block_until_ready(rows)
+            took.append(time.perf_counter() - begun)
+        seconds.append(took)
+    return [full / quiet - 1 for full, quiet in seconds[1:]]  # the first pair is compilation
 
 
 def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path) -> float:
@@ -71,12 +99,15 @@ def main() -> int:
         for i in range(args.rounds):
             bare.append(bare_seconds(task, feed, config.seed, args.steps))
             whole.append(loop_seconds(task, feed, config, pathlib.Path(folder) / f"run{i}"))
+        telling = cost_of_metrics(config, feed)
     shares = [1 - b / w for b, w in zip(bare, whole, strict=True)]
     figures = describe() | {
         "images_per_second": config.batch_size / statistics.median(whole),
         "bare_images_per_second": config.batch_size / statistics.median(bare),
         "share_outside_the_step": statistics.median(shares),
         "shares": shares,
+        "share_of_metrics": statistics.median(telling),
+        "shares_of_metrics": telling,
     }
     print(json.dumps(figures, indent=2))
     if args.out:
