@@ -49,11 +49,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _explain_flag(error: Exception) -> str:
+    if early := re.match(r"Found (--config\.\S+) in argv before", str(error)):
+        return f"--config: must come before its fields; move it before {early[1]}"
     missing = re.match(r"flag --(\w+)=None", str(error))
     if not missing:
         return str(error)
     examples = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits", "source": "dit"}
-    examples["checkpoint"] = "weights.safetensors"
+    examples |= {"checkpoint": "weights.safetensors", "std": "0.05,0.10", "device": "rtx4090"}
     name = missing[1]
     return f"--{name} is missing" + (f"; give one, such as --{name}={examples[name]}" if name in examples else "")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import sharding
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
 from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
@@ -119,7 +120,7 @@ class Classifier:
         noise = self.process.prior(key, (columns, *self.image_shape), jnp.float32(t))
         labels = jnp.repeat(jnp.arange(rows), columns)
         x = jnp.tile(noise, (rows, 1, 1, 1))
-        slopes = np.asarray(self._slopes(state.ema, x, jnp.full(len(x), t), labels))
+        slopes = sharding.fetch(self._slopes(state.ema, x, jnp.full(len(x), t), labels))
         largest = np.max(np.abs(slopes), axis=(1, 2, 3), keepdims=True)
         return to_uint8(slopes / np.maximum(largest, 1e-12)).reshape(rows, columns, *self.image_shape)
 

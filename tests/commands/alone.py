@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
+import grain  # noqa: F401  first: flags that come into being inside a flagsaver end with it
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 from archirf_jax.errors import UserError
+from archirf_jax.launch import cli
 
 FLAGS = flags.FLAGS
 Defined = dict[str, list[Any]]  # module -> its flags
@@ -38,6 +42,15 @@ class Command:
             assert FLAGS(["command", *arguments]) == ["command"]
             self.module.main([])
 
+    def answer(self, *arguments: str) -> str:
+        """The line that a process of its own would end with, flags that cannot be read included."""
+        command = ["command", *arguments]
+        with _alone(self._flags), flagsaver.flagsaver(), mock.patch.object(sys, "argv", command):
+            with mock.patch.object(cli, "_fail", _refuse), pytest.raises((UserError, OSError)) as refused:
+                cli._parse(command)
+                self.module.main([])
+        return " ".join(str(refused.value).split())
+
     def complaint(self, *arguments: str) -> str:
         """The one line that wrong arguments are answered with."""
         with pytest.raises((UserError, flags.Error, OSError)) as refused:
@@ -45,6 +58,10 @@ class Command:
         message = str(refused.value)
         assert "\n" not in message and message, message
         return message
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _defined() -> Defined:

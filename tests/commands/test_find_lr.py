@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable
 
-import grain  # noqa: F401  first: flags that come into being inside a flagsaver end with it
 import numpy as np
 import pytest
 

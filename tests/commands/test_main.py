@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,9 @@ from PIL import Image
 from archirf_jax.training import checksums
 from benchmarks import crash
 from tests import running
+from tests.commands.alone import Command
 
+MAIN = Command("archirf_jax.main")
 RESUME = 75  # exit code of a run that was asked to stop
 
 
@@ -299,15 +302,29 @@ BAD = {
     "no finite number": (["--config.process.logit_mean=nan"], ["config.process.logit_mean", "finite"]),
     "seed too large": (["--config.seed=99999999999999999999"], ["config.seed", "2**31"]),
     "too few classes": (["--config.data.num_classes=3"], ["config.data.num_classes", "10"]),
+    "bad mesh": (["--config.mesh.fsdp=3"], ["config.mesh.fsdp", "does not divide"]),
+    "bad parts": (["--config.accumulation=5"], ["config.batch_size: 32", "devices x accumulation", "take"]),
+    "bad width of an average": (["--config.ema.stds=(0.5,)"], ["config.ema.stds", "0.5"]),
+    "bad profile": (["--profile=7"], ["--profile", "100..110"]),
     "no configuration": (["--config=README.md"], ["README.md", "SyntaxError"]),
     "unknown flag": (["--wurkdir=x"], ["wurkdir", "workdir"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_ends_with_one_line_exit_code_2_and_no_run(
-    case: str, data_dir: pathlib.Path, tmp_path: pathlib.Path
+def test_bad_input_is_answered_in_one_line_and_begins_no_run(
+    case: str, data_dir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    overrides, expected = BAD[case]
+    workdir = tmp_path / "run"
+    monkeypatch.chdir(running.REPOSITORY)
+    said = MAIN.answer(*running.arguments(workdir, data_dir, overrides)[3:])
+    assert all(word in said for word in expected), said
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("case", ["unknown nested key", "unprepared data set", "no configuration"])
+def test_the_line_comes_with_exit_code_2_and_no_run(case: str, data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     overrides, expected = BAD[case]
     workdir = tmp_path / "run"
     done = running.main(workdir, data_dir, *overrides)
@@ -315,3 +332,10 @@ def test_bad_input_ends_with_one_line_exit_code_2_and_no_run(
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ")
     assert all(word in done.stderr for word in expected), done.stderr
     assert not workdir.exists()
+
+
+def test_fields_before_the_configuration_are_told_where_they_belong(tmp_path: pathlib.Path) -> None:
+    start = [sys.executable, "-m", "archirf_jax.main", f"--workdir={tmp_path / 'run'}"]
+    done = running.run([*start, "--config.steps=3", "--config=configs/dit_rf.py"])
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr == "error: --config: must come before its fields; move it before --config.steps=3\n"

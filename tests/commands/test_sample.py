@@ -18,6 +18,7 @@ from archirf_jax import sample as command
 from archirf_jax.errors import UserError
 from archirf_jax.sample import parse_labels
 from archirf_jax.samplers.choice import Choice
+from archirf_jax.training import checksums
 from tests import running
 from tests.commands import inside
 from tests.commands.inside import PLAIN, complaint
@@ -131,6 +132,25 @@ def chosen(own: Choice, **given: str) -> Choice:
         for name, value in given.items():
             flags.FLAGS[name].parse(value)
         return command.chosen(types.SimpleNamespace(choice=own))  # type: ignore[arg-type]
+
+
+def test_another_average_of_the_run_is_drawn_with_by_its_name(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def beside(folder: pathlib.Path, name: str) -> pathlib.Path:
+        """A copy of the run in which an average of this name holds the last parameters."""
+        step = shutil.copytree(whole_run, folder) / "checkpoints" / "60"
+        (step / checksums.FILE).unlink()
+        shutil.rmtree(step / name, ignore_errors=True)
+        shutil.copytree(step / "params", step / name)
+        return folder
+
+    several, instead = beside(tmp_path / "several", "decay_0.9"), beside(tmp_path / "instead", "ema")
+    few = (*PLAIN, "--labels=0-3", "--per_class=1")
+    ours, _ = inside.arrays(several, tmp_path, *few, "--ema=decay_0.9")
+    theirs, _ = inside.arrays(instead, tmp_path, *few)
+    usual, _ = inside.arrays(several, tmp_path, *few)
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.any(ours != usual)
+    assert "there is no average 'decay_0.5' in it; there are ema, decay_0.9" in complaint(several, "--ema=decay_0.5")
 
 
 def test_every_flag_sets_its_field_and_no_other() -> None:

@@ -17,7 +17,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.tasks import edits
 from archirf_jax.tasks.diffusion import Diffusion, class_grid
 from archirf_jax.training.state import TrainState, purpose_key
-from configs import dit_ddpm, dit_edm, dit_rf
+from configs import dit_ddpm, dit_edm, dit_rf, edm2_edm
 
 SMALL = {
     "model.hidden_size": 16,
@@ -190,6 +190,14 @@ def test_how_it_is_trained_matters_to_who_trains_alone(change: dict[str, Any], s
     made = Diffusion(config(**change))
     assert made.preview(state, purpose_key(0, "preview")).shape == (3, 2, 8, 8, 1)
     with pytest.raises(UserError, match=f"^{said}"):
+        jax.eval_shape(made.init, jax.random.key(0))
+
+
+def test_weights_that_are_held_at_a_size_are_not_averaged_by_a_schedule_free_optimizer() -> None:
+    changed = edm2_edm.get_config()
+    changed.update_from_flattened_dict({"data.num_classes": 3, "optimizer.name": "schedule_free_adamw"})
+    made = Diffusion(changed)
+    with pytest.raises(UserError, match="config.optimizer.name: schedule_free_adamw .*take adam"):
         jax.eval_shape(made.init, jax.random.key(0))
 
 
