@@ -111,26 +111,25 @@ class Loop:
 
     def run(self) -> TrainState:
         """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""
+        abandoned = False
         try:
-            try:
-                self._run()
-            except Stopped as e:
-                raise self._looked_at(e) from e
-            except OSError as e:
-                raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
+            self._run()
+        except Stopped as e:
+            raise self._looked_at(e) from e
+        except OSError as e:
+            raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
         except (jax.errors.JaxRuntimeError, ValueError) as e:
-            if jax.process_count() == 1 or isinstance(e, UserError):
-                self._release()
+            abandoned = jax.process_count() > 1 and not isinstance(e, UserError)  # a sum over all processes failed
+            if not abandoned:
                 raise
-            # A sum over all failed. Nothing is closed or waited for here: that would need the process that is gone.
             raise UserError(
                 f"another process of this run does not answer ({str(e).splitlines()[0][:100]}); start the same command "
                 f"again in all of them; saved steps: {', '.join(map(str, self.checkpoints.steps())) or 'none'}"
             ) from e
-        except BaseException:
-            self._release()
-            raise
-        self._release()
+        finally:
+            if not abandoned:  # or closing would wait for the process that is gone
+                for one in filter(None, (self.checkpoints, self.snapshots)):
+                    one.close()
         return self.state
 
     def _run(self) -> None:
@@ -147,10 +146,6 @@ class Loop:
         with self._tolerating(False):
             for one in filter(None, (self.checkpoints, self.snapshots)):
                 one.wait()
-
-    def _release(self) -> None:
-        for one in filter(None, (self.checkpoints, self.snapshots)):
-            one.close()
 
     def _steps(self, step: int) -> None:
         stopping, compiled = False, False

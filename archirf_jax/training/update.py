@@ -91,32 +91,16 @@ class Update:
         loss, each, aux, gradients = self._gradients(start, drawn, losses, state.guard.scale)
         grad_norm = optax.tree.norm(gradients)
         watch, fine = guard.watch(state.guard, loss, grad_norm, self._config.guard, self._scaled)
-
         updates, opt = self._optimizer.update(gradients, state.opt, start)
         params = optax.apply_updates(start, updates)
-        shown = optimizers.evaluation_params(opt, params)
-        followed, done = params if shown is None else shown, state.guard.updates
-        after = TrainState(
-            step=state.step + 1,
-            params=params,
-            ema=ema.update(state.ema, params, self._decay(done)) if shown is None else shown,
-            opt=opt,
-            memory=remember(state.memory, aux),
-            averages={
-                name: ema.update(average, followed, self._beside[name](done))
-                for name, average in state.averages.items()
-            },
-            guard=watch,
-        )
+        after = self._averaged(state, params, opt, remember(state.memory, aux))
         # Chosen leaf by leaf, which costs nothing inside the optimizer's own loops.
-        after = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old), after, dataclasses.replace(state, step=state.step + 1)
-        )
+        after = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
         after = dataclasses.replace(after, guard=watch, step=state.step + (watch.stopped == 0))
 
         metrics = {
             "loss": _pair(loss),
-            "learning_rate": _pair(self._schedule(done)),
+            "learning_rate": _pair(self._schedule(state.guard.updates)),
             **_norms("grad_norm", gradients),
             **_norms("update_norm", updates),
             **_norms("param_norm", params),
@@ -127,6 +111,14 @@ class Update:
         metrics = {name: jnp.where(fine, pair, 0) for name, pair in metrics.items()}
         told = {"skipped": _pair(~fine), "stopped": _pair(watch.stopped)}
         return after, metrics | told | ({"loss_scale": _pair(state.guard.scale)} if self._scaled else {})
+
+    def _averaged(self, state: TrainState, params: Any, opt: Any, memory: Any) -> TrainState:
+        """The state with new parameters, optimizer and memory, and the averages that follow from them."""
+        shown, done = optimizers.evaluation_params(opt, params), state.guard.updates
+        followed = params if shown is None else shown
+        average = ema.update(state.ema, params, self._decay(done)) if shown is None else shown
+        averages = {name: ema.update(old, followed, self._beside[name](done)) for name, old in state.averages.items()}
+        return dataclasses.replace(state, params=params, opt=opt, memory=memory, ema=average, averages=averages)
 
     def _gradients(
         self, params: Any, drawn: Any, losses: Losses, scale: jax.Array
