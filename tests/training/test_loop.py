@@ -13,10 +13,13 @@ import pytest
 from archirf_jax.data.pipeline import ResidentFeed
 from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
-from archirf_jax.training import ema, guard
+from archirf_jax.training import devices, ema, flops, guard
 from archirf_jax.training.advance import Advance
 from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.loop import Loop
 from archirf_jax.training.meter import STOPPED, Meter, Stopped
+from archirf_jax.training.preemption import StopRequest
+from archirf_jax.training.profiling import Profile
 from archirf_jax.training.state import TrainState, purpose_key
 from configs import dit_ddpm, dit_rf
 
@@ -216,3 +219,21 @@ def test_the_step_that_was_not_done_is_named_with_its_reason() -> None:
     with pytest.raises(Stopped) as stopped:
         meter.settle()
     assert stopped.value.step == 12 and stopped.value.reason == guard.JUMP
+
+
+def test_utilisation_counts_three_forward_passes_of_the_batch_against_the_peak_of_all_devices(
+    small: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, feed, _ = small
+    config = dit_rf.get_config()
+    config.update_from_flattened_dict({"batch_size": 8, "mesh.data": 4})
+    loop = Loop(task, feed, config, tmp_path, "", StopRequest(), Profile(tmp_path))
+    loop.state = jax.eval_shape(task.init, purpose_key(0, "init"))
+    assert loop._ideal_seconds(feed.chunk(0, 1)) is None  # nobody knows the peak of this CPU
+    known = devices.Device("known", "gpu", 1, {"float32": 1e9}, ())
+    monkeypatch.setattr("archirf_jax.training.loop.devices.of", lambda device: known)
+    x, t, y = jnp.zeros((8, 8, 8, 1)), jnp.zeros(8), jnp.zeros(8, jnp.int32)
+    forward = flops.count(lambda p: task.model.apply({"params": p}, x, t, y), loop.state.params)
+    assert loop._ideal_seconds(feed.chunk(0, 1)) == pytest.approx(3 * forward / 4e9)
+    config.model.dtype = "bfloat16"
+    assert loop._ideal_seconds(feed.chunk(0, 1)) is None
