@@ -5,6 +5,8 @@ Queries, keys and values are (batch, tokens, heads, head width).
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, teller: nn.Module | None = 
     where flash attention makes none.
     """
     if _flash_fits(q):
-        if teller is not None and teller.is_mutable_collection(TOLD):
+        if _heard(teller):
             _tell(teller, _logits(jnp.swapaxes(q[:1], 1, 2), jnp.swapaxes(k[:1], 1, 2)))
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     logits = _logits(q, k)
     peaks = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    if teller is not None:
+    if _heard(teller):
         _tell(teller, peaks)
     weights = jnp.exp(logits - peaks)
     mixed = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -43,6 +45,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, teller: nn.Module | None = 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+
+
+def _heard(teller: nn.Module | None) -> TypeGuard[nn.Module]:
+    return teller is not None and teller.is_mutable_collection(TOLD) and not teller.is_initializing()
 
 
 def _tell(teller: nn.Module, logits: jax.Array) -> None:
