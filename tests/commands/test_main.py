@@ -29,6 +29,11 @@ MAIN = Command("archirf_jax.main")
 RESUME = 75  # exit code of a run that was asked to stop
 
 
+def slow(value: Any) -> Any:
+    """Of a test whose other values prove the law."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -86,7 +91,7 @@ def test_a_finished_run_started_again_trains_no_further(
     running.assert_same_run(whole_run, copy)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, slow(signal.SIGINT), slow(signal.SIGUSR1)])
 def test_a_stop_signal_saves_says_how_to_go_on_and_changes_nothing(
     sig: signal.Signals, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -113,7 +118,7 @@ def test_kills_at_any_moment_lose_nothing(tmp_path: pathlib.Path, monkeypatch: p
     assert not any((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "overwrite", "remove"])
+@pytest.mark.parametrize("damage", ["truncate", slow("overwrite"), slow("remove")])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     damage: str, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -239,7 +244,7 @@ def overflow(workdir: pathlib.Path, layer: tuple[str, ...], value: float) -> Non
     (folder.parent / checksums.FILE).unlink()
 
 
-@pytest.mark.parametrize("layer", [("block_1", "mlp", "hidden"), ("final_layer", "linear")])
+@pytest.mark.parametrize("layer", [("block_1", "mlp", "hidden"), slow(("final_layer", "linear"))])
 def test_updates_that_are_not_finite_are_skipped_counted_stopped_and_the_replay_names_the_layer(
     layer: tuple[str, ...], whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
