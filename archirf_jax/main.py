@@ -19,6 +19,7 @@ from archirf_jax.launch import cli, distributed
 from archirf_jax.launch import config as configuration
 from archirf_jax.tasks.building import resolve_class_embeddings
 from archirf_jax.training import replay
+from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile, parse
 
@@ -29,6 +30,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "run directory: configuration, checkpoints, metrics, pictures", required=True
 )
 PROFILE = flags.DEFINE_string("profile", None, "record what the devices do in these steps, such as 100..110")
+CHANGE_CONFIG = flags.DEFINE_bool("change_config", False, "go on with a run though it began with another configuration")
 REPLAY = flags.DEFINE_bool("replay", False, "run the step again at which the run was stopped, layer by layer")
 flags.mark_flag_as_required("config")
 RESUME = 75  # exit code of a run that was asked to stop and can go on (EX_TEMPFAIL)
@@ -50,9 +52,11 @@ def main(argv: list[str]) -> int:
     resolve_class_embeddings(config)
     task = registry.build(tasks, "config.task", config.task, {"config": config})
     feed = make_feed(dataset, config)
-    jax.eval_shape(task.init, jax.random.key(0))  # what does not fit is known before a directory is claimed
+    like = jax.eval_shape(task.init, jax.random.key(0))  # what does not fit is known before a directory is claimed
+    if CHANGE_CONFIG.value:
+        Checkpoints(workdir / "checkpoints").check_fits(like)
     first = jax.process_index() == 0
-    with configuration.claimed(config, workdir) if first else contextlib.nullcontext():
+    with configuration.claimed(config, workdir, CHANGE_CONFIG.value) if first else contextlib.nullcontext():
         if not train(task, feed, config, workdir, again=cli.command_line(), profile=profile):
             return RESUME
     made = [

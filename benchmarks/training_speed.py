@@ -1,8 +1,9 @@
-"""python -m benchmarks.training_speed [--steps=300] [--rounds=3] [--out=FILE]: images a second, what loop and log cost.
+"""python -m benchmarks.training_speed [--steps=300] [--rounds=15] [--out=FILE]: images a second, cost of loop and log.
 
 The real loop trains the digits of configs/dit_rf.py into a throw-away directory, as often as `rounds`, each time
-next to the bare compiled step: the same program on the same data, called back to back with nothing in between. The
-share of the loop's wall time outside the compiled step is 1 - bare / loop. Compilation is left out of both.
+between two runs of the bare compiled step: the same program on the same data, called back to back with nothing in
+between. The share of the loop's wall time outside the compiled step is 1 - bare / loop, bare being the mean of the run
+before and the run after it, so that a machine that becomes slower or faster does not count. Compilation is left out.
 
 What the metrics cost is the compiled step with all of them over one that tells its loss alone, dispatches in turn.
 """
@@ -55,18 +56,18 @@ class Quiet(Diffusion):
         return state, {"loss": metrics["loss"]}
 
 
-def cost_of_metrics(config: Any, feed: Feed, pairs: int = 12, steps: int = 20) -> list[float]:
+def cost_of_metrics(config: Any, feed: Feed, pairs: int = 40, steps: int = 20) -> list[float]:
     """Shares of a step's time that are spent on what is told of it, one a pair of dispatches."""
     advances = [Advance(kind(config), feed, config.seed) for kind in (Diffusion, Quiet)]
     states = [jax.jit(lambda: Diffusion(config).init(purpose_key(config.seed, "init")))() for _ in advances]
     seconds = []
     for i in range(pairs + 1):
-        took = []
-        for j, advance in enumerate(advances):
+        took = [0.0, 0.0]
+        for j in (0, 1) if i % 2 else (1, 0):  # neither is always the first
             begun = time.perf_counter()
-            states[j], rows = advance(states[j], feed.chunk(i * steps, steps), steps)
+            states[j], rows = advances[j](states[j], feed.chunk(i * steps, steps), steps)
             jax.block_until_ready(rows)
-            took.append(time.perf_counter() - begun)
+            took[j] = time.perf_counter() - begun
         seconds.append(took)
     return [full / quiet - 1 for full, quiet in seconds[1:]]  # the first pair is compilation
 
@@ -78,11 +79,16 @@ def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path
     return statistics.fmean(rows)
 
 
+def standard_error(values: list[float]) -> float:
+    """Of the median of such values, were they normal: a quarter more than that of their mean."""
+    return 1.2533 * statistics.stdev(values) / len(values) ** 0.5
+
+
 def main() -> int:
     """Measure, print, and with --out write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     config = dit_rf.get_config()
@@ -96,17 +102,20 @@ def main() -> int:
         dataset = load(config.data)
         config.data.num_classes = len(dataset.source.class_names)
         task, feed = Diffusion(config), make_feed(dataset, config)
+        bare.append(bare_seconds(task, feed, config.seed, args.steps))
         for i in range(args.rounds):
-            bare.append(bare_seconds(task, feed, config.seed, args.steps))
             whole.append(loop_seconds(task, feed, config, pathlib.Path(folder) / f"run{i}"))
+            bare.append(bare_seconds(task, feed, config.seed, args.steps))
         telling = cost_of_metrics(config, feed)
-    shares = [1 - b / w for b, w in zip(bare, whole, strict=True)]
+    shares = [1 - (a + b) / 2 / w for a, w, b in zip(bare, whole, bare[1:], strict=False)]
     figures = describe() | {
         "images_per_second": config.batch_size / statistics.median(whole),
         "bare_images_per_second": config.batch_size / statistics.median(bare),
         "share_outside_the_step": statistics.median(shares),
+        "share_outside_the_step_error": standard_error(shares),
         "shares": shares,
         "share_of_metrics": statistics.median(telling),
+        "share_of_metrics_error": standard_error(telling),
         "shares_of_metrics": telling,
     }
     print(json.dumps(figures, indent=2))

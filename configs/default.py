@@ -49,7 +49,8 @@ def get_config() -> ConfigDict:
     optimizer.eps = 1e-8  # added to the root of the second moment
     optimizer.moment_dtype = "float32"  # of the first moment: float32 or bfloat16
     optimizer.muon_momentum = 0.95  # decay of muon's moment
-    optimizer.weight_decay = 0.0  # of kernels only
+    optimizer.weight_decay = 0.0  # of the parameters that the next field names
+    optimizer.decayed = "(.*/)?kernel"  # regular expression of whole names, such as block_0/mlp/hidden/kernel
     optimizer.clip_norm = 1.0  # longest gradient; 0 = no clipping
 
     config.schedule = schedule = ConfigDict()

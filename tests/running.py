@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from archirf_jax.training.writers import told
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 STEPS = 60
 SMALL = (
@@ -67,8 +69,9 @@ def final_arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarr
 
 
 def assert_same_run(first: pathlib.Path, second: pathlib.Path) -> None:
-    """Final parameters, averages and optimizer state are equal byte for byte, and so are the logged losses."""
+    """Final parameters, averages and optimizer state are equal byte for byte, and so is every row of metrics."""
     ours, theirs = final_arrays(first), final_arrays(second)
     assert ours.keys() == theirs.keys() and len(ours) > 40
     for name, array in ours.items():
         assert array.tobytes() == theirs[name].tobytes(), name
+    assert told(first) == told(second)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
+from absl import logging
 
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.launch.lock import lock
@@ -174,8 +175,13 @@ def load(workdir: pathlib.Path, flag: str = "workdir") -> ml_collections.ConfigD
 
 
 @contextlib.contextmanager
-def claimed(config: Any, workdir: pathlib.Path) -> Iterator[None]:
+def claimed(config: Any, workdir: pathlib.Path, changing: bool = False) -> Iterator[None]:
     """Hold a run directory for this run alone; save the configuration in a new one, compare it in an old one.
+
+    Args:
+        config: of the run.
+        workdir: made, with its parents.
+        changing: whether a run that began with another configuration goes on with this one.
 
     Raises:
         UserError: the directory is in use, or belongs to a run with another configuration; lists the differences.
@@ -187,28 +193,30 @@ def claimed(config: Any, workdir: pathlib.Path) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"--workdir: {str(workdir)!r} cannot be a run directory: {e.strerror}") from e
     try:
-        _compare(config, workdir)
+        if differences := _differences(config, workdir):
+            if not changing:
+                raise UserError(
+                    f"--workdir: {str(workdir)!r} holds a run with another configuration ({differences}); use the same "
+                    "configuration to go on, or --change_config to go on with this one, or another directory"
+                )
+            logging.warning("from here on with another configuration: %s", differences)
         save(config, workdir)
         yield
     finally:
         holding.__exit__(None, None, None)
 
 
-def _compare(config: Any, workdir: pathlib.Path) -> None:
+def _differences(config: Any, workdir: pathlib.Path) -> str:
+    """What decides a run and is otherwise in the one that the directory holds, in words; "" if nothing."""
     # A directory in which nothing was saved belongs to nobody yet: a first start that failed may be corrected.
     saved = any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*"))
     if not (workdir / FILE).exists() or not saved:
-        return
+        return ""
     old, new = dict(leaves(load(workdir))), dict(leaves(json.loads(json.dumps(config.to_dict()))))
     missing = "(absent)"
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
-    differences = [
+    return "; ".join(
         f"{name}: {old.get(name, missing)!r} there, {new.get(name, missing)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name, missing) != new.get(name, missing) and not name.startswith(free)
-    ]
-    if differences:
-        raise UserError(
-            f"--workdir: {str(workdir)!r} holds a run with another configuration ({'; '.join(differences)}); "
-            "use the same configuration to go on, or another directory"
-        )
+    )

@@ -101,7 +101,8 @@ class Advance:
         return state, metrics
 
     def _steps(self, state: TrainState, chunk: Any, n: jax.Array) -> tuple[TrainState, Metrics]:
-        _, shapes = jax.eval_shape(self._one, chunk, jnp.int32(0), state)
+        one = jax.jit(self._one, inline=True)  # so that it is traced once for its shapes and for the loop
+        _, shapes = jax.eval_shape(one, chunk, jnp.int32(0), state)
         rows = {name: jnp.zeros((self._feed.dispatch, *value.shape), value.dtype) for name, value in shapes.items()}
 
         def running(carry: Any) -> jax.Array:
@@ -110,7 +111,7 @@ class Advance:
 
         def body(carry: Any) -> Any:
             i, state, rows = carry
-            state, metrics = self._one(chunk, i, state)
+            state, metrics = one(chunk, i, state)
             return i + 1, state, {name: rows[name].at[i].set(value) for name, value in metrics.items()}
 
         # The trip count is traced: one program for any n, hence the same bits however a run is cut into dispatches.

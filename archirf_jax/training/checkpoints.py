@@ -1,6 +1,7 @@
 """Checkpoints of a run: Orbax items `params`, `ema`, `opt`, ..., `config`, each readable without the others.
 
-They are written in the background, whole or not at all. Every further average is an item of its own name.
+They are written in the background, whole or not at all. Every further average is an item of its own name. A checkpoint
+between two rows of metrics has an item `unreported`, so that they are the rows of a run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from archirf_jax.training import checksums
 from archirf_jax.training.state import TrainState
 
 TREES = ("params", "ema", "opt", "memory", "guard")
+UNREPORTED = "unreported"
 NAMED = 4  # parameters that differ are named up to this number
 Items = dict[str, Any]
 
@@ -56,10 +58,20 @@ class Checkpoints:
         """Steps that have a complete checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        config: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+        unreported: dict[str, list[float]] | None = None,
+    ) -> None:
         """Start writing `state` and the run's configuration; returns as soon as the values are copied.
 
-        `metrics` are those that the best are told by.
+        Args:
+            state: its step names the checkpoint.
+            config: of the run.
+            metrics: those that the best are told by.
+            unreported: what the next row of metrics begins with, see `Meter`.
 
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
@@ -67,6 +79,8 @@ class Checkpoints:
         if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
             raise self._failed(FileNotFoundError("it is gone"))
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        if unreported:
+            items[UNREPORTED] = ocp.args.JsonSave(unreported)
         args = ocp.args.Composite(config=ocp.args.JsonSave(config), **items)
         try:
             self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
@@ -108,7 +122,7 @@ class Checkpoints:
         A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
 
         Raises:
-            UserError: the newest is of another network or optimizer; names what differs.
+            UserError: the newest is of another network, optimizer or training; names what differs.
         """
         found = self._newest(_items(like))
         if found is None:
@@ -116,6 +130,13 @@ class Checkpoints:
         step, items = found
         averages = {name: items.pop(name) for name in like.averages}
         return dataclasses.replace(like, step=jax.numpy.asarray(step, "int32"), averages=averages, **items)
+
+    def check_fits(self, like: TrainState) -> None:
+        """Raise a UserError that names what differs unless the newest readable state is shaped like this one."""
+        items = _items(like)
+        for step in self.steps():
+            if self._damage(step, items) is None:
+                return self._check_same(step, items)
 
     def restore_ema(self, like: Any, step: int | None = None, item: str = "ema") -> tuple[int, Any]:
         """(step, averaged parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
@@ -143,6 +164,17 @@ class Checkpoints:
             raise UserError(f"{str(folder)!r} is damaged or has no {item!r}: {damage}")
         return self._read(step, {item: like})[item]
 
+    def unreported(self, step: int) -> dict[str, list[float]]:
+        """What the next row of metrics begins with after the checkpoint of `step`; {} where a row ended there."""
+        folder = self.directory / str(step)
+        if not (folder / UNREPORTED).is_dir():
+            return {}
+        if damage := checksums.find_damage(folder, [UNREPORTED]):
+            logging.warning("the next row of metrics is a mean over fewer steps: %s of step %d", damage, step)
+            return {}
+        args = ocp.args.Composite(**{UNREPORTED: ocp.args.JsonRestore()})
+        return dict(self._manager.restore(step, args=args)[UNREPORTED])
+
     def averages(self, step: int) -> list[str]:
         """The names of the averages in the checkpoint of `step`, "ema" first."""
         names = {path.name for path in (self.directory / str(step)).iterdir() if (path / "_METADATA").is_file()}
@@ -155,23 +187,34 @@ class Checkpoints:
 
     def _newest(self, like: Items, only: int | None = None) -> tuple[int, Items] | None:
         for step in self.steps() if only is None else [only]:
-            damage = checksums.find_damage(self.directory / str(step), like)
+            damage = self._damage(step, like)
             if damage is None:
                 return step, self._read(step, like)
             logging.warning("the checkpoint of step %d is damaged: %s", step, damage)
             self._set_aside(step)
         return None
 
+    def _damage(self, step: int, like: Items) -> str | None:
+        folder = self.directory / str(step)
+        if lacking := checksums.lacking(folder, like):
+            raise self._other(step, f"it has no {', '.join(lacking)}")
+        return checksums.find_damage(folder, like)
+
     def _read(self, step: int, like: Items) -> Items:
-        for name, tree in like.items():
-            if differences := _differences(self.directory / str(step) / name, tree):
-                raise UserError(
-                    f"the checkpoint of step {step} in {str(self.directory)!r} is of another "
-                    f"{'optimizer' if name == 'opt' else 'network'} than this one: {name} has {differences}; "
-                    "use the code and the configuration that it was made with, or another directory"
-                )
+        self._check_same(step, like)
         args = {name: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for name, tree in like.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+
+    def _check_same(self, step: int, like: Items) -> None:
+        for name, tree in like.items():
+            if differences := _differences(self.directory / str(step) / name, tree):
+                raise self._other(step, f"{name} has {differences}", "optimizer" if name == "opt" else "network")
+
+    def _other(self, step: int, what: str, kind: str = "training") -> UserError:
+        return UserError(
+            f"the checkpoint of step {step} in {str(self.directory)!r} is of another {kind} than this one: {what}; "
+            "use the code and the configuration that it was made with, or another directory"
+        )
 
     def _write_checksums(self) -> None:
         # Called when all files are written and before the folder gets its final name: part of what is whole or absent.

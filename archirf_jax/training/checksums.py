@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable
 
 FILE = "checksums.json"
+HEADS = ("_METADATA", "metadata")  # what Orbax writes for arrays, and for JSON
 
 
 def write(directory: pathlib.Path) -> None:
@@ -18,12 +19,21 @@ def write(directory: pathlib.Path) -> None:
     part.replace(directory / FILE)
 
 
+def lacking(directory: pathlib.Path, folders: Iterable[str]) -> list[str]:
+    """The subfolders of a checkpoint that it never had; none where its checksums cannot tell."""
+    try:
+        known = {pathlib.PurePath(name).parts[0] for name in json.loads((directory / FILE).read_text())}
+    except (OSError, ValueError, TypeError):
+        return []
+    return [name for name in folders if name not in known and not (directory / name).exists()]
+
+
 def find_damage(directory: pathlib.Path, folders: Iterable[str]) -> str | None:
     """What is wrong with the first bad file in the given subfolders of a checkpoint; None if nothing seems to be."""
     wanted = set(folders)
     for name in wanted:
-        if not (directory / name / "_METADATA").is_file():
-            return f"{name}/_METADATA is missing"
+        if not any((directory / name / file).is_file() for file in HEADS):
+            return f"{name}/{HEADS[0]} is missing"
     try:
         sums = dict(json.loads((directory / FILE).read_text()))
     except FileNotFoundError:

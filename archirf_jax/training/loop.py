@@ -138,6 +138,7 @@ class Loop:
         self.progress = Progress(step, self.config.steps) if self.first else None
         self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
         self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
+        self.meter.go_on(self.checkpoints.unreported(step))
         with self.profile:
             self._steps(step)
         if self.metrics and self.progress:
@@ -216,7 +217,7 @@ class Loop:
     def _save(self) -> None:
         best, row = self.config.checkpoint.best_metric, self.meter.latest
         told = {best: row[best]} if self.config.checkpoint.keep_best and best in row else None
-        self.checkpoints.save(self.state, self.config.to_dict(), told)
+        self.checkpoints.save(self.state, self.config.to_dict(), told, self.meter.unreported())
 
     def _note(self) -> None:
         """Keep the power-function averages, whose clock are the updates; a run that comes here again does not."""
@@ -259,8 +260,8 @@ class Loop:
         replay.keep(self.state, self.advance, self.feed, self.config, self.workdir)
         return UserError(
             f"{guard.REASONS[stopped.reason]} at step {stopped.step + 1}; its parameters, batch and key are in "
-            f"{str(self.workdir / replay.FOLDER)!r}; look at it by: {self.again} --replay; it may help to lower "
-            f"optimizer.learning_rate or optimizer.clip_norm or to lengthen schedule.warmup_steps; "
+            f"{str(self.workdir / replay.FOLDER)!r}; look at it by: {self.again} --replay; to go on, add "
+            f"--change_config and a lower optimizer.learning_rate or optimizer.clip_norm, or another seed; "
             f"whole checkpoints: {self.checkpoints.whole()}"
         )
 

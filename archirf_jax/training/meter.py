@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 Row = dict[str, float]
+Sums = dict[str, list[float]]
 STOPPED = "stopped"  # the metric that is above 0 at a step that was not done
 
 
@@ -83,9 +84,19 @@ class Meter:
                 place = int(np.argmax(reasons > 0))
                 raise Stopped(step - n + place, int(reasons[place]))
             for name, row in values.items():
-                self._sums[name] = self._sums.get(name, 0.0) + np.sum(row, axis=0)
+                # Added one by one, so that the mean does not depend on where dispatches and restarts cut the steps.
+                so_far = self._sums.get(name, np.zeros(2))
+                self._sums[name] = np.add.accumulate([so_far, *row])[-1]
             if step % self._every == 0 or step == self._end:
                 self._flush(step)
+
+    def unreported(self) -> Sums:
+        """What the steps since the last report add to the next one, name -> [sum, weight]; what is read so far."""
+        return {name: total.tolist() for name, total in self._sums.items()}
+
+    def go_on(self, unreported: Sums) -> None:
+        """Count what another meter had not reported yet, so that the next row is a mean over the same steps."""
+        self._sums = {name: np.asarray(total, np.float64) for name, total in unreported.items()}
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

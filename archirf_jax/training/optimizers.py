@@ -15,6 +15,8 @@ from optax import contrib
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.sharding import STACKED
 
+Mask = Callable[[Any], Any]  # parameters -> a tree like them of what is chosen
+
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 OPTIMIZERS = ("adamw", "adam", "lion", "muon", "schedule_free_adamw")
 MOMENT_DTYPES = ("float32", "bfloat16")
@@ -73,10 +75,11 @@ def edm2_learning_rate(
 def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer `optimizer.name` with gradient clipping.
 
-    Weight decay touches kernels only, and constants (named `frozen_...`) stay as they are, without any state.
+    Weight decay touches the parameters that `optimizer.decayed` names, and constants (named `frozen_...`) stay as they
+    are, without any state.
 
     Raises:
-        UserError: unknown name or dtype.
+        UserError: unknown name or dtype, or no regular expression.
     """
     optimizer = config.optimizer
     _check("optimizer.name", optimizer.name, OPTIMIZERS)
@@ -90,32 +93,33 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
 
 def _rule(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     b1, b2, eps, decay = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
-    moment = jnp.dtype(optimizer.moment_dtype)
+    moment, decayed = jnp.dtype(optimizer.moment_dtype), _decayed(optimizer)
     rules: dict[str, Callable[[], optax.GradientTransformation]] = {
-        "adamw": lambda: optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=_kernels),
+        "adamw": lambda: optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=decayed),
         "adam": lambda: optax.adam(schedule, b1, b2, eps, mu_dtype=moment),
-        "lion": lambda: optax.lion(schedule, b1, b2, mu_dtype=moment, weight_decay=decay, mask=_kernels),
-        "muon": lambda: _muon(optimizer, schedule, moment),
-        "schedule_free_adamw": lambda: _schedule_free(optimizer, schedule),
+        "lion": lambda: optax.lion(schedule, b1, b2, mu_dtype=moment, weight_decay=decay, mask=decayed),
+        "muon": lambda: _muon(optimizer, schedule, moment, decayed),
+        "schedule_free_adamw": lambda: _schedule_free(optimizer, schedule, decayed),
     }
     if decay and optimizer.name == "adam":
         raise UserError(f"config.optimizer.weight_decay: adam has none, got {decay:g}; take adamw, or 0")
     return rules[optimizer.name]()
 
 
-def _muon(optimizer: Any, schedule: optax.Schedule, moment: Any) -> optax.GradientTransformation:
+def _muon(optimizer: Any, schedule: optax.Schedule, moment: Any, decayed: Mask) -> optax.GradientTransformation:
     hidden = contrib.muon(
         schedule,
         beta=optimizer.muon_momentum,
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
+        weight_decay_mask=decayed,
         mu_dtype=moment,
         muon_weight_dimension_numbers=_matrices,
         consistent_rms=MUON_SIZE,
     )
     # Its own rule for the rest looks ahead as Muon does, and decays nothing.
     b1, b2, eps, decay = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay
-    rest = optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=_kernels)
+    rest = optax.adamw(schedule, b1, b2, eps, mu_dtype=moment, weight_decay=decay, mask=decayed)
     return optax.partition({"muon": hidden, "rest": rest}, _rules)
 
 
@@ -128,12 +132,12 @@ def _no_leaf_of_params(node: Any) -> bool:
     return node is None or isinstance(node, contrib.MuonDimensionNumbers)
 
 
-def _schedule_free(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _schedule_free(optimizer: Any, schedule: optax.Schedule, decayed: Mask) -> optax.GradientTransformation:
     if not optimizer.b1:
         raise UserError("config.optimizer.b1: schedule_free_adamw needs one above 0, such as 0.9")
     adamw = optax.chain(
         optax.scale_by_rms(optimizer.b2, optimizer.eps, eps_in_sqrt=False, bias_correction=True),
-        optax.add_decayed_weights(optimizer.weight_decay, _kernels),
+        optax.add_decayed_weights(optimizer.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),
     )
     return contrib.schedule_free(adamw, schedule, b1=optimizer.b1)
@@ -192,9 +196,18 @@ def _names(path: Any) -> list[str]:
     return [str(entry.key) for entry in path]
 
 
-def _kernels(params: Any) -> Any:
+def _decayed(optimizer: Any) -> Mask:
+    """The mask of the parameters that weight decay touches."""
+    try:
+        pattern = re.compile(optimizer.decayed)
+    except re.error as e:
+        raise UserError(f"config.optimizer.decayed: {optimizer.decayed!r} is no regular expression: {e}") from e
+
     # By name: under a scan over layers biases are 2-D too, so rank does not tell.
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+    def mask(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: bool(pattern.fullmatch("/".join(_names(path)))), params)
+
+    return mask
 
 
 def _matrices(params: Any) -> Any:

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from archirf_jax.training import checksums
+from archirf_jax.training.writers import told
 from benchmarks import crash
 from tests import running
 from tests.commands.alone import Command
@@ -280,6 +281,22 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
     done = running.main(whole_run, data_dir, "--config.seed=1", "--config.model.depth=3")
     assert done.returncode == 2
     assert "seed: 0 there, 1 now" in done.stderr and "model.depth: 2 there, 3 now" in done.stderr
+
+
+def test_a_run_goes_on_with_another_rate_if_told_to_and_never_with_another_network(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(whole_run, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "60")
+    before = (copy / "config.json").read_text()
+    deeper = running.main(copy, data_dir, "--change_config", "--config.model.depth=3")
+    assert deeper.returncode == 2 and "of another network than this one: params has no block_2" in deeper.stderr
+    assert (copy / "config.json").read_text() == before
+    done = running.main(copy, data_dir, "--change_config", "--config.optimizer.learning_rate=1e-5")
+    assert done.returncode == 0, done.stderr
+    assert "optimizer.learning_rate: 0.002 there, 1e-05 now" in done.stderr and "checkpoint of step 40" in done.stderr
+    ours, theirs = (np.asarray([row["learning_rate"] for row in told(run)]) for run in (copy, whole_run))
+    np.testing.assert_allclose(ours / theirs, [1] * 8 + [1e-5 / 2e-3] * 4, rtol=1e-5)
 
 
 BAD = {

@@ -84,6 +84,21 @@ def test_another_configuration_is_refused_with_every_difference_and_changes_noth
     assert (tmp_path / configuration.FILE).read_text() == before
 
 
+def test_a_run_goes_on_with_another_configuration_if_told_to_which_it_says(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = dit_rf.get_config(), list[str]()
+    monkeypatch.setattr("archirf_jax.launch.config.logging.warning", lambda text, *args: said.append(text % args))
+    with configuration.claimed(made, tmp_path):
+        saved(tmp_path)
+    with configuration.claimed(made, tmp_path, changing=True):
+        assert said == []
+    made.optimizer.learning_rate = 0.25
+    with configuration.claimed(made, tmp_path, changing=True):
+        assert "optimizer.learning_rate: 0.002 there, 0.25 now" in said[0] and len(said) == 1
+    assert configuration.load(tmp_path).optimizer.learning_rate == 0.25
+
+
 def test_a_start_that_saved_nothing_may_be_corrected(tmp_path: pathlib.Path) -> None:
     made = dit_rf.get_config()
     claim(made, tmp_path)

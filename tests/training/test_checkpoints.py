@@ -226,6 +226,36 @@ def test_further_averages_come_back_with_the_state_and_alone(tmp_path: pathlib.P
         reader.read("ema_0.100", like, 2)
 
 
+def test_what_no_row_of_metrics_has_told_yet_is_kept_to_the_bit(tmp_path: pathlib.Path) -> None:
+    checkpoints, sums = Checkpoints(tmp_path / "c", keep=3), {"loss": [0.1 + 0.2, 3.0], "loss_t/0_0.25": [1e-300, 0.0]}
+    checkpoints.save(state(1), {}, unreported=sums)
+    checkpoints.save(state(2), {}, unreported={})
+    checkpoints.save(state(3), {}, unreported=sums)
+    checkpoints.wait()
+    assert [checkpoints.unreported(step) for step in (1, 2, 9)] == [sums, {}, {}]
+    assert checkpoints.averages(1) == ["ema"]
+    (tmp_path / "c" / "3" / "unreported" / "metadata").write_text("{")
+    assert checkpoints.unreported(3) == {}
+    restored = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    assert restored is not None and int(restored.step) == 3  # nothing that trains is lost
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_never_had_what_is_asked_for_is_not_damaged(saved: pathlib.Path) -> None:
+    checkpoints = Checkpoints(saved, keep=2)
+    for like in (remembering(0), state(0).replace(averages={"decay_0.9": {"w": jnp.ones((2, 3))}})):
+        for ask in (checkpoints.restore, checkpoints.check_fits):
+            with pytest.raises(
+                UserError, match="step 3 .* of another training than this one: it has no (memory|decay_0.9)"
+            ):
+                ask(jax.eval_shape(lambda like=like: like))
+    assert checkpoints.steps() == [3, 2] and not (saved.parent / "damaged").exists()
+    checkpoints.check_fits(jax.eval_shape(lambda: state(0)))
+    with pytest.raises(UserError, match="another network than this one: params has w of shape"):
+        checkpoints.check_fits(jax.eval_shape(lambda: state(0).replace(params={"w": jnp.zeros(3)})))
+    checkpoints.close()
+
+
 def test_a_checkpoint_of_another_network_or_optimizer_is_named_by_what_differs(saved: pathlib.Path) -> None:
     def refused(like: Any) -> str:
         with pytest.raises(UserError) as told:

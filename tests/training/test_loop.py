@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -188,6 +189,23 @@ def test_means_are_sums_over_weights_and_what_has_no_weight_is_not_told() -> Non
     meter.settle()
     assert reported[0]["a"] == pytest.approx(13 / 4) and "b" not in reported[0]
     assert reported[0]["compile_seconds"] == 5.0 and not meter.once
+
+
+def test_a_meter_that_goes_on_reports_the_mean_that_one_alone_would_have() -> None:
+    values = np.random.default_rng(0).random(7).tolist()
+    reported: list[dict[str, float]] = []
+    alone, first, second = (
+        Meter(lambda step, row: reported.append(row), every=7, end=7, batch_size=10) for _ in range(3)
+    )
+    alone.add(7, 7, {"loss": pairs(*values, weight=3.0)})
+    alone.settle()
+    first.add(5, 5, {"loss": pairs(*values[:5], weight=3.0)})
+    first.settle()
+    second.go_on(json.loads(json.dumps(first.unreported())))
+    second.add(7, 2, {"loss": pairs(*values[5:], weight=3.0)})
+    second.settle()
+    assert len(reported) == 2 and reported[0] == reported[1]
+    assert first.unreported() and second.unreported() == {}
 
 
 def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:

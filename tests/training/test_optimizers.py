@@ -108,6 +108,23 @@ def test_weight_decay_touches_kernels_only() -> None:
     assert len(jax.tree.leaves(updates)) == 3 and not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
 
 
+def test_weight_decay_touches_what_it_is_told_by_name() -> None:
+    params = {
+        "blocks_0": {"mlp": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones((3, 2))}},
+        "table": {"embedding": jnp.ones(2)},
+    }
+    for name in ("adamw", "lion", "muon", "schedule_free_adamw"):
+        made = config(optimizer__name=name, optimizer__weight_decay=0.5, optimizer__decayed="table/.*|.*/bias")
+        made.schedule.warmup_steps = 0
+        optimizer = make_optimizer(made, make_schedule(made))
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        moved = jax.tree.map(lambda leaf: bool(np.any(leaf)), updates)
+        assert moved == {"blocks_0": {"mlp": {"kernel": False, "bias": True}}, "table": {"embedding": True}}, name
+    with pytest.raises(UserError, match=r"^config.optimizer.decayed: '\(kernel' is no regular expression"):
+        made = config(optimizer__decayed="(kernel")
+        make_optimizer(made, make_schedule(made))
+
+
 def test_clipping_makes_the_step_independent_of_the_gradients_length() -> None:
     def first_moment(scale: float, clip: float) -> float:
         made = config(optimizer__clip_norm=clip)
