@@ -104,6 +104,13 @@ def agreed(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def anywhere(here: bool) -> bool:
+    """Whether it is so in any process; all must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
+
+
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Which examples of a batch the devices of this process hold, in their order."""
     parts = of_batch(mesh).addressable_devices_indices_map((batch_size,)).values()

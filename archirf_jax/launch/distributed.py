@@ -38,6 +38,8 @@ def start() -> None:
     if processes is not None and process is not None and process >= processes:
         raise UserError(f"--process: {process} must be below --processes={processes}; they count from 0")
     where = None if automatic else coordinator
+    # JAX's own watch of SIGTERM would take that signal from the run, which could not end at once at a second one.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(where, processes, process, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (ValueError, RuntimeError) as e:

@@ -112,6 +112,22 @@ def test_a_signal_to_one_stops_both_at_one_step(
     assert "saved step" in said[0]
 
 
+def test_a_second_signal_ends_a_process_at_once_although_the_other_does_not_answer(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    pair = start(workdir, data_dir, *ENDLESS)
+    wait_for(lambda: len(losses(workdir)) > 3 if (workdir / "metrics.jsonl").exists() else False, pair)
+    pair[1].send_signal(signal.SIGSTOP)
+    pair[0].send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        pair[0].wait(3)
+    pair[0].send_signal(signal.SIGTERM)
+    assert pair[0].wait(10) == 128 + signal.SIGTERM
+    pair[1].kill()
+    ended(pair)
+
+
 def test_flags_that_do_not_fit_are_refused_in_one_line(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for flags, words in (
         (["--processes=2"], "give all three"),

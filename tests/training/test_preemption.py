@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from archirf_jax.training.preemption import SIGNALS, StopRequest
+from archirf_jax.training.preemption import ELSEWHERE, SIGNALS, StopRequest
 from tests import running
 
 # A mutex that this thread holds already: nothing in Python runs here again, as while XLA compiles.
@@ -61,6 +61,14 @@ def test_each_of_the_signals_is_heard_by_its_name_and_its_handler_comes_back(nam
         assert stop.heard() and stop.name == name
     assert [signal.getsignal(sig) for sig in SIGNALS] == before and stop.heard()
     assert signal.set_wakeup_fd(-1) == -1  # nor does anything listen any more
+
+
+def test_a_signal_elsewhere_stops_this_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr("archirf_jax.sharding.anywhere", lambda here: bool(told.append(here)) or len(told) > 1)
+    with StopRequest() as stop:
+        assert not stop.heard() and stop.name is None
+        assert stop.heard() and stop.name == ELSEWHERE and told == [False, False]
 
 
 def test_the_handlers_come_back_after_an_error_too() -> None:
