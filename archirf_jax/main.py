@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -21,6 +22,7 @@ from archirf_jax.tasks.building import resolve_class_embeddings
 from archirf_jax.training import replay
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.loop import train
+from archirf_jax.training.preemption import leaving_at_once
 from archirf_jax.training.profiling import Profile, parse
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -37,16 +39,22 @@ RESUME = 75  # exit code of a run that was asked to stop and can go on (EX_TEMPF
 
 
 def main(argv: list[str]) -> int:
-    """Check, open the data, claim the run directory, train."""
+    """Check, then train, or look at the step that a run was stopped at."""
     del argv
     if not WORKDIR.value:
         raise UserError("--workdir: is empty; give a directory, such as --workdir=runs/dit_rf")
     config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value).expanduser()
     configuration.check(config)
     profile = Profile(workdir, parse(PROFILE.value) if PROFILE.value else None)
-    distributed.start()
     if REPLAY.value:
         return look_at(workdir)
+    with leaving_at_once(RESUME):
+        return run(config, workdir, profile)
+
+
+def run(config: Any, workdir: pathlib.Path, profile: Profile) -> int:
+    """Join other processes, open the data, claim the run directory, train."""
+    distributed.start()
     dataset = load(config.data)
     configuration.resolve_classes(config, len(dataset.source.class_names))
     resolve_class_embeddings(config)

@@ -148,10 +148,15 @@ def _parses(parse: Callable[[str], Any], value: str) -> bool:
 
 
 def save(config: Any, workdir: pathlib.Path) -> None:
-    """Write config.json, whole or not at all."""
-    part = workdir / f"{FILE}.part"
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    part.replace(workdir / FILE)
+    """Write config.json, whole or not at all, unless it is there already."""
+    text, path = json.dumps(config.to_dict(), indent=2) + "\n", workdir / FILE
+    if path.exists() and path.read_text() == text:
+        return
+    with path.with_suffix(".part").open("w") as part:
+        part.write(text)
+        part.flush()
+        os.fsync(part.fileno())  # or a power cut might leave the name and not the words
+    path.with_suffix(".part").replace(path)
 
 
 def load(workdir: pathlib.Path, flag: str = "workdir") -> ml_collections.ConfigDict:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax import registry, tasks
+from archirf_jax.errors import UserError
 from archirf_jax.tasks.footprint import Memory, Way, held, measure
 from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
@@ -66,6 +67,11 @@ def make(config: Any, device: Device, devices: int) -> Plan:
         UserError: the configuration does not build, its batch does not divide among the devices, or they have no such
             arithmetic.
     """
+    mesh = config.mesh
+    if mesh.data and mesh.data * mesh.fsdp != devices:
+        raise UserError(
+            f"config.mesh.data: {mesh.data} x fsdp={mesh.fsdp} are not --devices={devices}; take 0 for all of them"
+        )
     dtype = config.model.get("dtype", "float32")
     device.peak(dtype)
     task = registry.build(tasks, "config.task", config.task, {"config": config})

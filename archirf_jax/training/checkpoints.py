@@ -1,7 +1,7 @@
 """Checkpoints of a run: Orbax items `params`, `ema`, `opt`, ..., `config`, each readable without the others.
 
-They are written in the background, whole or not at all. Every further average is an item of its own name. A checkpoint
-between two rows of metrics has an item `unreported`, so that they are the rows of a run that was not interrupted.
+They are written in the background, whole or not at all. Every further average is an item of its own name. What the run
+had told by then is one as well, `told`: its last row of metrics, and the sums that the next row begins with.
 """
 
 from __future__ import annotations
@@ -12,21 +12,37 @@ import itertools
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
+from archirf_jax import sharding
 from archirf_jax.errors import UserError
-from archirf_jax.training import checksums
+from archirf_jax.training import checksums, retention
 from archirf_jax.training.state import TrainState
 
 TREES = ("params", "ema", "opt", "memory", "guard")
-UNREPORTED = "unreported"
+TOLD = "told"
+NONE = -1  # no step
 NAMED = 4  # parameters that differ are named up to this number
 Items = dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What a run had told at a checkpoint.
+
+    Attributes:
+        row: the last row of metrics.
+        unreported: name -> [sum, weight] of the steps since then.
+    """
+
+    row: dict[str, float]
+    unreported: dict[str, list[float]]
+
+
+NOTHING = Told({}, {})
 
 
 class Checkpoints:
@@ -41,15 +57,19 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: Any = None) -> None:
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, keep is None
+        self._rows: dict[int, dict[str, float]] = {}
         self._manager = self._open()
+        if getattr(keep, "keep_best", 0):
+            self._rows |= {step: self.told(step).row for step in self.steps()}
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_policy(self._keep),
+                preservation_policy=retention.policy(self._keep, self._rows),
                 create=not self._read_only,
                 read_only=self._read_only,
+                cleanup_tmp_directories=not self._read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
         )
@@ -58,20 +78,13 @@ class Checkpoints:
         """Steps that have a complete checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(
-        self,
-        state: TrainState,
-        config: dict[str, Any],
-        metrics: dict[str, float] | None = None,
-        unreported: dict[str, list[float]] | None = None,
-    ) -> None:
+    def save(self, state: TrainState, config: dict[str, Any], told: Told = NOTHING) -> None:
         """Start writing `state` and the run's configuration; returns as soon as the values are copied.
 
         Args:
             state: its step names the checkpoint.
             config: of the run.
-            metrics: those that the best are told by.
-            unreported: what the next row of metrics begins with, see `Meter`.
+            told: by the run until then; the best are known by its row.
 
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
@@ -79,11 +92,12 @@ class Checkpoints:
         if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
             raise self._failed(FileNotFoundError("it is gone"))
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        if unreported:
-            items[UNREPORTED] = ocp.args.JsonSave(unreported)
+        if told != NOTHING:
+            items[TOLD] = ocp.args.JsonSave(told._asdict())
+        self._rows[int(state.step)] = told.row
         args = ocp.args.Composite(config=ocp.args.JsonSave(config), **items)
         try:
-            self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+            self._manager.save(int(state.step), args=args, force=True)
         except (OSError, ValueError) as e:
             raise self._failed(e) from e
 
@@ -112,9 +126,15 @@ class Checkpoints:
         return ", ".join(map(str, self.steps())) or "none"
 
     def reopen(self) -> None:
-        """Begin anew after a failure."""
+        """Begin anew after a failure, as far as the directory can be reached."""
         self.close()
-        self._manager = self._open()
+        with contextlib.suppress(OSError, ValueError):
+            self._manager = self._open()
+
+    def forget_after(self, step: int) -> None:
+        """Delete what is of later steps."""
+        for later in [each for each in self.steps() if each > step]:
+            self._manager.delete(later)
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest readable state, shaped and placed like `like` (arrays or ShapeDtypeStructs); None without any.
@@ -164,16 +184,16 @@ class Checkpoints:
             raise UserError(f"{str(folder)!r} is damaged or has no {item!r}: {damage}")
         return self._read(step, {item: like})[item]
 
-    def unreported(self, step: int) -> dict[str, list[float]]:
-        """What the next row of metrics begins with after the checkpoint of `step`; {} where a row ended there."""
+    def told(self, step: int) -> Told:
+        """What the run had told at the checkpoint of `step`; NOTHING where that is not known."""
         folder = self.directory / str(step)
-        if not (folder / UNREPORTED).is_dir():
-            return {}
-        if damage := checksums.find_damage(folder, [UNREPORTED]):
-            logging.warning("the next row of metrics is a mean over fewer steps: %s of step %d", damage, step)
-            return {}
-        args = ocp.args.Composite(**{UNREPORTED: ocp.args.JsonRestore()})
-        return dict(self._manager.restore(step, args=args)[UNREPORTED])
+        if not (folder / TOLD).is_dir():
+            return NOTHING
+        if damage := checksums.find_damage(folder, [TOLD]):
+            logging.warning("the rows of metrics do not go on exactly: %s of step %d", damage, step)
+            return NOTHING
+        args = ocp.args.Composite(**{TOLD: ocp.args.JsonRestore()})
+        return Told(**self._manager.restore(step, args=args)[TOLD])
 
     def averages(self, step: int) -> list[str]:
         """The names of the averages in the checkpoint of `step`, "ema" first."""
@@ -186,13 +206,21 @@ class Checkpoints:
             self._manager.close()
 
     def _newest(self, like: Items, only: int | None = None) -> tuple[int, Items] | None:
+        # One process looks at the files, and moves those that are damaged, for all.
+        found = sharding.agreed(self._usable(like, only) if jax.process_index() == 0 else NONE)
+        if jax.process_index() > 0:
+            self._manager.reload()
+        return None if found == NONE else (found, self._read(found, like))
+
+    def _usable(self, like: Items, only: int | None) -> int:
+        """The newest step of which nothing is damaged, or `only` that one; NONE without any."""
         for step in self.steps() if only is None else [only]:
             damage = self._damage(step, like)
             if damage is None:
-                return step, self._read(step, like)
+                return step
             logging.warning("the checkpoint of step %d is damaged: %s", step, damage)
             self._set_aside(step)
-        return None
+        return NONE
 
     def _damage(self, step: int, like: Items) -> str | None:
         folder = self.directory / str(step)
@@ -236,21 +264,6 @@ class Checkpoints:
         system = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(system[1])) if system else " ".join(str(error).split())[:200]
         return UserError(f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; make room")
-
-
-def _policy(keep: Any) -> Any:
-    if keep is None or isinstance(keep, int):
-        return checkpoint_managers.LatestN(keep or None)
-    best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[keep.best_metric],
-        reverse=True,  # the last of these stay: the lowest
-        n=keep.keep_best,
-        keep_checkpoints_without_metrics=False,
-    )
-    policies = [checkpoint_managers.LatestN(keep.keep), best]
-    if keep.keep_every:
-        policies.append(checkpoint_managers.EveryNSteps(keep.keep_every))
-    return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
 def _items(state: TrainState) -> Items:

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -25,17 +25,21 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from archirf_jax import sharding
-from archirf_jax.errors import UserError
+from archirf_jax.errors import UserError, nearest
 from archirf_jax.training import devices, flops, guard, power_ema, replay
 from archirf_jax.training.advance import Advance, Feed, Task
-from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.meter import Meter, Row, Stopped
+from archirf_jax.training.checkpoints import Checkpoints, Told
+from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.state import TrainState, purpose_key
-from archirf_jax.training.writers import Metrics, Progress, read_metrics
+from archirf_jax.training.writers import CLOCKED, Metrics, Progress, read_metrics
 from archirf_jax.visuals import pictures, plots
 
+TOO_LARGE = (
+    "the device's memory does not suffice; python -m archirf_jax.plan says what fits: a smaller batch_size, more "
+    "accumulation, model.remat, mesh.fsdp"
+)
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is heard soon
 
 
@@ -105,6 +109,7 @@ class Loop:
         self.advance = Advance(task, feed, config.seed, self.mesh)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
         self.snapshots = Checkpoints(workdir / "snapshots", 0) if config.ema.stds else None
+        self.kept = [self.checkpoints, *([self.snapshots] if self.snapshots else [])]
         self.preview_key = purpose_key(config.seed, "preview")
         self.periods = [config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps]
         self.periods += [config.ema.snapshot_steps] if self.snapshots else []
@@ -119,6 +124,8 @@ class Loop:
         except OSError as e:
             raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
         except (jax.errors.JaxRuntimeError, ValueError) as e:
+            if "RESOURCE_EXHAUSTED" in str(e):
+                raise UserError(self._left(TOO_LARGE)) from e
             abandoned = jax.process_count() > 1 and not isinstance(e, UserError)  # a sum over all processes failed
             if not abandoned:
                 raise
@@ -128,7 +135,7 @@ class Loop:
             ) from e
         finally:
             if not abandoned:  # or closing would wait for the process that is gone
-                for one in filter(None, (self.checkpoints, self.snapshots)):
+                for one in self.kept:
                     one.close()
         return self.state
 
@@ -138,15 +145,21 @@ class Loop:
         self.progress = Progress(step, self.config.steps) if self.first else None
         self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
         self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
-        self.meter.go_on(self.checkpoints.unreported(step))
+        self.meter.go_on(*self.checkpoints.told(step))
+        if self.snapshots:  # of a run that came further, perhaps on another way
+            self.snapshots.forget_after(int(self.state.guard.updates))
         with self.profile:
             self._steps(step)
         if self.metrics and self.progress:
             self.progress.close()
             self.metrics.close()
         with self._tolerating(False):
-            for one in filter(None, (self.checkpoints, self.snapshots)):
+            for one in self.kept:
                 one.wait()
+        if int(self.state.guard.in_a_row):
+            logging.warning(
+                "the last %d updates were skipped, see `skipped` in metrics.jsonl", self.state.guard.in_a_row
+            )
 
     def _steps(self, step: int) -> None:
         stopping, compiled = False, False
@@ -161,6 +174,7 @@ class Loop:
                 compiled = True
             self.profile.begin(step, self.state)
             self.state, rows = self.advance(self.state, chunk, n)
+            self._check_best({*rows, *CLOCKED} - {STOPPED})
             step += n
             self.profile.end(step, self.state)
             self.meter.add(step, n, rows)
@@ -196,13 +210,14 @@ class Loop:
         sampling = last or step % config.sample.every_steps == 0
         saving = last or stopping or step % config.checkpoint.every_steps == 0
         noting = self.snapshots and (last or step % config.ema.snapshot_steps == 0)
-        tolerant = not (config.checkpoint.required or last or stopping)
-        with self._tolerating(tolerant):
-            self.checkpoints.check()
+        with self._tolerating(not config.checkpoint.required):
+            for one in self.kept:
+                one.check()
         if not (sampling or saving or noting):
             return
         self.meter.settle()
         with self.meter.paused():
+            tolerant = not (config.checkpoint.required or last or stopping)
             if sampling:
                 images = self.task.preview(self.state, self.preview_key)
                 with self._tolerating(tolerant):
@@ -210,20 +225,20 @@ class Loop:
             if noting:
                 with self._tolerating(tolerant):
                     self._note()
-            if saving:
+            # What may be ruined does not take the place of what is not: skipped updates may end in a stop of the guard.
+            if saving and (last or stopping or not int(self.state.guard.in_a_row)):
                 with self._tolerating(tolerant):
                     self._save()
 
     def _save(self) -> None:
-        best, row = self.config.checkpoint.best_metric, self.meter.latest
-        told = {best: row[best]} if self.config.checkpoint.keep_best and best in row else None
-        self.checkpoints.save(self.state, self.config.to_dict(), told, self.meter.unreported())
+        told = Told(self.meter.latest, self.meter.unreported())
+        self.checkpoints.save(self.state, self.config.to_dict(), told)
 
     def _note(self) -> None:
         """Keep the power-function averages, whose clock are the updates; a run that comes here again does not."""
         assert self.snapshots is not None
         updates = self.state.guard.updates
-        if int(updates) not in self.snapshots.steps():
+        if int(updates) not in (0, *self.snapshots.steps()):
             averages = {name: self.state.averages[name] for name in map(power_ema.item, self.config.ema.stds)}
             state = TrainState(step=updates, params={}, ema={}, opt=(), averages=averages)
             self.snapshots.save(state, self.config.to_dict())
@@ -232,10 +247,13 @@ class Loop:
         if self.first:
             pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
 
-    def _report(self, step: int, row: Row) -> None:
+    def _check_best(self, names: Collection[str]) -> None:
         best = self.config.checkpoint.best_metric
-        if self.config.checkpoint.keep_best and "loss" in row and best not in row:
-            raise UserError(f"config.checkpoint.best_metric: there is no {best!r}; there are {', '.join(row)}")
+        if self.config.checkpoint.keep_best and best not in names:
+            told = f"{nearest(best, names)}; there are {', '.join(sorted(names))}"
+            raise UserError(f"config.checkpoint.best_metric: there is no {best!r}{told}")
+
+    def _report(self, step: int, row: Row) -> None:
         if self.metrics and self.progress:
             with self._tolerating(not self.config.checkpoint.required):
                 self.metrics.write(step, row)
@@ -250,7 +268,8 @@ class Loop:
             if not tolerant:
                 raise UserError(self._left(f"{e}")) from e
             logging.warning("%s; training goes on", e)
-            self.checkpoints.reopen()
+            for one in self.kept:
+                one.reopen()
 
     def _left(self, what: str) -> str:
         return f"{what}; then start the same command again; whole checkpoints: {self.checkpoints.whole()}"

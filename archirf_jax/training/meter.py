@@ -68,7 +68,7 @@ class Meter:
         """Take the metrics (>= n, 2), sums and weights, of the n steps that end at `step`; read the dispatch before.
 
         Raises:
-            Stopped: a step was not done.
+            Stopped: a step was not done; those before it are reported.
         """
         self._pending.append((step, n, rows))
         self.settle(keep=1)
@@ -80,13 +80,15 @@ class Meter:
             values = {name: np.asarray(row, np.float64)[:n] for name, row in rows.items()}
             self._clock(n)
             reasons = values.pop(STOPPED, np.zeros((n, 2)))[:, 0]
-            if np.any(reasons):
-                place = int(np.argmax(reasons > 0))
-                raise Stopped(step - n + place, int(reasons[place]))
+            done = int(np.argmax(reasons > 0)) if np.any(reasons) else n
             for name, row in values.items():
                 # Added one by one, so that the mean does not depend on where dispatches and restarts cut the steps.
                 so_far = self._sums.get(name, np.zeros(2))
-                self._sums[name] = np.add.accumulate([so_far, *row])[-1]
+                self._sums[name] = np.add.accumulate([so_far, *row[:done]])[-1]
+            if done < n:
+                if any(weight > 0 for _, weight in self._sums.values()):
+                    self._flush(step - n + done)
+                raise Stopped(step - n + done, int(reasons[done]))
             if step % self._every == 0 or step == self._end:
                 self._flush(step)
 
@@ -94,8 +96,9 @@ class Meter:
         """What the steps since the last report add to the next one, name -> [sum, weight]; what is read so far."""
         return {name: total.tolist() for name, total in self._sums.items()}
 
-    def go_on(self, unreported: Sums) -> None:
-        """Count what another meter had not reported yet, so that the next row is a mean over the same steps."""
+    def go_on(self, latest: Row, unreported: Sums) -> None:
+        """Begin with another meter's last row and what it had not reported: the next row is over the same steps."""
+        self.latest = latest
         self._sums = {name: np.asarray(total, np.float64) for name, total in unreported.items()}
 
     @contextlib.contextmanager

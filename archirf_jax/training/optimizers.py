@@ -24,9 +24,9 @@ MUON_SIZE = (
     0.2  # root mean square of Muon's updates, about AdamW's, so that learning rates mean the same (Liu et al. 2025)
 )
 # Parts of a network whose matrices lead in or out of it, which Muon is not for (Jordan et al. 2024). `context` is one
-# at the top alone: blocks of an MMDiT have a stream of that name.
+# at the top alone: blocks of an MMDiT have a stream of that name. Beside a head of uncertainty the top is `network`.
 EDGES = re.compile(
-    r"(context|(.+/)?((\w+_)embedding|final_layer|input|output|out_conv|enc_\d+_conv|uncertainty|head))/.+"
+    r"((network/)?context|(.+/)?((\w+_)embedding|final_layer|input|output|out_conv|enc_\d+_conv|uncertainty|head))/.+"
 )
 
 

@@ -37,6 +37,7 @@ FALL = 0.02  # a loss that falls by less than this share of the first one has le
 RISE = 1 / 3  # share of the whole fall that a loss loses again at the edge
 BACK = 10.0  # how far below the edge the suggestion is
 REPORTS = 10
+LEAST = 1e-30  # rate; float32 has little below it
 DRAWN = 100_000  # most points of a plotted schedule
 NOT_FINITE, TOO_HIGH = "the loss or its gradient was not finite", "the loss diverged"
 
@@ -80,9 +81,9 @@ class Suggestion:
 
 
 def check(low: float, high: float) -> None:
-    """Raise a UserError unless 0 < low < high, finite."""
-    if not 0 < low < high < math.inf:
-        raise UserError(f"--min: {low:g} must be above 0 and below --max={high:g}, both finite")
+    """Raise a UserError unless LEAST <= low < high, finite."""
+    if not LEAST <= low < high < math.inf:
+        raise UserError(f"--min: {low:g} must be {LEAST:g} or more and below --max={high:g}, both finite")
 
 
 def geometric(low: float, high: float, steps: int) -> optax.Schedule:
@@ -91,7 +92,12 @@ def geometric(low: float, high: float, steps: int) -> optax.Schedule:
 
 
 def prepare(config: Any, steps: int) -> Any:
-    """A copy of the configuration for a sweep of so many steps: no averages beside the first, no stop at jumps."""
+    """A copy of the configuration for a sweep of so many steps: no averages beside the first, no stop at jumps.
+
+    Raises:
+        UserError: it could not be trained with whatever the rate is.
+    """
+    make_schedule(config)
     config = config.copy_and_resolve_references()
     config.steps = 2 * steps  # how long data must last; float16 may need some steps to find its scale
     config.ema.more_decays = config.ema.stds = ()

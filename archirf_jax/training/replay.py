@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -43,6 +44,9 @@ class Layer(NamedTuple):
 def keep(state: TrainState, advance: Advance, feed: Feed, config: Any, workdir: pathlib.Path) -> None:
     """Save the state before the step, its batch and its key in `stopped/`; all processes must."""
     folder = workdir / FOLDER
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier stop
+    sharding.agreed(0)  # all wait for that
     checkpoints = Checkpoints(folder / STATE, keep=1)
     checkpoints.save(state, config.to_dict())
     feed.close()

@@ -79,9 +79,9 @@ def test_a_schedule_is_plotted_without_data(find: Callable[..., str], monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (("--min=1", "--max=0.1"), "--min: 1 must be above 0 and below --max=0.1"),
+        (("--min=1", "--max=0.1"), "--min: 1 must be 1e-30 or more and below --max=0.1"),
         (("--min=1", "--max=1"), "--min: 1 must be"),
-        (("--min=0",), "--min: 0 must be above 0"),
+        (("--min=0",), "--min: 0 must be 1e-30 or more"),
         (("--steps=9",), ".*--steps=9"),
         (("--out=lr.jpg",), r"--out: 'lr.jpg' must end in \.png"),
         (("--config.optimizer.name=sgd",), "config.optimizer.name: 'sgd' is not one of"),
@@ -89,6 +89,7 @@ def test_a_schedule_is_plotted_without_data(find: Callable[..., str], monkeypatc
         (("--config.model.num_heads=5",), "config.model.num_heads: 5"),
         (("--config.batch_size=24", "--config.accumulation=5"), "config.batch_size: 24 is no multiple"),
         (("--config.data.name=nothing",), "config.data"),
+        (("--config.schedule.name=sine",), "config.schedule.name: 'sine' is not one of .*cosine"),
         (("--plot_schedule", "--config.schedule.name=sine"), "config.schedule.name: 'sine' is not one of .*cosine"),
         (("--plot_schedule", "--config.steps=50"), "config.schedule.warmup_steps: 100 must be below steps=50"),
     ],

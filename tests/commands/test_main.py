@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import re
 import resource
@@ -252,14 +253,45 @@ def test_updates_that_are_not_finite_are_skipped_counted_stopped_and_the_replay_
     workdir = shutil.copytree(whole_run, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "60")
     overflow(workdir, layer, 3e38)
-    done = running.main(workdir, data_dir, "--config.guard.patience=7")
+    often = ("--config.guard.patience=7", "--config.checkpoint.every_steps=2", "--config.checkpoint.keep=1")
+    done = running.main(workdir, data_dir, *often)
     assert done.returncode == 2 and "not finite at step 47" in done.stderr
+    assert steps_saved(workdir) == [20, 40]  # what was good is not given up for what is in doubt
     row = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert row["step"] == 45 and row["skipped"] == 1 and "loss" not in row
-    looked = running.main(workdir, data_dir, "--config.guard.patience=7", "--replay")
+    assert row["step"] == 46 and row["skipped"] == 1 and "loss" not in row
+    looked = running.main(workdir, data_dir, *often, "--replay")
     assert looked.returncode == 0, looked.stderr
     assert f"the first layer that went wrong is {'/'.join(layer)}: its output is not finite" in looked.stderr
     assert json.loads((workdir / "stopped" / "replay.json").read_text())["step"] == 47
+
+
+@pytest.mark.slow
+def test_a_stopped_run_started_again_stops_at_the_same_step_with_the_same_words(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "60")
+    overflow(workdir, ("block_0", "mlp", "out"), 3e38)
+    said = [running.main(workdir, data_dir, "--config.guard.patience=3").stderr.splitlines()[-1] for _ in range(2)]
+    assert said[0] == said[1] and "not finite at step 43" in said[0]
+    looked = running.main(workdir, data_dir, "--config.guard.patience=3", "--replay")
+    assert "the first layer that went wrong is block_0/mlp/out" in looked.stderr
+
+
+def test_a_signal_before_there_is_anything_to_save_says_resume_me(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    fifo = tmp_path / "photos" / "a" / "x.png"
+    fifo.parent.mkdir(parents=True)
+    os.mkfifo(fifo)  # a picture that does not come: the command waits for its data
+    process = start(tmp_path / "run", data_dir, f"--config.data.name=folder:{tmp_path / 'photos'}")
+    writer = os.open(fifo, os.O_WRONLY)  # opens when the command does
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    os.close(writer)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == RESUME and said == "SIGTERM: start the same command again\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_in_the_same_directory_is_refused_while_the_first_lives(

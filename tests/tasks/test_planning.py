@@ -129,6 +129,14 @@ def test_every_task_and_network_is_counted(module: Any) -> None:
     assert planning.forward(task, params) > 2 * sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def test_a_mesh_that_is_not_the_devices_is_refused(needs: list[Way]) -> None:
+    config = configuration()
+    config.mesh.data = 3
+    with pytest.raises(UserError, match="^config.mesh.data: 3 x fsdp=1 are not --devices=4; take 0 for all of them"):
+        planning.make(config, devices.find("h100"), 4)
+    assert not needs
+
+
 def test_arithmetic_that_a_device_has_not_is_refused_before_anything_is_compiled(needs: list[Way]) -> None:
     with pytest.raises(UserError, match="config.model.dtype: no float16 on tpu-v4"):
         planning.make(configuration(model__dtype="float16"), devices.find("tpu-v4"), 1)

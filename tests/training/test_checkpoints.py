@@ -18,7 +18,7 @@ import pytest
 from archirf_jax.errors import UserError
 from archirf_jax.processes.importance import LossHistory
 from archirf_jax.training import checksums
-from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.checkpoints import NOTHING, Checkpoints, Told
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Update
 from configs import default
@@ -189,20 +189,64 @@ def test_what_stays_is_the_newest_the_best_and_every_so_many(
 ) -> None:
     losses = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.6, 7: 0.5, 8: 0.4}
     accuracies = {1: 0.1, 7: 0.2} | {step: 0.5 + step for step in range(2, 7)} | {8: 9.0}
-    checkpoints = Checkpoints(tmp_path / "c", policy)
-    for step in losses:
-        checkpoints.save(state(step), {}, {"loss": losses[step], "accuracy": accuracies[step]})
-    checkpoints.wait()
-    assert checkpoints.steps() == expected
-    checkpoints.close()
+    for restarts in ([], [2, 3, 7], list(losses)):
+        directory = tmp_path / str(len(restarts))
+        checkpoints = Checkpoints(directory, policy)
+        for step in losses:
+            checkpoints.save(state(step), {}, row({"loss": losses[step], "accuracy": accuracies[step]}))
+            if step in restarts:
+                checkpoints.wait()
+                checkpoints.close()
+                checkpoints = Checkpoints(directory, policy)
+        checkpoints.wait()
+        assert checkpoints.steps() == expected
+        checkpoints.close()
+
+
+def row(metrics: dict[str, float]) -> Told:
+    return Told(metrics, {})
 
 
 def test_a_save_without_the_metric_is_not_one_of_the_best(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", kept(keep_best=1))
-    for step, told in ((1, {"loss": 0.5}), (2, None), (3, {"loss": 0.6}), (4, None)):
-        checkpoints.save(state(step), {}, told)
+    for step, told in ((1, {"loss": 0.5}), (2, {}), (3, {"loss": 0.6}), (4, {"accuracy": 1.0})):
+        checkpoints.save(state(step), {}, row(told))
     checkpoints.wait()
     assert checkpoints.steps() == [4, 1]
+    checkpoints.close()
+
+
+def test_another_metric_may_tell_the_best_of_checkpoints_that_are_there(tmp_path: pathlib.Path) -> None:
+    for policy, steps in ((kept(keep_best=2), (1, 2, 3)), (kept(keep_best=2, best_metric="accuracy"), (4, 5))):
+        checkpoints = Checkpoints(tmp_path / "c", policy)
+        for step in steps:
+            checkpoints.save(state(step), {}, row({"loss": 1.0 / step, "accuracy": [9, 9, 0, 9, 5, 7][step]}))
+        checkpoints.wait()
+        checkpoints.close()
+    assert checkpoints.steps() == [5, 4, 2]
+
+
+def test_what_a_kill_or_a_full_disk_left_half_written_is_cleared_by_the_next_run_and_not_by_a_reader(
+    saved: pathlib.Path,
+) -> None:
+    half = saved / "4.orbax-checkpoint-tmp"
+    shutil.copytree(saved / "3", half)
+    Checkpoints(saved).restore_ema(jax.eval_shape(lambda: state(0).ema))
+    assert half.exists()
+    checkpoints = Checkpoints(saved, keep=2)
+    checkpoints.save(state(4), {})
+    checkpoints.wait()
+    assert not half.exists() and checkpoints.steps() == [4, 3]
+    checkpoints.close()
+
+
+def test_what_is_of_later_steps_is_forgotten(saved: pathlib.Path) -> None:
+    checkpoints = Checkpoints(saved, keep=0)
+    checkpoints.forget_after(2)
+    assert checkpoints.steps() == [2] and not (saved / "3").exists()
+    checkpoints.save(state(3), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 2]
     checkpoints.close()
 
 
@@ -226,16 +270,17 @@ def test_further_averages_come_back_with_the_state_and_alone(tmp_path: pathlib.P
         reader.read("ema_0.100", like, 2)
 
 
-def test_what_no_row_of_metrics_has_told_yet_is_kept_to_the_bit(tmp_path: pathlib.Path) -> None:
-    checkpoints, sums = Checkpoints(tmp_path / "c", keep=3), {"loss": [0.1 + 0.2, 3.0], "loss_t/0_0.25": [1e-300, 0.0]}
-    checkpoints.save(state(1), {}, unreported=sums)
-    checkpoints.save(state(2), {}, unreported={})
-    checkpoints.save(state(3), {}, unreported=sums)
+def test_what_was_told_and_what_was_not_yet_is_kept_to_the_bit(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    told = Told({"loss": 0.1 + 0.7}, {"loss": [0.1 + 0.2, 3.0], "loss_t/0_0.25": [1e-300, 0.0]})
+    checkpoints.save(state(1), {}, told)
+    checkpoints.save(state(2), {})
+    checkpoints.save(state(3), {}, told)
     checkpoints.wait()
-    assert [checkpoints.unreported(step) for step in (1, 2, 9)] == [sums, {}, {}]
+    assert [checkpoints.told(step) for step in (1, 2, 9)] == [told, NOTHING, NOTHING]
     assert checkpoints.averages(1) == ["ema"]
-    (tmp_path / "c" / "3" / "unreported" / "metadata").write_text("{")
-    assert checkpoints.unreported(3) == {}
+    (tmp_path / "c" / "3" / "told" / "metadata").write_text("{")
+    assert checkpoints.told(3) == NOTHING
     restored = checkpoints.restore(jax.eval_shape(lambda: state(0)))
     assert restored is not None and int(restored.step) == 3  # nothing that trains is lost
     checkpoints.close()

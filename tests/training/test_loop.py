@@ -201,7 +201,7 @@ def test_a_meter_that_goes_on_reports_the_mean_that_one_alone_would_have() -> No
     alone.settle()
     first.add(5, 5, {"loss": pairs(*values[:5], weight=3.0)})
     first.settle()
-    second.go_on(json.loads(json.dumps(first.unreported())))
+    second.go_on({}, json.loads(json.dumps(first.unreported())))
     second.add(7, 2, {"loss": pairs(*values[5:], weight=3.0)})
     second.settle()
     assert len(reported) == 2 and reported[0] == reported[1]
@@ -231,12 +231,14 @@ def test_a_meter_leaves_pauses_and_the_first_dispatch_out_of_the_speed(monkeypat
 
 
 def test_the_step_that_was_not_done_is_named_with_its_reason() -> None:
-    meter = Meter(lambda step, row: None, every=4, end=8, batch_size=10)
+    reported: list[tuple[int, dict[str, float]]] = []
+    meter = Meter(lambda step, row: reported.append((step, row)), every=4, end=8, batch_size=10)
     reasons = pairs(0.0, 0.0, guard.JUMP, 0.0)
-    meter.add(14, 4, {"loss": pairs(1.0, 1.0, 1.0, 1.0), STOPPED: reasons})
+    meter.add(14, 4, {"loss": pairs(1.0, 2.0, 7.0, 7.0), STOPPED: reasons})
     with pytest.raises(Stopped) as stopped:
         meter.settle()
     assert stopped.value.step == 12 and stopped.value.reason == guard.JUMP
+    assert reported == [(12, {"loss": 1.5})]  # of the steps since the last row that were done
 
 
 def test_utilisation_counts_three_forward_passes_of_the_batch_against_the_peak_of_all_devices(
