@@ -98,6 +98,7 @@ def main() -> int:
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         config.data.dir = folder
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/xla")  # one program, compiled once for all rounds
         prepare("digits", folder)
         dataset = load(config.data)
         config.data.num_classes = len(dataset.source.class_names)

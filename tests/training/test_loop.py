@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from archirf_jax.data.pipeline import ResidentFeed
+from archirf_jax.errors import UserError
 from archirf_jax.processes import importance
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import devices, ema, flops, guard
@@ -22,6 +23,7 @@ from archirf_jax.training.meter import STOPPED, Meter, Stopped
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.state import TrainState, purpose_key
+from archirf_jax.training.writers import read_metrics
 from configs import dit_ddpm, dit_rf
 
 Small = tuple[Diffusion, ResidentFeed, Advance]
@@ -239,6 +241,36 @@ def test_the_step_that_was_not_done_is_named_with_its_reason() -> None:
         meter.settle()
     assert stopped.value.step == 12 and stopped.value.reason == guard.JUMP
     assert reported == [(12, {"loss": 1.5})]  # of the steps since the last row that were done
+
+
+def looped(small: Any, workdir: pathlib.Path, **fields: Any) -> Loop:
+    config = dit_rf.get_config()
+    config.update_from_flattened_dict({"steps": 4, "batch_size": 8, "mesh.data": 1} | fields)
+    return Loop(small[0], small[1], config, workdir, "again", StopRequest(), Profile(workdir))
+
+
+def test_a_device_that_is_too_small_is_told_with_what_helps(
+    small: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> float:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
+
+    loop = looped(small, tmp_path)
+    monkeypatch.setattr(loop.advance, "compile", full)
+    with pytest.raises(UserError, match="memory does not suffice; python -m archirf_jax.plan says .*remat.*: none$"):
+        loop.run()
+
+
+def test_a_best_metric_that_nobody_tells_is_refused_and_one_without_a_value_in_some_row_is_not(
+    small: Any, tmp_path: pathlib.Path
+) -> None:
+    best = {"checkpoint.keep_best": 1, "log.every_steps": 1, "sample.every_steps": 9}
+    loop = looped(small, tmp_path / "a", **best, **{"checkpoint.best_metric": "los"})
+    with pytest.raises(UserError, match="^config.checkpoint.best_metric: there is no 'los' .did you mean 'loss'"):
+        loop.run()
+    looped(small, tmp_path / "b", **best, **{"checkpoint.best_metric": "loss_t/0_0.25"}).run()
+    rows = read_metrics(tmp_path / "b")
+    assert len(rows) == 4 and any("loss_t/0_0.25" not in row for row in rows)
 
 
 def test_utilisation_counts_three_forward_passes_of_the_batch_against_the_peak_of_all_devices(
