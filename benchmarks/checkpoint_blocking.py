@@ -1,10 +1,9 @@
 """python -m benchmarks.checkpoint_blocking [--rounds=5] [--out=FILE]: how long a checkpoint keeps a training waiting.
 
-A state of DiT-B/4 (130 M parameters, their average and AdamW's moments, 2.1 GB) is saved as the loop saves it. What the
-training waits for is the copy; the files are written behind its back. Where the copy is not made at once, the next step
-has to make it, since it gives its state away: so that is timed as well, with a program that gives the state away and
-changes all of it, after a save and without one. A save waits for the one before, so each is written out here before the
-next begins.
+A state of DiT-B/4 (130 M parameters, their average and AdamW's moments, 2.1 GB) is saved as the loop saves it; files
+are written behind the training's back. What the training waits for is the call, and whatever the next step takes longer
+than one without a save, because it gives its memory away while that is still being read. So the step is a program that
+gives the state away and changes all of it. A save waits for the one before; each is written out here before the next.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def main() -> int:
     chance = np.random.default_rng(0)  # numbers that do not compress
     state = jax.tree.map(lambda leaf: jnp.asarray(chance.random(leaf.shape, np.float32), leaf.dtype), like)
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
-    blocked, after, without, written = [], [], [], []
+    calls, after, without, written = [], [], [], []
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         checkpoints = Checkpoints(pathlib.Path(folder) / "checkpoints", keep=1)
         for i in range(args.rounds + 1):
@@ -53,15 +52,17 @@ def main() -> int:
             saved = time.perf_counter()
             state = jax.block_until_ready(step(state))
             after.append(time.perf_counter() - saved)
-            blocked.append(saved - begun)
+            calls.append(saved - begun)
             checkpoints.wait()
             written.append(time.perf_counter() - begun)
         checkpoints.close()
+    blocked = [call + step - usual for call, step, usual in zip(calls[1:], after[1:], without[1:], strict=True)]
     figures = describe() | {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(like.params)),
         "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)),
-        "seconds_blocked": statistics.median(blocked[1:]),
-        "seconds_blocked_each": blocked[1:],
+        "seconds_blocked": statistics.median(blocked),
+        "seconds_blocked_each": blocked,
+        "seconds_of_the_call": statistics.median(calls[1:]),
         "seconds_of_the_step_after": statistics.median(after[1:]),
         "seconds_of_a_step_without_a_save": statistics.median(without[1:]),
         "seconds_until_written": statistics.median(written[1:]),

@@ -20,7 +20,7 @@ from absl import logging
 
 from archirf_jax import sharding
 from archirf_jax.errors import UserError
-from archirf_jax.training import checksums, retention
+from archirf_jax.training import checksums, copies, retention
 from archirf_jax.training.state import TrainState
 
 TREES = ("params", "ema", "opt", "memory", "guard")
@@ -91,7 +91,7 @@ class Checkpoints:
         """
         if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
             raise self._failed(FileNotFoundError("it is gone"))
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in copies.of_cpu(_items(state)).items()}
         if told != NOTHING:
             items[TOLD] = ocp.args.JsonSave(told._asdict())
         self._rows[int(state.step)] = told.row
