@@ -23,6 +23,7 @@ from archirf_jax.training.state import TrainState
 from configs import dit_rf
 
 BATCH = 32
+SHARES = {1: 1.0, 2: 0.7, 4: 0.5, 8: 0.4}  # of the parameters on one of so many devices: small leaves lie on all
 DISPATCH = 8  # of all runs, so that there is one program a mesh
 
 
@@ -99,7 +100,7 @@ def compare(data: int, fsdp: int, steps: int, made: Diffusion, folder: pathlib.P
     assert_close(state, alone)
     assert_placed(state, mesh)
     held = [sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(s.params)) for s in (state, alone)]
-    assert held[0] <= held[1] if fsdp == 1 else held[0] < 0.5 * held[1]
+    assert held[0] <= SHARES[fsdp] * held[1]
 
 
 def test_losses_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Path) -> None:
