@@ -37,7 +37,7 @@ def command(workdir: pathlib.Path, data: pathlib.Path, steps: int, extra: tuple[
     start = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={workdir}"]
     fields = dict(batch_size=32, steps_per_dispatch=5, steps=steps)
     groups: dict[str, dict[str, object]] = {"model": dict(hidden_size=32, depth=2), "schedule": dict(warmup_steps=10)}
-    groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=4)}
+    groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=7)}
     groups |= {"sample": dict(every_steps=100, steps=2, per_class=1), "data": dict(dir=data)}
     dotted = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     return [*start, *(f"--config.{name}={value}" for name, value in (fields | dotted).items()), *extra]
@@ -54,7 +54,7 @@ def kill_at(moment: str, workdir: pathlib.Path, process: subprocess.Popen[bytes]
         end = time.monotonic() + chance.uniform(0.2, 6)
         waiting = lambda: time.monotonic() < end  # noqa: E731
     elif moment == "training":
-        first, rows = len(read_metrics(workdir)), chance.randint(1, 10)
+        first, rows = len(read_metrics(workdir)), chance.randint(1, 5)
         waiting = lambda: len(read_metrics(workdir)) < first + rows  # noqa: E731
     else:
         waiting = lambda: not saving()  # noqa: E731

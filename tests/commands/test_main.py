@@ -210,6 +210,7 @@ def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
     assert logged_steps(workdir) == logged_steps(whole_run)
 
 
+@pytest.mark.slow
 def test_a_run_without_finite_losses_stops_and_keeps_the_last_good_checkpoint(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -229,7 +229,7 @@ def test_another_metric_may_tell_the_best_of_checkpoints_that_are_there(tmp_path
 def test_what_a_kill_or_a_full_disk_left_half_written_is_cleared_by_the_next_run_and_not_by_a_reader(
     saved: pathlib.Path,
 ) -> None:
-    half = saved / "4.orbax-checkpoint-tmp"
+    half = saved / "7.orbax-checkpoint-tmp"
     shutil.copytree(saved / "3", half)
     Checkpoints(saved).restore_ema(jax.eval_shape(lambda: state(0).ema))
     assert half.exists()

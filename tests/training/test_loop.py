@@ -194,17 +194,16 @@ def test_means_are_sums_over_weights_and_what_has_no_weight_is_not_told() -> Non
 
 
 def test_a_meter_that_goes_on_reports_the_mean_that_one_alone_would_have() -> None:
-    values = np.random.default_rng(0).random(7).tolist()
+    rng = np.random.default_rng(0)
+    values = (rng.random(50) * 10.0 ** rng.integers(-9, 9, 50)).tolist()  # whose sum depends on how they are grouped
     reported: list[dict[str, float]] = []
-    alone, first, second = (
-        Meter(lambda step, row: reported.append(row), every=7, end=7, batch_size=10) for _ in range(3)
-    )
-    alone.add(7, 7, {"loss": pairs(*values, weight=3.0)})
+    alone, first, second = (Meter(lambda step, row: reported.append(row), 50, 50, batch_size=1) for _ in range(3))
+    alone.add(50, 50, {"loss": pairs(*values, weight=3.0)})
     alone.settle()
-    first.add(5, 5, {"loss": pairs(*values[:5], weight=3.0)})
+    first.add(23, 23, {"loss": pairs(*values[:23], weight=3.0)})
     first.settle()
     second.go_on({}, json.loads(json.dumps(first.unreported())))
-    second.add(7, 2, {"loss": pairs(*values[5:], weight=3.0)})
+    second.add(50, 27, {"loss": pairs(*values[23:], weight=3.0)})
     second.settle()
     assert len(reported) == 2 and reported[0] == reported[1]
     assert first.unreported() and second.unreported() == {}
