@@ -50,12 +50,16 @@ def kill_at(moment: str, workdir: pathlib.Path, process: subprocess.Popen[bytes]
     def saving() -> bool:
         return any(SAVING.fullmatch(path.name) for path in checkpoints.glob("*"))
 
+    def newest() -> int:
+        return max((int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()), default=0)
+
     if moment == "start":
         end = time.monotonic() + chance.uniform(0.2, 6)
         waiting = lambda: time.monotonic() < end  # noqa: E731
     elif moment == "training":
-        first, rows = len(read_metrics(workdir)), chance.randint(1, 5)
-        waiting = lambda: len(read_metrics(workdir)) < first + rows  # noqa: E731
+        # Not before there is a new checkpoint, so that the next start goes on from one.
+        saved, first, rows = newest(), len(read_metrics(workdir)), chance.randint(1, 5)
+        waiting = lambda: len(read_metrics(workdir)) < first + rows or newest() == saved  # noqa: E731
     else:
         waiting = lambda: not saving()  # noqa: E731
     while waiting():
