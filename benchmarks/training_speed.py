@@ -114,7 +114,7 @@ def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path
     return statistics.fmean(rows), *made[0].shares()
 
 
-def cost_of_metrics(config: Any, feed: Feed, pairs: int = 250, steps: int = 3) -> dict[str, float]:
+def cost_of_metrics(config: Any, feed: Feed, pairs: int = 600, steps: int = 3) -> dict[str, float]:
     """Shares of a step that are spent on what is told of it, by the clock and by CPU time."""
     advances = [Advance(kind(config), feed, config.seed) for kind in (Diffusion, Quiet)]
     states = [jax.jit(lambda: Diffusion(config).init(purpose_key(config.seed, "init")))() for _ in advances]

@@ -5,8 +5,6 @@ Queries, keys and values are (batch, tokens, heads, head width).
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,40 +18,37 @@ xavier = nn.initializers.xavier_uniform()
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
 QK_NORMS = ("", "rms", "layer")
 ROTARY_BASE = 10_000.0
+LISTENED = np.s_[::16]  # images of a batch whose logits are told: enough to see them grow, and next to no work
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, teller: nn.Module | None = None) -> jax.Array:
     """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width).
 
-    `teller` is the module that tells, in the collection TOLD, the largest logit: of the batch, or of its first image
-    where flash attention makes none.
+    `teller` is the module that tells the largest logit (`tell`).
     """
+    tell(q, k, teller)
     if _flash_fits(q):
-        if _heard(teller):
-            _tell(teller, _logits(jnp.swapaxes(q[:1], 1, 2), jnp.swapaxes(k[:1], 1, 2)))
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     logits = _logits(q, k)
-    peaks = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    if _heard(teller):
-        _tell(teller, peaks)
-    weights = jnp.exp(logits - peaks)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     mixed = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided after the product: a value a channel and token, not one a pair of tokens.
     return jnp.swapaxes(mixed / jnp.sum(weights, axis=-1)[..., None], 1, 2).astype(v.dtype)
 
 
+def tell(q: jax.Array, k: jax.Array, teller: nn.Module | None) -> None:
+    """Let a module tell, in the collection TOLD, the largest logit of the images LISTENED, if anybody listens."""
+    if teller is None or not teller.is_mutable_collection(TOLD) or teller.is_initializing():
+        return
+    # By themselves: flash attention has no logits, and a second use of them keeps XLA from fusing the softmax.
+    some = (jnp.swapaxes(jax.lax.stop_gradient(x[LISTENED]), 1, 2) for x in (q, k))
+    largest = jnp.max(_logits(*some))
+    teller.sow(TOLD, "attention_logit", largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(-jnp.inf))
+
+
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-
-
-def _heard(teller: nn.Module | None) -> TypeGuard[nn.Module]:
-    return teller is not None and teller.is_mutable_collection(TOLD) and not teller.is_initializing()
-
-
-def _tell(teller: nn.Module, logits: jax.Array) -> None:
-    largest = jax.lax.stop_gradient(jnp.max(logits))
-    teller.sow(TOLD, "attention_logit", largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(-jnp.inf))
 
 
 def _flash_fits(q: jax.Array) -> bool:
