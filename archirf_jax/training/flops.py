@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # Products of a pair of tokens: two on the way there; cuDNN makes one of them again on the way back, beside four.
 FUSED_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
@@ -21,14 +22,16 @@ def count(fn: Callable[..., Any], *args: Any) -> float:
 
     What works value by value (norms, softmax, activations) is left out, as it is where a share of a device's peak is
     told: a few thousandths of a transformer. A product with the zeros around an image is not counted, nor is one
-    between the zeros of a stretched one. The body of a scan counts as often as it runs, of the branches of a cond the
-    costliest, and the body of a while loop once, since nobody knows. What is computed again counts again.
+    between the zeros of a stretched one, nor what no result depends on. The body of a scan counts as often as it runs,
+    of the branches of a cond the costliest, and the body of a while loop once, since nobody knows. What is computed
+    again counts again.
 
     Args:
         fn: any function that jax can trace.
         args: its arguments: arrays or ShapeDtypeStructs.
     """
-    return _of_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return _of_jaxpr(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _of_jaxpr(jaxpr: Any) -> float:

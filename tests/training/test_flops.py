@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from archirf_jax.models import adm_unet, attention, convolution, edm2_unet, mmdit
 from archirf_jax.models.dit import PRESETS, DiT
+from archirf_jax.models.layers import TOLD
 from archirf_jax.training import flops
 
 
@@ -49,6 +50,18 @@ def test_gflops_are_those_of_the_paper(size: str, published: float) -> None:
     # Peebles & Xie 2022, table 4: multiply-adds of a forward pass on 32x32x4 latents.
     model = DiT(num_classes=1000, learn_sigma=True, scan=True, **PRESETS[size])
     assert flops.count(*forward(model, (32, 32, 4))) / 2e9 == pytest.approx(published, rel=0.005)
+
+
+def test_what_no_result_depends_on_is_not_counted() -> None:
+    model = DiT(num_classes=10, hidden_size=128, depth=2, num_heads=2, patch_size=2, scan=True)
+    silent, params, *inputs = forward(model, (16, 16, 3))
+
+    def telling(params: Any, *inputs: Any) -> tuple[jax.Array, Any]:
+        return model.apply({"params": params}, *inputs, mutable=[TOLD])
+
+    counted = flops.count(silent, params, *inputs)
+    assert counted == flops.count(lambda *args: telling(*args)[0], params, *inputs)
+    assert counted < flops.count(telling, params, *inputs)
 
 
 SMALL_EDM2 = dict(model_channels=32, channel_mult=(1, 2), num_blocks=1, attention_levels=(1,), channels_per_head=32)
