@@ -19,6 +19,7 @@ from absl.testing import flagsaver
 from archirf_jax import registry, tasks
 from archirf_jax import sample as command
 from archirf_jax.errors import UserError
+from archirf_jax.launch import sampling
 from archirf_jax.tasks.diffusion import Diffusion
 from tests import running
 
@@ -32,7 +33,7 @@ def sample(workdir: pathlib.Path, *arguments: str) -> None:
     Raises:
         UserError, flags.IllegalFlagValueError: what a person would read in one line.
     """
-    with flagsaver.flagsaver(), mock.patch.object(command, "registry", types.SimpleNamespace(build=_build)):
+    with flagsaver.flagsaver(), mock.patch.object(sampling, "registry", types.SimpleNamespace(build=_build)):
         flags.FLAGS.mark_as_parsed()
         for argument in (f"--workdir={workdir}", *arguments):
             name, _, value = argument.removeprefix("--").partition("=")

@@ -132,7 +132,7 @@ def chosen(own: Choice, **given: str) -> Choice:
         flags.FLAGS.mark_as_parsed()
         for name, value in given.items():
             flags.FLAGS[name].parse(value)
-        return command.chosen(types.SimpleNamespace(choice=own))  # type: ignore[arg-type]
+        return command.RUN.chosen(types.SimpleNamespace(choice=own))  # type: ignore[arg-type]
 
 
 def test_another_average_of_the_run_is_drawn_with_by_its_name(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -155,7 +155,7 @@ def test_another_average_of_the_run_is_drawn_with_by_its_name(whole_run: pathlib
 
 
 def test_every_flag_sets_its_field_and_no_other() -> None:
-    assert set(FIELDS) == set(command.CHOICE) == {*Choice.__dataclass_fields__} - {"strength"}
+    assert set(FIELDS) == set(command.RUN.choice) == {*Choice.__dataclass_fields__} - {"strength"}
     assert chosen(Choice()) == Choice()
     projected = Choice(guidance="adaptive_projected")
     for name, (text, value) in FIELDS.items():
