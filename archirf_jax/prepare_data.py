@@ -11,10 +11,7 @@ network is that of a classifier's run, or features(images) of a Python file: ima
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
-import sys
-import traceback
 import types
 from typing import Any
 
@@ -24,8 +21,7 @@ from archirf_jax.data import class_embeddings
 from archirf_jax.data.pipeline import Dataset, load
 from archirf_jax.data.preparation import prepare
 from archirf_jax.errors import UserError
-from archirf_jax.launch import cli
-from archirf_jax.launch import config as configuration
+from archirf_jax.launch import cli, features
 
 NAME = flags.DEFINE_string("name", None, "TFDS name, such as digits, cifar10 or imagenet_resized/64x64", required=True)
 DIR = flags.DEFINE_string("dir", "data", "folder for prepared data sets")
@@ -42,13 +38,13 @@ OPTIONS = {
 RESIDENT_MIB = 2048  # sets whose images take more are decoded batch by batch
 
 
-def embed_classes(name: str, directory: str, features: str, out: pathlib.Path, **options: Any) -> None:
+def embed_classes(name: str, directory: str, network: str, out: pathlib.Path, **options: Any) -> None:
     """Write the mean features of each class of a set, which is prepared first if it is not.
 
     Args:
         name: TFDS name, or folder:PATH.
         directory: where prepared sets lie.
-        features: run directory of a classifier, or a Python file.
+        network: run directory of a classifier, or a Python file.
         out: .npz file.
         options: those of `OPTIONS`.
 
@@ -57,7 +53,7 @@ def embed_classes(name: str, directory: str, features: str, out: pathlib.Path, *
     """
     _claim(out)
     try:
-        compute, images = _network(pathlib.Path(features).expanduser(), options)
+        compute, images = _network(pathlib.Path(network).expanduser(), options)
         if not name.startswith("folder:"):
             prepare(name, directory)
         dataset = _open(types.SimpleNamespace(name=name, dir=directory, resident_mib=RESIDENT_MIB, **options | images))
@@ -102,61 +98,20 @@ def _network(path: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddi
         raise UserError(f"--features: {str(path)!r} is neither the run of a classifier nor a Python file")
     if options["image_size"] is None:
         raise UserError("--image_size: is missing; a Python file does not say the size of the images that it takes")
-    return _of_file(path), {"image_size": options["image_size"], "channels": options["channels"] or 3}
+    return features.of_file(path), {"image_size": options["image_size"], "channels": options["channels"] or 3}
 
 
 def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddings.Features, dict[str, Any]]:
     import jax
 
-    from archirf_jax import registry, tasks
-    from archirf_jax.training.checkpoints import Checkpoints
-
-    config = configuration.load(workdir, "features")
-    if config.task != "classifier":
-        raise UserError(
-            f"--features: {str(workdir)!r} is the run of a {config.task}; give one of a classifier, trained by "
-            "configs/adm_classifier.py, or a Python file"
-        )
-    images = {name: config.data[name] for name in ("image_size", "channels", "num_classes")}
+    task, step, params, data = features.of_run(workdir)
+    images = {name: data[name] for name in ("image_size", "channels", "num_classes")}
     for name in ("image_size", "channels"):
         if options[name] not in (None, images[name]):
             raise UserError(f"--{name}: {options[name]}, but {str(workdir)!r} takes {images[name]}; leave it out")
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    try:
-        like = jax.eval_shape(task.init_params, jax.random.key(0))
-        step, params = Checkpoints(workdir / "checkpoints").restore_ema(like)
-    except UserError as e:
-        raise UserError(f"--features: {e}") from e
     logging.info("features of the classifier in %s at step %d", workdir, step)
     compute = jax.jit(task.features)
     return lambda x: compute(params, x), images
-
-
-def _of_file(path: pathlib.Path) -> class_embeddings.Features:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.absolute()))  # as for a script: what lies beside it can be imported
-    try:
-        spec.loader.exec_module(module)
-    except configuration.CONFIG_FILE_ERRORS as e:
-        raise _failed(path, e) from e
-    if not callable(getattr(module, "features", None)):
-        raise UserError(f"--features: {str(path)!r} defines no function features(images)")
-
-    def compute(images: Any) -> Any:
-        try:
-            return module.features(images)
-        except configuration.CONFIG_FILE_ERRORS as e:
-            raise _failed(path, e) from e
-
-    return compute
-
-
-def _failed(path: pathlib.Path, error: Exception) -> UserError:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    where = f" in line {lines[-1]}" if lines else ""
-    return UserError(f"--features: {path} fails{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _open(data: Any) -> Dataset:

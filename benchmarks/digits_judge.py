@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import scipy.linalg
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
+
+from archirf_jax.evaluation import distances
+from archirf_jax.evaluation.statistics import moments
 
 UNITS = 64
 
@@ -42,20 +44,10 @@ def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """The Frechet distance between two sets of features (N, D)."""
-    means = first.mean(axis=0) - second.mean(axis=0)
-    a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # The trace of the root of a b is that of the symmetric root a^(1/2) b a^(1/2).
-    root = _root(a)
-    cross = np.trace(_root(root @ b @ root))
-    return float(means @ means + np.trace(a) + np.trace(b) - 2 * cross)
+    return distances.frechet(moments(first), moments(second))
 
 
 def of_real(count: int, repeats: int = 20) -> float:
     """The mean Frechet distance of `count` real digits, drawn with replacement, to all of them."""
     real, random = features(real_images()), np.random.default_rng(0)
     return float(np.mean([frechet(real[random.integers(0, len(real), count)], real) for _ in range(repeats)]))
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

@@ -27,15 +27,13 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 
 from archirf_jax.data.images import decode
 from archirf_jax.data.sources import open_source
+from archirf_jax.evaluation import likelihood
 from archirf_jax.processes.ddpm import DDPM
-from archirf_jax.samplers import grids
 from archirf_jax.samplers.choice import Choice
-from archirf_jax.samplers.likelihood import bits_per_dim
 from benchmarks.machine import describe
 from benchmarks.runs import open_run
 
 LEVELS = 17
-THIRDS = 3  # the noise of dequantisation, sigma / alpha, is half a level over this
 TRAIN, TEST = "train[:80%]", "train[80%:]"
 
 
@@ -54,14 +52,11 @@ def mean(values: np.ndarray) -> dict[str, float]:
 def of_ode(workdir: pathlib.Path, x0: np.ndarray, labels: np.ndarray, steps: int) -> dict[str, float]:
     """Bits per dimension along the probability-flow ODE, steps even in the logarithm of the noise."""
     task, params = open_run(workdir)
-    process = task.process
-    last = 1 / (LEVELS - 1) / THIRDS
-    times = np.append(1.0, process.time_of_ratio(np.geomspace(50.0, last, steps)))
-    denoise = Choice(guidance_scale=1.0).make_denoiser(process, task.model_fn(params), task.null)
+    denoise = Choice(guidance_scale=1.0).make_denoiser(task.process, task.model_fn(params), task.null)
 
     @jax.jit
     def run(keys: jax.Array, x0: jax.Array, y: jax.Array) -> Any:
-        return bits_per_dim(keys, denoise, x0, y, grid=grids.pairs(times), probes=8, levels=LEVELS)
+        return likelihood.of_ode(keys, denoise, x0, y, levels=LEVELS, steps=steps)
 
     found = run(jax.random.split(jax.random.key(0), len(x0)), jnp.asarray(x0), jnp.asarray(labels, jnp.int32))
     probes = float(np.sqrt(np.mean(np.square(found.standard_error)) / len(x0)))

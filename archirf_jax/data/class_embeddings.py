@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from archirf_jax.data.images import decode
+from archirf_jax.data import passes
 from archirf_jax.data.pipeline import Dataset
 from archirf_jax.errors import UserError
 
@@ -34,18 +32,9 @@ def parts(dataset: Dataset, image_size: int, channels: int, batch_size: int) -> 
     """Every readable image once, in the order of the set, in batches of one size."""
     total = len(dataset.readable)
     size = min(batch_size, total)
-
-    def read(position: int) -> tuple[np.ndarray, int]:
-        if dataset.images is not None and dataset.labels is not None:
-            return dataset.images[position], int(dataset.labels[position])
-        encoded, label = dataset.source[int(dataset.readable[position])]
-        return decode(encoded, image_size, channels), label
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, total, size):
-            images, labels = zip(*pool.map(read, range(first, min(first + size, total))), strict=True)
-            filled = np.resize(np.stack(images), (size, *images[0].shape))
-            yield Part((filled.astype(np.float32) - 127.5) / 127.5, np.asarray(labels))
+    for images, labels in passes.batches(dataset, np.arange(total), size, image_size, channels):
+        filled = np.resize(images, (size, *images.shape[1:]))
+        yield Part((filled.astype(np.float32) - 127.5) / 127.5, labels)
 
 
 def class_means(dataset: Dataset, batches: Iterator[Part], features: Features) -> np.ndarray:

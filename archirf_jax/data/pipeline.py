@@ -116,7 +116,7 @@ class ResidentFeed:
         size = images.shape[0]
         place = index + jnp.asarray(i, jnp.uint32) * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.uint32)
         chosen = shuffled_index(self.seed, size, epoch + place // size, place % size)
-        return _finish(images[chosen], labels[chosen], self.flip, key)
+        return finish(images[chosen], labels[chosen], self.flip, key)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -152,7 +152,7 @@ class StreamFeed:
     def batch(self, chunk: Any, i: jax.Array, key: jax.Array) -> Batch:
         """The chunk's only batch."""
         images, labels = chunk
-        return _finish(images, labels, self.flip, key)
+        return finish(images, labels, self.flip, key)
 
     def close(self) -> None:
         """Stop reading ahead; the next chunk may be of any step."""
@@ -202,7 +202,8 @@ def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
     return ResidentFeed(images, labels, dispatch=config.steps_per_dispatch, **common)
 
 
-def _finish(images: jax.Array, labels: jax.Array, flip: bool, key: jax.Array) -> Batch:
+def finish(images: jax.Array, labels: jax.Array, flip: bool, key: jax.Array) -> Batch:
+    """A batch of decoded images (B, H, W, C) uint8; `flip` mirrors some of them."""
     # In this order -1 and 1 come out exactly, also where XLA multiplies by the reciprocal.
     x = (images.astype(jnp.float32) - 127.5) / 127.5
     if flip:

@@ -103,8 +103,13 @@ def _silence_closed_event_loops() -> None:
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
 
 
+def cache(name: str) -> pathlib.Path:
+    """The folder of this name in the user's cache directory, where things lie that can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    return pathlib.Path(home) / "archirf_jax" / name
+
+
 def _set_up_compilation_cache() -> None:
     """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR moves the place."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "archirf_jax", "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache("xla")))

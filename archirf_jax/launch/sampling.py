@@ -155,10 +155,10 @@ class Flags:
 
     def _weaker(self, task: Diffusion, choice: Choice) -> tuple[Any, Diffusion]:
         """Parameters and task of the weaker network, where autoguidance asks for one; it may be another network."""
-        place, step = self._weak_workdir.value, self._weak_step.value
-        if choice.guidance != "autoguidance" or (place, step) == (None, None):
+        named, step = self._weak_workdir.value, self._weak_step.value
+        if choice.guidance != "autoguidance" or (named, step) == (None, None):
             return None, task
-        place = pathlib.Path(place).expanduser() if place else self.workdir
+        place = pathlib.Path(named).expanduser() if named else self.workdir
         other: Diffusion = beside(self.workdir, place, "weak_workdir")
         return restore(place, other, step, "weak_")[1], other
 

@@ -71,6 +71,11 @@ def dropout_key(key: jax.Array, part: Any = 0) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), part)
 
 
+def dropout_rngs(key: jax.Array | None, part: Any) -> dict[str, jax.Array] | None:
+    """What a network is given to drop units by in one part of a step's batch; without a key it drops none."""
+    return None if key is None else {"dropout": dropout_key(key, part)}
+
+
 def apply_telling(model: Any, params: Any, *inputs: Any, rngs: Any = None) -> tuple[Any, dict[str, jax.Array]]:
     """(the network's answer, what it tells beside it: () each, the largest of all layers)."""
     output, variables = model.apply({"params": params}, *inputs, rngs=rngs, mutable=[TOLD])

@@ -13,13 +13,14 @@ from archirf_jax import sharding
 from archirf_jax.data.pipeline import Batch
 from archirf_jax.errors import UserError
 from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
-from archirf_jax.tasks.building import apply_telling, dropout_key, make_model, make_process
+from archirf_jax.tasks.building import apply_telling, dropout_rngs, make_model, make_process
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
 
 SHOWN = 0.5  # time of the previews' noise
 FRAMES = 20
+NOISELESS = 1e-3  # time of images that are taken as they are
 
 
 class Noisy(NamedTuple):
@@ -79,11 +80,11 @@ class Classifier:
         x = self.process.noised(batch.image, jax.random.normal(key_eps, batch.image.shape), t)
         return Noisy(x, t, weight, batch.label)
 
-    def losses(self, key: jax.Array) -> Losses:
-        """The losses of what was drawn; `key` is the step's."""
+    def losses(self, key: jax.Array | None) -> Losses:
+        """The losses of what was drawn; `key` is the step's, None = without dropout."""
 
         def losses(params: Any, drawn: Noisy, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            seen, rngs = self.process.network_input(drawn.x, drawn.t), {"dropout": dropout_key(key, part)}
+            seen, rngs = self.process.network_input(drawn.x, drawn.t), dropout_rngs(key, part)
             logits, told = apply_telling(self.model, params, seen, self.process.network_time(drawn.t), rngs=rngs)
             missed = -_chosen(jax.nn.log_softmax(logits), drawn.label)
             right = jnp.argmax(logits, axis=-1) == drawn.label
@@ -102,9 +103,14 @@ class Classifier:
 
     def features(self, params: Any, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) in [-1, 1] -> the map (B, h, w, D) before the classifier's pooling, as if noiseless."""
-        t = jnp.full(len(images), 1e-3)
+        t = jnp.full(len(images), NOISELESS)
         seen = self.process.network_input(images, t)
         return self.model.apply({"params": params}, seen, self.process.network_time(t), method="features")
+
+    def log_classes(self, params: Any, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, C) in [-1, 1] -> log p(y | image) (B, num_classes), as if noiseless."""
+        t = self.process.network_time(jnp.full(len(images), NOISELESS))
+        return jax.nn.log_softmax(self._logits(params, images, t))
 
     def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
         """(classes, per_class, H, W, C) uint8: where the same noise has to change to become more of each class."""

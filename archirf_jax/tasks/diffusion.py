@@ -20,7 +20,7 @@ from archirf_jax.samplers.choice import Choice
 from archirf_jax.samplers.denoisers import Inpaint, LogProbability
 from archirf_jax.samplers.encode import encode
 from archirf_jax.samplers.sample import noise, sample
-from archirf_jax.tasks.building import apply_telling, dropout_key, make_model, make_process
+from archirf_jax.tasks.building import apply_telling, dropout_rngs, make_model, make_process
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import Losses, Metrics, Update
 from archirf_jax.visuals.pictures import to_uint8
@@ -127,15 +127,14 @@ class Diffusion:
         """What the losses of a batch are computed from."""
         return self.process.draw(key, batch.image, batch.label, self.null, state.memory)
 
-    def losses(self, key: jax.Array) -> Losses:
-        """The losses of what was drawn; `key` is the step's."""
+    def losses(self, key: jax.Array | None) -> Losses:
+        """The losses of what was drawn; `key` is the step's, None = without dropout."""
 
         def losses(params: Any, drawn: Draw, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             told: dict[str, jax.Array] = {}
 
             def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-                rngs = {"dropout": dropout_key(key, part)}
-                output, numbers = apply_telling(self.model, params, x, t, y, rngs=rngs)
+                output, numbers = apply_telling(self.model, params, x, t, y, rngs=dropout_rngs(key, part))
                 told.update(numbers)
                 return output
 

@@ -6,6 +6,7 @@ Every function gives uint8 (rows, columns, H, W, C), one row a label; a picture 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class Sheet:
         given: what else every picture is drawn with: parameters of a weaker network or a classifier, conditions.
         weaker: the task of the weaker network; None = `task`.
         judge: makes log p(y | x_t) of the classifier's parameters.
+        place: where the pictures of a batch are drawn, which batch_size fits; None = on one device.
     """
 
     task: Diffusion
@@ -49,6 +51,7 @@ class Sheet:
     given: Inputs = NOTHING
     weaker: Diffusion | None = None
     judge: Judge | None = None
+    place: Any = None
 
     def draw(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> np.ndarray:
         """One picture a label of y and key; with a stride the states on the way, (states, rows, columns, H, W, C).
@@ -56,22 +59,26 @@ class Sheet:
         Raises:
             UserError: a picture with nan or infinity.
         """
+        whole = np.concatenate(list(self.batches(y, keys, inputs, stride)), axis=-4)
+        return whole.reshape(*whole.shape[:-4], -1, self.count, *self.task.image_shape)
+
+    def batches(self, y: jax.Array, keys: jax.Array, inputs: Inputs = NOTHING, stride: int = 0) -> Iterator[np.ndarray]:
+        """The same pictures one batch after the other, (B, H, W, C) or (states, B, H, W, C), the last ones fewer."""
         sampler = self.task.sampler(self.choice, stride, self.weaker, self.judge)
         given = {name: value for name, value in self.given._asdict().items() if value is not None}
         inputs = inputs._replace(**given)
-        total, size = len(y), min(self.batch_size, len(y))
-        drawn = []
+        total, size = len(y), self.batch_size if self.place else min(self.batch_size, len(y))
         for first in range(0, total, size):
             part = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
             start = None if inputs.start is None else inputs.start[part]
-            images = np.asarray(sampler(self.params, keys[part], y[part], inputs._replace(start=start)))
+            here = (keys[part], y[part]) if self.place is None else jax.device_put((keys[part], y[part]), self.place)
+            images = np.asarray(sampler(self.params, *here, inputs._replace(start=start)))
             if not np.all(np.isfinite(images)):
                 raise UserError(
                     "the pictures hold nan or infinity; try a lower --guidance_scale or another --solver or --step"
                 )
-            drawn.append(to_uint8(images) if self.task.image_shape[-1] in PICTURES else images)
-        whole = np.concatenate(drawn, axis=-4)[..., :total, :, :, :]
-        return whole.reshape(*whole.shape[:-4], -1, self.count, *self.task.image_shape)
+            pictures = to_uint8(images) if self.task.image_shape[-1] in PICTURES else images
+            yield pictures[..., : total - first, :, :, :]
 
 
 def plain(sheet: Sheet, stride: int = 0) -> np.ndarray:

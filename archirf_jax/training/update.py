@@ -105,7 +105,7 @@ class Update:
             **_norms("update_norm", updates),
             **_norms("param_norm", params),
             **self._noise(state, gradients, grad_norm),
-            **_by_time(aux, each),
+            **by_time(aux, each),
             **{name: _pair(_told(name, value)) for name, value in aux.items() if name not in INNER},
         }
         metrics = {name: jnp.where(fine, pair, 0) for name, pair in metrics.items()}
@@ -189,7 +189,7 @@ def _norms(name: str, tree: Any) -> Metrics:
     return whole | {f"{name}/{group}": _pair(jnp.sqrt(square)) for group, square in squares.items()}
 
 
-def _by_time(aux: dict[str, jax.Array], losses: jax.Array) -> Metrics:
+def by_time(aux: dict[str, jax.Array], losses: jax.Array) -> Metrics:
     """Losses of the quarters of time, without the weights of the times where they are known."""
     if "t" not in aux:
         return {}

@@ -1,0 +1,254 @@
+"""python -m archirf_jax.evaluate --workdir=runs/dit_rf [--features=pt_inception-2015-12-05.pth]
+
+How good a run's average is: its loss on images of a data set, and how its own pictures compare with them. Figures are
+printed, and added as one line of JSON to WORKDIR/evaluations.jsonl. docs/evaluation.md tells what each means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import types
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from archirf_jax import sharding
+from archirf_jax.data.pipeline import Dataset, load
+from archirf_jax.errors import UserError, nearest
+from archirf_jax.evaluation import features, reference
+from archirf_jax.evaluation.features import Extractor
+from archirf_jax.evaluation.inception import Inception
+from archirf_jax.evaluation.reference import Sample
+from archirf_jax.interop import files, inception
+from archirf_jax.launch import cli
+from archirf_jax.launch.features import of_file, of_run
+from archirf_jax.launch.sampling import Flags, Opened
+from archirf_jax.tasks import edits, evaluating
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.evaluating import Figure, Figures, Pictures
+from archirf_jax.training.state import purpose_key
+
+RUN = Flags()
+METRICS = flags.DEFINE_list("metrics", None, "some of loss, samples, bits_per_dim; default: loss and, if any, samples")
+FEATURES = flags.DEFINE_string(
+    "features", "pixels", "what samples are compared by: pixels, Inception's weights, a classifier's run, a Python file"
+)
+IMAGES = flags.DEFINE_integer(
+    "images", None, "how many to draw and measure; default: as many as the data has, at most 50000", lower_bound=1
+)
+REPEATS = flags.DEFINE_integer("repeats", 1, "sets of samples to draw, of the seeds from --seed on", lower_bound=1)
+LEVELS = flags.DEFINE_integer("levels", 256, "bits_per_dim: grey levels of the data, at even distances", lower_bound=2)
+ODE_STEPS = flags.DEFINE_integer("ode_steps", 200, "bits_per_dim: steps of the ODE, an even number", lower_bound=2)
+PROBES = flags.DEFINE_integer("probes", 8, "bits_per_dim: random vectors of the trace, 2 or more", lower_bound=2)
+# The real images; what is not given is the run's config.data.
+DATA = {
+    "name": flags.DEFINE_string("data", None, "TFDS name or folder:PATH of the real images; default: those of the run"),
+    "dir": flags.DEFINE_string("data_dir", None, "folder of prepared TFDS sets"),
+    "split": flags.DEFINE_string("split", None, "TFDS split or part of one, such as test or train[80%:]"),
+    "label_key": flags.DEFINE_string("label_key", None, "TFDS feature with the class"),
+}
+
+CHOICES = ("loss", "samples", "bits_per_dim")
+MOST = 50_000  # images, as papers draw
+PIXELS = "pixels"
+FILE = "evaluations.jsonl"
+LABELS = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "inception_score": "inception score",
+    "bits_per_dim": "bits per dimension",
+    "bits_per_dim_bound": "bits per dimension, bound",
+    "bits_per_dim_step_error": "error of the ODE's steps",
+}
+
+
+def asked(task: Any) -> tuple[str, ...]:
+    """What is to be measured.
+
+    Raises:
+        UserError: no such thing, or one that this task has not.
+    """
+    draws = isinstance(task, Diffusion)
+    if METRICS.value is None:
+        return ("loss", "samples") if draws and not task.takes_conditions else ("samples" if draws else "loss",)
+    for name in METRICS.value:
+        if name not in CHOICES:
+            raise UserError(f"--metrics: {name!r} is not one of {', '.join(CHOICES)}{nearest(name, CHOICES)}")
+        if name != "loss" and not draws:
+            raise UserError(f"--metrics: {name!r} belongs to networks that draw, and a classifier has loss alone")
+        if name != "samples" and draws and task.takes_conditions:
+            raise UserError(f"--metrics: {name!r} is of images with labels, and this network is told more")
+    if not METRICS.value or len(set(METRICS.value)) < len(METRICS.value):
+        raise UserError(f"--metrics: {','.join(METRICS.value)!r} must name each of {', '.join(CHOICES)} once at most")
+    return tuple(METRICS.value)
+
+
+def real_images(config: Any) -> tuple[Any, Dataset]:
+    """(`config.data` with the flags' changes, the set).
+
+    Raises:
+        UserError: no such set, or another number of classes.
+    """
+    data = dict(config.data, **{field: flag.value for field, flag in DATA.items() if flag.value is not None})
+    named = types.SimpleNamespace(**{"resident_mib": 2048, "skip_unreadable": False} | data)
+    if named.channels not in edits.PICTURES:
+        raise UserError(f"--workdir: {named.channels} channels are no picture, and nothing compares them with images")
+    if named.name == "imported":
+        raise UserError("--data: is missing; imported weights do not say which images they are of")
+    try:
+        dataset = load(named)
+    except UserError as e:
+        raise UserError(_with_flags(str(e))) from e
+    found, known = len(dataset.source.class_names), config.data.num_classes
+    if found > known:
+        raise UserError(f"--data: {named.name!r} has {found} classes, but the run knows {known}")
+    return named, dataset
+
+
+def make_extractor(config: Any, mesh: Any) -> Extractor:
+    """What --features names.
+
+    Raises:
+        UserError: no such file or run, or one that does not take these images.
+    """
+    text = FEATURES.value
+    path = pathlib.Path(text).expanduser()
+    if text == PIXELS:
+        return features.pixels()
+    if path.is_dir():
+        task, step, params, data = of_run(path)
+        for name in ("image_size", "channels", "num_classes"):
+            if data[name] != config.data[name]:
+                raise UserError(
+                    f"--features: {str(path)!r} must be about the images of --workdir, but config.data.{name} is "
+                    f"{data[name]} there and {config.data[name]} here"
+                )
+        params = jax.device_put(params, sharding.whole(mesh))
+        return features.classifier(f"{path} at step {step}", params, task.features, task.log_classes)
+    if path.suffix == ".py" and path.is_file():
+        return features.somebodys(str(path), of_file(path))
+    if path.suffix not in (".safetensors", *files.TORCH):
+        raise UserError(
+            f"--features: {text!r} is neither pixels, nor Inception's weights in a file such as "
+            "pt_inception-2015-12-05.pth, nor the run of a classifier, nor a Python file"
+        )
+    params = inception.load(Inception(), files.read(path, "features"), "features")
+    return features.inception(jax.device_put(params, sharding.whole(mesh)))
+
+
+def real_sample(pictures: Pictures, extractor: Extractor, count: int) -> tuple[Sample, str]:
+    """(what is seen in the real images, of `count` of them in full; their digest)."""
+    digest = reference.digest(images for images, _ in pictures.batches())
+
+    def make() -> Sample:
+        images = (images for images, _ in pictures.batches())
+        return reference.gather(images, extractor, count, pictures.batch_size, pictures.place)
+
+    real = reference.recall(cli.cache("references"), digest, extractor, count, make)
+    width = real.features.shape[1]
+    logging.info("%d real images, %d features by %s", real.moments.images, width, extractor.name)
+    if min(count, real.moments.images) <= width:
+        logging.warning("--images: no more than features, so that the Frechet distance tells mostly of their number")
+    return real, digest
+
+
+def of_samples(
+    run: Opened, task: Diffusion, pictures: Pictures, real: Sample, extractor: Extractor, count: int
+) -> Figures:
+    """Figures of --repeats sets of samples: their mean and their standard deviation."""
+    labels = drawn_labels(run, pictures, count)
+    rows = []
+    for repeat in range(REPEATS.value):
+        key, nobody = purpose_key(RUN.seed.value + repeat, "sample"), list[int]()
+        shape = (key, nobody, 1, pictures.batch_size, run.inputs, run.weaker, run.log_p, pictures.place)
+        drawn = evaluating.draw(edits.Sheet(task, run.params, run.choice, *shape), labels, extractor)
+        rows.append(evaluating.compare(real, drawn) | evaluating.score(drawn, labels, extractor))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    spread = {name: float(np.std(values, ddof=1)) if len(rows) > 1 else math.nan for name, values in columns.items()}
+    return {name: Figure(float(np.mean(values)), spread[name]) for name, values in columns.items()}
+
+
+def drawn_labels(run: Opened, pictures: Pictures, count: int) -> np.ndarray:
+    """(count,) labels as often as the real images have them; rows of --conditions in turn."""
+    if run.inputs.conditions is not None:
+        return np.arange(count, dtype=np.int32) % len(jax.tree.leaves(run.inputs.conditions)[0])
+    return np.concatenate([labels for _, labels in pictures.batches(count)]).astype(np.int32)
+
+
+def table(figures: Figures, real: dict[str, float]) -> list[str]:
+    """Lines for people: value, standard error or spread, and what one half of the real images has beside the other."""
+    column = "real halves" if real else ""
+    lines = [f"{'':26}{'value':>12}{'+-':>11}{column:>13}"]
+    for name, (value, error) in figures.items():
+        beside = f"{real[name]:13.5g}" if name in real else ""
+        spread = f"{error:11.2g}" if np.isfinite(error) else f"{'':11}" if beside else ""
+        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread}{beside}")
+    return lines
+
+
+def measure(config: Any, task: Any) -> tuple[Figures, dict[str, float], dict[str, Any]]:
+    """(figures, those of real images, what they are figures of)."""
+    wanted = asked(task)
+    run = RUN.open(task) if "samples" in wanted else None
+    step, params = (run.step, run.params) if run else RUN.restore(task)
+    data, dataset = real_images(config)
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    batch_size = -(-RUN.batch_size.value // mesh.size) * mesh.size
+    place = sharding.of_batch(mesh) if mesh.size > 1 else None
+    pictures = Pictures(dataset, data.image_size, data.channels, batch_size, place)
+    count, key = IMAGES.value or min(len(dataset.readable), MOST), purpose_key(RUN.seed.value, "evaluate")
+    params = jax.device_put(params, sharding.whole(mesh))
+    logging.info("step %d of %s, average %s, %s of %s", step, RUN.workdir, RUN.ema.value, data.split, data.name)
+
+    figures: Figures = {}
+    real: dict[str, float] = {}
+    about = dict(step=step, ema=RUN.ema.value, data=data.name, split=data.split, images=count, seed=RUN.seed.value)
+    if "loss" in wanted:
+        figures |= evaluating.loss(task, params, pictures, count, key)
+    if "bits_per_dim" in wanted:
+        numbers = dict(levels=LEVELS.value, steps=ODE_STEPS.value, probes=PROBES.value)
+        figures |= evaluating.bits_per_dim(task, params, pictures, count, key, **numbers)
+        about |= {"bits_per_dim": numbers}
+    if run is not None:
+        run = run._replace(params=params, inputs=jax.device_put(run.inputs, sharding.whole(mesh)))
+        extractor = make_extractor(config, mesh)
+        sample, digest = real_sample(pictures, extractor, count)
+        figures |= of_samples(run, task, pictures, sample, extractor, count)
+        real = evaluating.halves(sample)
+        about |= dict(features=extractor.name, repeats=REPEATS.value, sampling=vars(run.choice), real_digest=digest)
+    return figures, real, about
+
+
+def main(argv: list[str]) -> None:
+    """Restore, measure, tell, save."""
+    del argv
+    RUN.check()
+    config, task = RUN.task()
+    try:
+        figures, real, about = measure(config, task)
+    except UserError as e:
+        raise RUN.as_flag(e) from e
+    for line in table(figures, real):
+        logging.info("%s", line)
+    errors = {name: figure.error for name, figure in figures.items() if np.isfinite(figure.error)}
+    values = {name: figure.value for name, figure in figures.items()}
+    row = about | {"figures": values, "errors": errors, "real_halves": real}
+    with (RUN.workdir / FILE).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    logging.info("added to %s", RUN.workdir / FILE)
+
+
+def _with_flags(message: str) -> str:
+    """A message about config.data, where its fields are flags."""
+    for field, flag in DATA.items():
+        message = message.replace(f"--config.data.{field}", f"--{flag.name}")
+        message = message.replace(f"config.data.{field}", f"--{flag.name}")
+    return message
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,30 @@
+"""How many bits per dimension a model needs to tell images apart that it did not make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from archirf_jax.processes.base import Process
+from archirf_jax.samplers import grids
+from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.samplers.likelihood import Likelihood, bits_per_dim
+
+FIRST = 50.0  # sigma / alpha at which the steps begin that are even in its logarithm
+THIRDS = 3  # the noise of dequantisation, sigma / alpha, is half a level over this
+
+
+def times(process: Process, levels: int, steps: int) -> np.ndarray:
+    """(steps + 1,) falling times from 1 to a third of half a grey level, even in the logarithm of the noise."""
+    last = 1 / (levels - 1) / THIRDS
+    return np.append(1.0, process.time_of_ratio(np.geomspace(FIRST, last, steps)))
+
+
+def of_ode(
+    keys: jax.Array, denoise: Denoiser, x0: jax.Array, y: Any, *, levels: int, steps: int = 200, probes: int = 8
+) -> Likelihood:
+    """`samplers.likelihood.bits_per_dim` along such times."""
+    grid = grids.pairs(times(denoise.process, levels, steps))
+    return bits_per_dim(keys, denoise, x0, y, grid=grid, probes=probes, levels=levels)

@@ -1,0 +1,114 @@
+"""Features of the real images, kept between evaluations under a name that says what they are features of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from archirf_jax.evaluation.features import Extractor
+from archirf_jax.evaluation.statistics import Moments, merged, moments
+
+VERSION = "1"  # of what is kept
+
+
+class Sample(NamedTuple):
+    """What is known of a set of images.
+
+    Attributes:
+        moments: of the features of all.
+        features: (M, D) float32, of the first ones.
+        log_p: (M, K) of the same, None where no class is told.
+    """
+
+    moments: Moments
+    features: np.ndarray
+    log_p: np.ndarray | None = None
+
+
+def digest(batches: Iterable[np.ndarray]) -> str:
+    """Of all images (B, H, W, C) uint8, their sizes and their order; not of how they come in batches."""
+    hashed = hashlib.sha256()
+    for images in batches:
+        for image in images:
+            hashed.update(repr(image.shape).encode())
+            hashed.update(np.ascontiguousarray(image).tobytes())
+    return hashed.hexdigest()
+
+
+def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size: int, place: Any = None) -> Sample:
+    """Look at all images.
+
+    Args:
+        batches: uint8 images (b, H, W, C), b at most `size`.
+        extractor: sees them.
+        keep: how many of the first features to keep.
+        size: images that are looked at at a time; smaller batches are filled up, so that one program serves all.
+        place: where a batch lies; None = on one device.
+    """
+    total: Moments | None = None
+    features: list[np.ndarray] = []
+    log_p: list[np.ndarray] = []
+    kept = 0
+    for images in batches:
+        count = len(images)
+        filled = images if count == size else images[np.arange(size) % count]
+        seen = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], extractor.look(jax.device_put(filled, place)))
+        part = moments(seen.features)
+        total = part if total is None else merged(total, part)
+        take = min(count, keep - kept)
+        features.append(seen.features[:take])
+        log_p += [] if seen.log_p is None else [seen.log_p[:take]]
+        kept += take
+    if total is None:
+        raise ValueError("there are no images to look at")
+    return Sample(total, np.concatenate(features), np.concatenate(log_p) if log_p else None)
+
+
+def recall(folder: pathlib.Path, data: str, extractor: Extractor, keep: int, make: Callable[[], Sample]) -> Sample:
+    """The sample of the images whose digest is `data`: from `folder`, or made and kept there.
+
+    A folder that cannot be written costs time alone, and so does an extractor that nobody knows.
+    """
+    if not extractor.identity:
+        return make()
+    name = hashlib.sha256("\n".join((VERSION, data, extractor.identity, str(keep))).encode()).hexdigest()
+    path = folder / f"{name[:32]}.npz"
+    if (found := _read(path)) is not None:
+        return found
+    sample = make()
+    try:
+        _write(sample, path)
+    except OSError as e:
+        logging.warning("features of the real images are not kept in %s: %s", folder, e.strerror)
+    return sample
+
+
+def _read(path: pathlib.Path) -> Sample | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            known = Moments(int(archive["images"]), archive["mean"], archive["scatter"])
+            return Sample(known, archive["features"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _write(sample: Sample, path: pathlib.Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, **sample.moments._asdict(), features=sample.features)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(buffer.getbuffer())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""A network that sees features in images, as --features names it: a classifier's run, or somebody's Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from archirf_jax.errors import UserError
+from archirf_jax.launch import config as configuration
+
+
+def of_run(workdir: pathlib.Path) -> tuple[Any, int, Any, Any]:
+    """(its task, step, averaged parameters, `config.data`) of a classifier's run.
+
+    Raises:
+        UserError: no run, of something else, or without a checkpoint.
+    """
+    import jax
+
+    from archirf_jax import registry, tasks
+    from archirf_jax.training.checkpoints import Checkpoints
+
+    config = configuration.load(workdir, "features")
+    if config.task != "classifier":
+        raise UserError(
+            f"--features: {str(workdir)!r} is the run of a {config.task}; give one of a classifier, trained by "
+            "configs/adm_classifier.py, or a Python file"
+        )
+    task = registry.build(tasks, "config.task", config.task, {"config": config})
+    try:
+        like = jax.eval_shape(task.init_params, jax.random.key(0))
+        step, params = Checkpoints(workdir / "checkpoints").restore_ema(like)
+    except UserError as e:
+        raise UserError(f"--features: {e}") from e
+    return task, step, params, config.data
+
+
+def of_file(path: pathlib.Path) -> Callable[[Any], Any]:
+    """The function features(images) of a Python file; what it raises becomes a UserError with the line.
+
+    Raises:
+        UserError: the file fails, or defines no such function.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.absolute()))  # as for a script: what lies beside it can be imported
+    try:
+        spec.loader.exec_module(module)
+    except configuration.CONFIG_FILE_ERRORS as e:
+        raise _failed(path, e) from e
+    if not callable(getattr(module, "features", None)):
+        raise UserError(f"--features: {str(path)!r} defines no function features(images)")
+
+    def compute(images: Any) -> Any:
+        try:
+            return module.features(images)
+        except configuration.CONFIG_FILE_ERRORS as e:
+            raise _failed(path, e) from e
+
+    return compute
+
+
+def _failed(path: pathlib.Path, error: Exception) -> UserError:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f" in line {lines[-1]}" if lines else ""
+    return UserError(f"--features: {path} fails{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
