@@ -7,7 +7,6 @@ printed, and added as one line of JSON to WORKDIR/evaluations.jsonl. docs/evalua
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 import types
 from typing import Any
@@ -19,17 +18,17 @@ from absl import flags, logging
 from archirf_jax import sharding
 from archirf_jax.data.pipeline import Dataset, load
 from archirf_jax.errors import UserError, nearest
-from archirf_jax.evaluation import features, reference
+from archirf_jax.evaluation import features
 from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
-from archirf_jax.evaluation.reference import Sample
+from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.interop import files, inception
 from archirf_jax.launch import cli
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.sampling import Flags, Opened
 from archirf_jax.tasks import edits, evaluating
 from archirf_jax.tasks.diffusion import Diffusion
-from archirf_jax.tasks.evaluating import Figure, Figures, Pictures
+from archirf_jax.tasks.evaluating import Figures, Pictures
 from archirf_jax.training.state import purpose_key
 
 RUN = Flags()
@@ -73,6 +72,10 @@ def asked(task: Any) -> tuple[str, ...]:
         UserError: no such thing, or one that this task has not.
     """
     draws = isinstance(task, Diffusion)
+    if ODE_STEPS.value % 2:
+        raise UserError(f"--ode_steps: {ODE_STEPS.value} must be an even number")
+    if IMAGES.value is not None and IMAGES.value < FEWEST:
+        raise UserError(f"--images: {IMAGES.value} are too few; at least {FEWEST} are needed")
     if METRICS.value is None:
         return ("loss", "samples") if draws and not task.takes_conditions else ("samples" if draws else "loss",)
     for name in METRICS.value:
@@ -140,54 +143,22 @@ def make_extractor(config: Any, mesh: Any) -> Extractor:
     return features.inception(jax.device_put(params, sharding.whole(mesh)))
 
 
-def real_sample(pictures: Pictures, extractor: Extractor, count: int) -> tuple[Sample, str]:
-    """(what is seen in the real images, of `count` of them in full; their digest)."""
-    digest = reference.digest(images for images, _ in pictures.batches())
-
-    def make() -> Sample:
-        images = (images for images, _ in pictures.batches())
-        return reference.gather(images, extractor, count, pictures.batch_size, pictures.place)
-
-    real = reference.recall(cli.cache("references"), digest, extractor, count, make)
-    width = real.features.shape[1]
-    logging.info("%d real images, %d features by %s", real.moments.images, width, extractor.name)
-    if min(count, real.moments.images) <= width:
-        logging.warning("--images: no more than features, so that the Frechet distance tells mostly of their number")
-    return real, digest
-
-
-def of_samples(
-    run: Opened, task: Diffusion, pictures: Pictures, real: Sample, extractor: Extractor, count: int
-) -> Figures:
-    """Figures of --repeats sets of samples: their mean and their standard deviation."""
-    labels = drawn_labels(run, pictures, count)
-    rows = []
-    for repeat in range(REPEATS.value):
-        key, nobody = purpose_key(RUN.seed.value + repeat, "sample"), list[int]()
-        shape = (key, nobody, 1, pictures.batch_size, run.inputs, run.weaker, run.log_p, pictures.place)
-        drawn = evaluating.draw(edits.Sheet(task, run.params, run.choice, *shape), labels, extractor)
-        rows.append(evaluating.compare(real, drawn) | evaluating.score(drawn, labels, extractor))
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    spread = {name: float(np.std(values, ddof=1)) if len(rows) > 1 else math.nan for name, values in columns.items()}
-    return {name: Figure(float(np.mean(values)), spread[name]) for name, values in columns.items()}
-
-
-def drawn_labels(run: Opened, pictures: Pictures, count: int) -> np.ndarray:
-    """(count,) labels as often as the real images have them; rows of --conditions in turn."""
-    if run.inputs.conditions is not None:
-        return np.arange(count, dtype=np.int32) % len(jax.tree.leaves(run.inputs.conditions)[0])
-    return np.concatenate([labels for _, labels in pictures.batches(count)]).astype(np.int32)
+def make_sheets(run: Opened, task: Diffusion, pictures: Pictures) -> list[edits.Sheet]:
+    """Who draws each of the --repeats sets of samples."""
+    task.sampler(run.choice, 0, run.weaker, run.log_p)  # what does not fit is known before anything is measured
+    shape: tuple[Any, ...] = ([], 1, pictures.batch_size, run.inputs, run.weaker, run.log_p, pictures.place)
+    seeds = range(RUN.seed.value, RUN.seed.value + REPEATS.value)
+    return [edits.Sheet(task, run.params, run.choice, purpose_key(seed, "sample"), *shape) for seed in seeds]
 
 
 def table(figures: Figures, real: dict[str, float]) -> list[str]:
     """Lines for people: value, standard error or spread, and what one half of the real images has beside the other."""
-    column = "real halves" if real else ""
-    lines = [f"{'':26}{'value':>12}{'+-':>11}{column:>13}"]
+    lines = [f"{'':26}{'value':>12}{'+-':>11}{'real halves' if real else '':>13}"]
     for name, (value, error) in figures.items():
-        beside = f"{real[name]:13.5g}" if name in real else ""
-        spread = f"{error:11.2g}" if np.isfinite(error) else f"{'':11}" if beside else ""
-        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread}{beside}")
-    return lines
+        spread = f"{error:.2g}" if np.isfinite(error) else ""
+        beside = f"{real[name]:.5g}" if name in real else ""
+        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread:>11}{beside:>13}")
+    return [line.rstrip() for line in lines]
 
 
 def measure(config: Any, task: Any) -> tuple[Figures, dict[str, float], dict[str, Any]]:
@@ -197,16 +168,21 @@ def measure(config: Any, task: Any) -> tuple[Figures, dict[str, float], dict[str
     step, params = (run.step, run.params) if run else RUN.restore(task)
     data, dataset = real_images(config)
     mesh = sharding.make_mesh(devices=jax.local_devices())
+    extractor = make_extractor(config, mesh)
     batch_size = -(-RUN.batch_size.value // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     pictures = Pictures(dataset, data.image_size, data.channels, batch_size, place)
     count, key = IMAGES.value or min(len(dataset.readable), MOST), purpose_key(RUN.seed.value, "evaluate")
     params = jax.device_put(params, sharding.whole(mesh))
+    about = dict(step=step, ema=RUN.ema.value, data=data.name, split=data.split, images=count, seed=RUN.seed.value)
+    sheets = []
+    if run is not None:
+        run = run._replace(params=params, inputs=jax.device_put(run.inputs, sharding.whole(mesh)))
+        sheets = make_sheets(run, task, pictures)
     logging.info("step %d of %s, average %s, %s of %s", step, RUN.workdir, RUN.ema.value, data.split, data.name)
 
     figures: Figures = {}
     real: dict[str, float] = {}
-    about = dict(step=step, ema=RUN.ema.value, data=data.name, split=data.split, images=count, seed=RUN.seed.value)
     if "loss" in wanted:
         figures |= evaluating.loss(task, params, pictures, count, key)
     if "bits_per_dim" in wanted:
@@ -214,10 +190,8 @@ def measure(config: Any, task: Any) -> tuple[Figures, dict[str, float], dict[str
         figures |= evaluating.bits_per_dim(task, params, pictures, count, key, **numbers)
         about |= {"bits_per_dim": numbers}
     if run is not None:
-        run = run._replace(params=params, inputs=jax.device_put(run.inputs, sharding.whole(mesh)))
-        extractor = make_extractor(config, mesh)
-        sample, digest = real_sample(pictures, extractor, count)
-        figures |= of_samples(run, task, pictures, sample, extractor, count)
+        sample, digest = evaluating.look(pictures, extractor, count, cli.cache("references"))
+        figures |= evaluating.of_samples(sheets, evaluating.labels(pictures, run.inputs, count), sample, extractor)
         real = evaluating.halves(sample)
         about |= dict(features=extractor.name, repeats=REPEATS.value, sampling=vars(run.choice), real_digest=digest)
     return figures, real, about

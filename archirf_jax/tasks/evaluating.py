@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,14 +15,14 @@ from absl import logging
 from archirf_jax.data import passes
 from archirf_jax.data.pipeline import Dataset, finish
 from archirf_jax.errors import UserError
-from archirf_jax.evaluation import distances, likelihood, neighbours
+from archirf_jax.evaluation import distances, likelihood, neighbours, reference
 from archirf_jax.evaluation.features import Extractor
-from archirf_jax.evaluation.reference import Sample, gather
+from archirf_jax.evaluation.reference import Sample
 from archirf_jax.evaluation.statistics import moments
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.tasks.classifier import Classifier
-from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.diffusion import Diffusion, Inputs
 from archirf_jax.tasks.edits import Sheet
 from archirf_jax.training.state import TrainState
 from archirf_jax.training.update import INNER, LARGEST, by_time
@@ -62,6 +63,14 @@ class Pictures(NamedTuple):
         """uint8 images (b, H, W, C) and labels (b,): the first `count`, from the start again where there are fewer."""
         order = self.order if count is None else np.resize(self.order, count)
         return passes.batches(self.dataset, order, self.batch_size, self.size, self.channels)
+
+    def labels(self, count: int) -> np.ndarray:
+        """(count,) int32, those of `batches`; no image is decoded."""
+        order, known = np.resize(self.order, count), self.dataset.labels
+        if known is not None:
+            return np.asarray(known[order], np.int32)
+        numbers = self.dataset.readable
+        return np.asarray([self.dataset.source[int(numbers[index])][1] for index in order], np.int32)
 
     def full_batches(self, count: int, what: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
         """(how many of them count, images, labels) in batches of one size; `what` is said of the progress."""
@@ -135,29 +144,61 @@ def bits_per_dim(
     return {name: mean(np.concatenate(values))} | steps_alone
 
 
+def look(pictures: Pictures, extractor: Extractor, count: int, folder: pathlib.Path) -> tuple[Sample, str]:
+    """(what is seen in the real images, with the features of `count` of them; their digest).
+
+    It is kept in `folder` for the next time.
+    """
+    digest = reference.digest(images for images, _ in pictures.batches())
+
+    def make() -> Sample:
+        images = (images for images, _ in pictures.batches())
+        return reference.gather(images, extractor, count, pictures.batch_size, pictures.place)
+
+    real = reference.recall(folder, digest, extractor, count, make)
+    width = real.features.shape[1]
+    if len(real.features) < neighbours.FEWEST:
+        raise UserError(f"--data: {len(real.features)} images are too few; at least {neighbours.FEWEST} are needed")
+    logging.info("%d real images, %d features by %s", real.moments.images, width, extractor.name)
+    if min(count, real.moments.images) <= width:
+        logging.warning("--images: no more than features, so that the Frechet distance tells mostly of their number")
+    return real, digest
+
+
+def labels(pictures: Pictures, inputs: Inputs, count: int) -> np.ndarray:
+    """(count,) labels as often as the real images have them; where labels are rows of conditions, each in turn."""
+    if inputs.conditions is not None:
+        return np.arange(count, dtype=np.int32) % len(jax.tree.leaves(inputs.conditions)[0])
+    return pictures.labels(count)
+
+
 def draw(sheet: Sheet, labels: np.ndarray, extractor: Extractor) -> Sample:
     """What is seen in one picture a label, the i-th drawn with the i-th key."""
     keys = jax.vmap(lambda i: jax.random.fold_in(sheet.key, i))(jnp.arange(len(labels)))
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
-        for images in sheet.batches(jnp.asarray(labels, jnp.int32), keys):
+        for images in sheet.batches(jnp.asarray(labels), keys):
             yield images
             done += len(images)
             logging.log_every_n_seconds(logging.INFO, "drawn: %d of %d images", 10, done, len(labels))
 
-    return gather(batches(), extractor, len(labels), sheet.batch_size, sheet.place)
+    return reference.gather(batches(), extractor, len(labels), sheet.batch_size, sheet.place)
+
+
+def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor: Extractor) -> Figures:
+    """Figures of each sheet's samples beside the real images: their mean and their standard deviation."""
+    rows = []
+    for sheet in sheets:
+        drawn = draw(sheet, labels, extractor)
+        rows.append(compare(real, drawn) | score(drawn, labels, extractor))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    spread = {name: float(np.std(values, ddof=1)) if len(rows) > 1 else math.nan for name, values in columns.items()}
+    return {name: Figure(float(np.mean(values)), spread[name]) for name, values in columns.items()}
 
 
 def compare(real: Sample, drawn: Sample) -> dict[str, float]:
-    """How far the drawn images are from the real ones, and what their neighbourhoods tell.
-
-    Raises:
-        UserError: fewer than six images.
-    """
-    for sample in (real, drawn):
-        if len(sample.features) < neighbours.FEWEST:
-            raise UserError(f"--images: {len(sample.features)} are too few; at least {neighbours.FEWEST} are needed")
+    """How far the drawn images are from the real ones, and what their neighbourhoods tell; at least six of each."""
     return {
         "frechet": distances.frechet(drawn.moments, real.moments),
         "kernel": distances.kernel(drawn.features, real.features),

@@ -6,6 +6,7 @@ Commands have flags of the same names, which absl lets only one module of a proc
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,12 @@ class Command:
         message = str(refused.value)
         assert "\n" not in message and message, message
         return message
+
+
+@functools.cache
+def command(name: str) -> Command:
+    """The one command of this name, for tests in several files."""
+    return Command(name)
 
 
 def _refuse(message: str) -> NoReturn:

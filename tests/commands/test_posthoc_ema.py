@@ -1,4 +1,6 @@
-"""Averages chosen after training: what the command writes of a run's snapshots, and that `sample` takes it as a run."""
+"""Averages chosen after training: what the command writes of a run's snapshots, and that `sample` and
+`evaluate` take it as a run.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from archirf_jax.training.state import TrainState
 from configs import adm_classifier, dit_edm, dit_rf
 from tests import running
 from tests.commands import inside, saved
-from tests.commands.alone import Command
+from tests.commands.alone import Command, command
 
 POSTHOC = Command("archirf_jax.posthoc_ema")
 WIDTHS = (0.05, 0.1)
@@ -157,6 +159,30 @@ def test_sample_takes_it_as_a_run_and_draws_what_the_average_draws(
     checkpoints.save(TrainState(step=jnp.int32(300), params={}, ema=tree, opt=()), {})
     checkpoints.wait()
     assert np.max(np.abs(inside.arrays(direct, tmp_path, *FEW)[0] - ours)) <= 1
+
+
+def test_evaluate_takes_it_as_a_run_and_measures_the_average(
+    shape: Any, data_dir: pathlib.Path, run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many figures as the run itself has, and those of a run that holds the same average."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    evaluate = command("archirf_jax.evaluate")
+    POSTHOC(f"--workdir={run}", "--std=0.05,0.15")
+    near, far = (run / "posthoc" / f"std_{std}_step_00000300" for std in ("0.050", "0.150"))
+    direct = pathlib.Path(shutil.copytree(near, tmp_path / "direct", ignore=shutil.ignore_patterns("checkpoints")))
+    checkpoints = Checkpoints(direct / "checkpoints", keep=1)
+    average = tree_of(Snapshot(300, 0.05), shape)
+    checkpoints.save(TrainState(step=jnp.int32(300), params={}, ema=average, opt=()), {})
+    checkpoints.wait()
+    found = []
+    for workdir in (near, direct, far):
+        evaluate(f"--workdir={workdir}", f"--data_dir={data_dir}", "--images=16", "--batch_size=8", *inside.PLAIN)
+        found.append(json.loads((workdir / "evaluations.jsonl").read_text()))
+    assert [row["step"] for row in found] == [300, 300, 300]
+    ours, theirs, other = (row["figures"] for row in found)
+    assert {"loss", "frechet", "precision"} <= set(ours)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5) != other["loss"]
+    assert ours["frechet"] == pytest.approx(theirs["frechet"], rel=0.01) != other["frechet"]
 
 
 def test_the_configuration_is_the_runs_own_and_tells_where_it_is_from(run: pathlib.Path) -> None:
