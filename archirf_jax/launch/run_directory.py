@@ -15,7 +15,7 @@ from archirf_jax.training.state import TrainState
 
 
 def write(workdir: pathlib.Path, config: dict[str, Any], params: Any, step: int) -> None:
-    """Make a run directory whose averages are these parameters: all that `sample` reads of a trained one.
+    """Make a run directory whose averages are these parameters: all that `sample` and `evaluate` read of one.
 
     Args:
         workdir: made, with its parents.

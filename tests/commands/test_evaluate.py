@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from archirf_jax.interop import files
 from archirf_jax.launch.cli import PACKAGE
 from configs import adm_classifier, dit_rf
 from tests import running
 from tests.commands import saved
 from tests.commands.alone import command
+from tests.golden.cases import load
 
 EVALUATE = command("archirf_jax.evaluate")
 TINY = {"model.hidden_size": 32, "model.depth": 1, "sample.guidance_scale": 1.0}
@@ -110,6 +112,21 @@ def test_samples_are_seen_by_a_classifiers_run_or_by_a_python_file(run: pathlib.
     assert set(first["figures"]) == {"frechet", "kernel", *NEIGHBOURS, "accuracy"}
     assert first["features"] == f"{judge} at step {saved.STEP}" and second["features"] == str(run / "see.py")
     assert set(second["figures"]) == {"frechet", "kernel", *NEIGHBOURS}
+
+
+@pytest.mark.slow
+def test_samples_are_seen_by_inception_whose_weights_are_a_file(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    weights = tmp_path / "inception.safetensors"
+    state = load(pathlib.Path(__file__).parents[1] / "golden" / "inception_fid.npz").params
+    files.write(state, weights)
+    arguments = (f"--workdir={run}", "--metrics=samples", "--split=train[:1%]", *FEW)
+    EVALUATE(*arguments, f"--features={weights}")
+    row = rows(run)[-1]
+    assert set(row["figures"]) == {"frechet", "kernel", *NEIGHBOURS, "inception_score"}
+    assert row["features"] == "inception" and 1 <= row["figures"]["inception_score"] < 1008
+    files.write({name: value for name, value in state.items() if name != "fc.bias"}, weights)
+    line = EVALUATE.complaint(*arguments, f"--features={weights}")
+    assert line.startswith("--features: the tensors do not fit the network; 1 missing: fc.bias")
 
 
 def test_images_of_a_folder_may_be_the_real_ones_and_are_told_when_features_are_many(

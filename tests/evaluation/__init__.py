@@ -1,1 +1,1 @@
-
+"""Laws of archirf_jax.evaluation."""
