@@ -24,6 +24,7 @@ from benchmarks.machine import describe
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 WIDTHS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2)
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2)
 HELD_OUT = "train[80%:]"
 
 
@@ -77,11 +78,14 @@ def plot(scales: list[dict[str, Any]], widths: list[dict[str, Any]], path: pathl
         trade.annotate(f"{row['scale']:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8)
     real = scales[0]["real_halves"]
     trade.plot(real["recall"], real["precision"], "*", color="grey", markersize=12, label="real halves")
-    trade.set(xlabel="recall", ylabel="precision", title="each guidance scale")
+    trade.set(xlabel="recall", ylabel="precision", title="guidance scales")
     trade.legend(fontsize=8)
     _bars(distance, scales, "scale", "guidance scale")
+    distance.set(ylim=(0, None), title="the same samples")
     _bars(average, widths, "width", "relative width of the average")
-    average.set(xscale="log", title="each average of one training, unguided")
+    average.set(xscale="log", title="averages of one training, unguided")
+    average.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    average.minorticks_off()
     beside = average.twinx()
     beside.plot([row["width"] for row in widths], [row["held_out_loss"] for row in widths], "s--", color="C1")
     beside.set_ylabel("loss of held-out digits", color="C1")
@@ -97,7 +101,7 @@ def _of(rows: list[dict[str, Any]], name: str) -> list[float]:
 def _bars(panel: Any, rows: list[dict[str, Any]], key: str, label: str) -> None:
     errors = [row["errors"]["frechet"] for row in rows]
     panel.errorbar([row[key] for row in rows], _of(rows, "frechet"), errors, fmt="o-", capsize=3)
-    panel.set(xlabel=label, ylabel="Frechet distance of pixels", title="each guidance scale")
+    panel.set(xlabel=label, ylabel="Frechet distance of pixels")
 
 
 def main() -> int:
