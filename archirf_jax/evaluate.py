@@ -7,6 +7,7 @@ printed, and added as one line of JSON to WORKDIR/evaluations.jsonl. docs/evalua
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import types
 from typing import Any
@@ -28,7 +29,7 @@ from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.sampling import Flags, Opened
 from archirf_jax.tasks import edits, evaluating
 from archirf_jax.tasks.diffusion import Diffusion
-from archirf_jax.tasks.evaluating import Figures, Pictures
+from archirf_jax.tasks.evaluating import Figures, Halves, Pictures
 from archirf_jax.training.state import purpose_key
 
 RUN = Flags()
@@ -37,7 +38,10 @@ FEATURES = flags.DEFINE_string(
     "features", "pixels", "what samples are compared by: pixels, Inception's weights, a classifier's run, a Python file"
 )
 IMAGES = flags.DEFINE_integer(
-    "images", None, "how many to draw and measure; default: as many as the data has, at most 50000", lower_bound=1
+    "images",
+    *(None, "how many to draw and measure; default: as many as the data has, at most 50000"),
+    lower_bound=1,
+    upper_bound=10_000_000,
 )
 REPEATS = flags.DEFINE_integer("repeats", 1, "sets of samples to draw, of the seeds from --seed on", lower_bound=1)
 LEVELS = flags.DEFINE_integer("levels", 256, "bits_per_dim: grey levels of the data, at even distances", lower_bound=2)
@@ -49,7 +53,10 @@ DATA = {
     "dir": flags.DEFINE_string("data_dir", None, "folder of prepared TFDS sets"),
     "split": flags.DEFINE_string("split", None, "TFDS split or part of one, such as test or train[80%:]"),
     "label_key": flags.DEFINE_string("label_key", None, "TFDS feature with the class"),
+    "skip_unreadable": flags.DEFINE_bool("skip_unreadable", None, "leave unreadable images of a folder out"),
 }
+# Flags that are of no use to other metrics.
+OWN = {"samples": (FEATURES, REPEATS), "bits_per_dim": (LEVELS, ODE_STEPS, PROBES)}
 
 CHOICES = ("loss", "samples", "bits_per_dim")
 MOST = 50_000  # images, as papers draw
@@ -69,29 +76,33 @@ def asked(task: Any) -> tuple[str, ...]:
     """What is to be measured.
 
     Raises:
-        UserError: no such thing, or one that this task has not.
+        UserError: no such thing, one that this task has not, or a flag that belongs to what is not measured.
     """
-    draws = isinstance(task, Diffusion)
-    if ODE_STEPS.value % 2:
-        raise UserError(f"--ode_steps: {ODE_STEPS.value} must be an even number")
-    if IMAGES.value is not None and IMAGES.value < FEWEST:
-        raise UserError(f"--images: {IMAGES.value} are too few; at least {FEWEST} are needed")
-    if METRICS.value is None:
-        return ("loss", "samples") if draws and not task.takes_conditions else ("samples" if draws else "loss",)
-    for name in METRICS.value:
+    draws, told_more = isinstance(task, Diffusion), getattr(task, "takes_conditions", False)
+    usual = (() if told_more else ("loss",)) + (("samples",) if draws else ())
+    wanted = usual if METRICS.value is None else tuple(METRICS.value)
+    for name in wanted:
         if name not in CHOICES:
             raise UserError(f"--metrics: {name!r} is not one of {', '.join(CHOICES)}{nearest(name, CHOICES)}")
         if name != "loss" and not draws:
             raise UserError(f"--metrics: {name!r} belongs to networks that draw, and a classifier has loss alone")
-        if name != "samples" and draws and task.takes_conditions:
+        if name != "samples" and told_more:
             raise UserError(f"--metrics: {name!r} is of images with labels, and this network is told more")
-    if not METRICS.value or len(set(METRICS.value)) < len(METRICS.value):
-        raise UserError(f"--metrics: {','.join(METRICS.value)!r} must name each of {', '.join(CHOICES)} once at most")
-    return tuple(METRICS.value)
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise UserError(f"--metrics: {','.join(wanted)!r} must name some of {', '.join(CHOICES)}, each once")
+    for metric, own in OWN.items():
+        given = [flag.name for flag in own if flag.present] + (list(RUN.given) if metric == "samples" else [])
+        if metric not in wanted and given:
+            raise UserError(f"--{given[0]}: belongs to --metrics={metric}; leave it out")
+    if ODE_STEPS.value % 2:
+        raise UserError(f"--ode_steps: {ODE_STEPS.value} must be an even number")
+    if "samples" in wanted and IMAGES.value is not None and IMAGES.value < FEWEST:
+        raise UserError(f"--images: {IMAGES.value} are too few; at least {FEWEST} are needed")
+    return wanted
 
 
-def real_images(config: Any) -> tuple[Any, Dataset]:
-    """(`config.data` with the flags' changes, the set).
+def real_images(config: Any, labelled: bool) -> tuple[Any, Dataset]:
+    """(`config.data` with the flags' changes, the set); `labelled` networks are told the classes of the set.
 
     Raises:
         UserError: no such set, or another number of classes.
@@ -107,8 +118,8 @@ def real_images(config: Any) -> tuple[Any, Dataset]:
     except UserError as e:
         raise UserError(_with_flags(str(e))) from e
     found, known = len(dataset.source.class_names), config.data.num_classes
-    if found > known:
-        raise UserError(f"--data: {named.name!r} has {found} classes, but the run knows {known}")
+    if labelled and found != known > 1:
+        raise UserError(f"--data: {named.name!r} has {found} classes by {named.label_key!r}, but the run knows {known}")
     return named, dataset
 
 
@@ -123,15 +134,16 @@ def make_extractor(config: Any, mesh: Any) -> Extractor:
     if text == PIXELS:
         return features.pixels()
     if path.is_dir():
-        task, step, params, data = of_run(path)
+        task, step, params, there = of_run(path)
         for name in ("image_size", "channels", "num_classes"):
-            if data[name] != config.data[name]:
+            if there.data[name] != config.data[name]:
                 raise UserError(
                     f"--features: {str(path)!r} must be about the images of --workdir, but config.data.{name} is "
-                    f"{data[name]} there and {config.data[name]} here"
+                    f"{there.data[name]} there and {config.data[name]} here"
                 )
         params = jax.device_put(params, sharding.whole(mesh))
-        return features.classifier(f"{path} at step {step}", params, task.features, task.log_classes)
+        about = json.dumps([there.model.to_dict(), there.process.to_dict()], sort_keys=True)
+        return features.classifier(f"{path} at step {step}", about, params, task.features, task.log_classes)
     if path.suffix == ".py" and path.is_file():
         return features.somebodys(str(path), of_file(path))
     if path.suffix not in (".safetensors", *files.TORCH):
@@ -151,50 +163,68 @@ def make_sheets(run: Opened, task: Diffusion, pictures: Pictures) -> list[edits.
     return [edits.Sheet(task, run.params, run.choice, purpose_key(seed, "sample"), *shape) for seed in seeds]
 
 
-def table(figures: Figures, real: dict[str, float]) -> list[str]:
-    """Lines for people: value, standard error or spread, and what one half of the real images has beside the other."""
-    lines = [f"{'':26}{'value':>12}{'+-':>11}{'real halves' if real else '':>13}"]
+def table(figures: Figures, halves: Halves) -> list[str]:
+    """Lines for people: value, standard error or spread, and beside it half of the samples and of the real images."""
+    lines = [f"{'':26}{'value':>12}{'+-':>11}" + "".join(f"{f'half, {name}':>16}" for name in halves)]
     for name, (value, error) in figures.items():
         spread = f"{error:.2g}" if np.isfinite(error) else ""
-        beside = f"{real[name]:.5g}" if name in real else ""
-        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread:>11}{beside:>13}")
+        beside = "".join(f"{half[name]:16.5g}" for half in halves.values() if name in half)
+        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread:>11}{beside}")
     return [line.rstrip() for line in lines]
 
 
-def measure(config: Any, task: Any) -> tuple[Figures, dict[str, float], dict[str, Any]]:
-    """(figures, those of real images, what they are figures of)."""
-    wanted = asked(task)
-    run = RUN.open(task) if "samples" in wanted else None
-    step, params = (run.step, run.params) if run else RUN.restore(task)
-    data, dataset = real_images(config)
-    mesh = sharding.make_mesh(devices=jax.local_devices())
-    extractor = make_extractor(config, mesh)
+def make_pictures(config: Any, task: Any, mesh: Any) -> tuple[Pictures, dict[str, Any]]:
+    """(the real images, where they are from)."""
+    data, dataset = real_images(config, labelled=not getattr(task, "takes_conditions", False))
     batch_size = -(-RUN.batch_size.value // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
-    pictures = Pictures(dataset, data.image_size, data.channels, batch_size, place)
-    count, key = IMAGES.value or min(len(dataset.readable), MOST), purpose_key(RUN.seed.value, "evaluate")
-    params = jax.device_put(params, sharding.whole(mesh))
-    about = dict(step=step, ema=RUN.ema.value, data=data.name, split=data.split, images=count, seed=RUN.seed.value)
-    sheets = []
+    classes = config.data.num_classes
+    pictures = Pictures(dataset, data.image_size, data.channels, classes, batch_size, place)
+    return pictures, {name: getattr(data, name) for name in DATA}
+
+
+def measure(config: Any, task: Any) -> dict[str, Any]:
+    """The row: what was measured, and how."""
+    wanted, mesh = asked(task), sharding.make_mesh(devices=jax.local_devices())
+    everywhere = sharding.whole(mesh)
+    if "bits_per_dim" in wanted:
+        evaluating.check_levels(task.process, LEVELS.value)
+    run = RUN.open(task) if "samples" in wanted else None
+    step, params = (run.step, run.params) if run else RUN.restore(task)
+    pictures, data = make_pictures(config, task, mesh)
+    count, key = IMAGES.value or min(len(pictures.dataset.readable), MOST), purpose_key(RUN.seed.value, "evaluate")
+    params = jax.device_put(params, everywhere)
+    row: dict[str, Any] = dict(step=step, ema=RUN.ema.value, data=data, images=count, seed=RUN.seed.value)
+    row["batch_size"] = pictures.batch_size
     if run is not None:
-        run = run._replace(params=params, inputs=jax.device_put(run.inputs, sharding.whole(mesh)))
-        sheets = make_sheets(run, task, pictures)
-    logging.info("step %d of %s, average %s, %s of %s", step, RUN.workdir, RUN.ema.value, data.split, data.name)
+        run = run._replace(params=params, inputs=jax.device_put(run.inputs, everywhere))
+        sheets, extractor = make_sheets(run, task, pictures), make_extractor(config, mesh)
+        row |= dict(features=extractor.name, repeats=REPEATS.value, sampling=RUN.given | vars(run.choice))
+    logging.info("step %d of %s, average %s, %s of %s", step, RUN.workdir, RUN.ema.value, data["split"], data["name"])
 
     figures: Figures = {}
-    real: dict[str, float] = {}
+    halves: Halves = {}
+    if run is not None:
+        real, row["real_digest"] = evaluating.look(pictures, extractor, count, cli.cache("references"))
     if "loss" in wanted:
         figures |= evaluating.loss(task, params, pictures, count, key)
     if "bits_per_dim" in wanted:
-        numbers = dict(levels=LEVELS.value, steps=ODE_STEPS.value, probes=PROBES.value)
-        figures |= evaluating.bits_per_dim(task, params, pictures, count, key, **numbers)
-        about |= {"bits_per_dim": numbers}
+        row["bits_per_dim"] = dict(levels=LEVELS.value, steps=ODE_STEPS.value, probes=PROBES.value)
+        figures |= evaluating.bits_per_dim(task, params, pictures, count, key, **row["bits_per_dim"])
     if run is not None:
-        sample, digest = evaluating.look(pictures, extractor, count, cli.cache("references"))
-        figures |= evaluating.of_samples(sheets, evaluating.labels(pictures, run.inputs, count), sample, extractor)
-        real = evaluating.halves(sample)
-        about |= dict(features=extractor.name, repeats=REPEATS.value, sampling=vars(run.choice), real_digest=digest)
-    return figures, real, about
+        labels = evaluating.labels_of(pictures, run.inputs, count)
+        of_samples, halves = evaluating.of_samples(sheets, labels, real, extractor)
+        figures |= of_samples
+    return tell(figures, halves) | row
+
+
+def tell(figures: Figures, halves: Halves) -> dict[str, Any]:
+    """The part of the row that was measured, which is also shown."""
+    for line in table(figures, halves):
+        logging.info("%s", line)
+    values = {name: figure.value for name, figure in figures.items()}
+    errors = {name: figure.error for name, figure in figures.items() if np.isfinite(figure.error)}
+    return dict(figures=values, errors=errors, halves=halves)
 
 
 def main(argv: list[str]) -> None:
@@ -202,18 +232,19 @@ def main(argv: list[str]) -> None:
     del argv
     RUN.check()
     config, task = RUN.task()
+    path = RUN.workdir / FILE
+    if path.is_dir() or not os.access(path if path.exists() else RUN.workdir, os.W_OK):
+        raise UserError(f"--workdir: {str(path)!r}, where what is measured goes to, cannot be written")
     try:
-        figures, real, about = measure(config, task)
+        row = measure(config, task)
     except UserError as e:
         raise RUN.as_flag(e) from e
-    for line in table(figures, real):
-        logging.info("%s", line)
-    errors = {name: figure.error for name, figure in figures.items() if np.isfinite(figure.error)}
-    values = {name: figure.value for name, figure in figures.items()}
-    row = about | {"figures": values, "errors": errors, "real_halves": real}
-    with (RUN.workdir / FILE).open("a") as file:
+    wrong = [name for name, value in row["figures"].items() if not np.isfinite(value)]
+    if wrong:
+        raise UserError(f"--step: {wrong[0]} of step {row['step']} is {row['figures'][wrong[0]]}; choose another step")
+    with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    logging.info("added to %s", RUN.workdir / FILE)
+    logging.info("added to %s", path)
 
 
 def _with_flags(message: str) -> str:

@@ -1,7 +1,7 @@
 """python -m archirf_jax.posthoc_ema --workdir=runs/x --std=0.05,0.10,0.15
 
 Averages of a run's parameters of any relative width, chosen after training (Karras et al. 2024, Sec. 3.2): each becomes
-a run directory WORKDIR/posthoc/std_0.050_step_00002000, which `sample` and `evaluate` use like the run itself. They come
+a run directory WORKDIR/posthoc/std_0.050_step_00002000, that `sample` and `evaluate` use like the run itself. They come
 from the snapshots that training keeps where config.ema.stds names widths, such as (0.05, 0.1).
 """
 

@@ -104,8 +104,8 @@ def _network(path: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddi
 def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddings.Features, dict[str, Any]]:
     import jax
 
-    task, step, params, data = features.of_run(workdir)
-    images = {name: data[name] for name in ("image_size", "channels", "num_classes")}
+    task, step, params, config = features.of_run(workdir)
+    images = {name: config.data[name] for name in ("image_size", "channels", "num_classes")}
     for name in ("image_size", "channels"):
         if options[name] not in (None, images[name]):
             raise UserError(f"--{name}: {options[name]}, but {str(workdir)!r} takes {images[name]}; leave it out")

@@ -80,10 +80,7 @@ def write(table: np.ndarray, path: pathlib.Path) -> None:
 
 def _checked(found: Any, batch: int) -> np.ndarray:
     """(B, tokens, dim) float64 of what somebody's features gave for B images."""
-    try:
-        array = np.asarray(found, np.float64)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f"--features: gave {type(found).__name__}, which is no array of numbers: {e}") from e
+    array = np.asarray(found, np.float64)
     if array.ndim not in (3, 4) or len(array) != batch or not array.size:
         raise UserError(
             f"--features: gave an array of shape {array.shape} for {batch} images; it must be "

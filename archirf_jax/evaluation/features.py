@@ -73,6 +73,7 @@ def inception(params: Any) -> Extractor:
 
 def classifier(
     name: str,
+    about: str,
     params: Any,
     features: Callable[[Any, jax.Array], jax.Array],
     log_p: Callable[[Any, jax.Array], jax.Array],
@@ -81,6 +82,7 @@ def classifier(
 
     Args:
         name: for people.
+        about: what else than its parameters its features depend on.
         params: of the classifier.
         features: (params, images (B, H, W, C) in [-1, 1]) -> (B, h, w, D), whose means over positions are compared.
         log_p: (params, images) -> (B, K).
@@ -91,10 +93,12 @@ def classifier(
         return Seen(jnp.mean(features(params, x), axis=(1, 2)), log_p(params, x))
 
     compiled = jax.jit(look)
-    return Extractor(name, f"classifier {digest(params)}", lambda images: compiled(params, images), labelled=True)
+    return Extractor(
+        name, f"classifier {about} {digest(params)}", lambda images: compiled(params, images), labelled=True
+    )
 
 
-def somebodys(name: str, features: Callable[[np.ndarray], Any]) -> Extractor:
+def somebodys(name: str, features: Callable[[np.ndarray], np.ndarray]) -> Extractor:
     """What a function of images (B, H, W, C) float32 in [-1, 1] gives: (B, D), or (B, ..., D) whose means are compared.
 
     Raises:
@@ -102,11 +106,11 @@ def somebodys(name: str, features: Callable[[np.ndarray], Any]) -> Extractor:
     """
 
     def look(images: jax.Array) -> Seen:
-        found = np.asarray(features((np.asarray(images, np.float32) - 127.5) / 127.5), np.float32)
-        if found.ndim < 2 or len(found) != len(images) or not np.all(np.isfinite(found)):
+        found = features((np.asarray(images, np.float32) - 127.5) / 127.5).astype(np.float32)
+        if found.ndim < 2 or len(found) != len(images) or not found.size:
             raise UserError(
                 f"--features: {name} gave an array of shape {found.shape} for {len(images)} images; it must be "
-                f"({len(images)}, dim), ({len(images)}, tokens, dim) or ({len(images)}, h, w, dim) of finite numbers"
+                f"({len(images)}, dim), ({len(images)}, tokens, dim) or ({len(images)}, h, w, dim)"
             )
         return Seen(found.reshape(len(found), -1, found.shape[-1]).mean(axis=1))
 

@@ -18,8 +18,12 @@ THIRDS = 3  # the noise of dequantisation, sigma / alpha, is half a level over t
 
 def times(process: Process, levels: int, steps: int) -> np.ndarray:
     """(steps + 1,) falling times from 1 to a third of half a grey level, even in the logarithm of the noise."""
-    last = 1 / (levels - 1) / THIRDS
-    return np.append(1.0, process.time_of_ratio(np.geomspace(FIRST, last, steps)))
+    return np.append(1.0, process.time_of_ratio(np.geomspace(FIRST, last_ratio(levels), steps)))
+
+
+def last_ratio(levels: int) -> float:
+    """A third of half a grey level, as sigma / alpha of images in [-1, 1]."""
+    return 1 / (levels - 1) / THIRDS
 
 
 def of_ode(

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import io
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from archirf_jax.errors import UserError
+from archirf_jax.evaluation import distances, neighbours
 from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.statistics import Moments, merged, moments
 
 VERSION = "1"  # of what is kept
+WIDEST = 16_384  # features, whose covariance takes 2 GiB
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-class Sample(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
     """What is known of a set of images.
 
     Attributes:
@@ -32,6 +40,20 @@ class Sample(NamedTuple):
     moments: Moments
     features: np.ndarray
     log_p: np.ndarray | None = None
+
+    @functools.cached_property
+    def within(self) -> float:
+        """`distances.within` of the features."""
+        return distances.within(self.features)
+
+    @functools.cached_property
+    def radii(self) -> np.ndarray:
+        """`neighbours.radii` of the features."""
+        return neighbours.radii(self.features)
+
+    def part(self, rows: slice) -> Sample:
+        """The same of some of the features."""
+        return Sample(moments(self.features[rows]), self.features[rows])
 
 
 def digest(batches: Iterable[np.ndarray]) -> str:
@@ -53,6 +75,9 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
         keep: how many of the first features to keep.
         size: images that are looked at at a time; smaller batches are filled up, so that one program serves all.
         place: where a batch lies; None = on one device.
+
+    Raises:
+        UserError: features that are no finite numbers, too many, or not as many for each image.
     """
     total: Moments | None = None
     features: list[np.ndarray] = []
@@ -62,6 +87,7 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
         count = len(images)
         filled = images if count == size else images[np.arange(size) % count]
         seen = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], extractor.look(jax.device_put(filled, place)))
+        _check(seen.features, features, extractor)
         part = moments(seen.features)
         total = part if total is None else merged(total, part)
         take = min(count, keep - kept)
@@ -71,6 +97,20 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
     if total is None:
         raise ValueError("there are no images to look at")
     return Sample(total, np.concatenate(features), np.concatenate(log_p) if log_p else None)
+
+
+def _check(found: np.ndarray, before: list[np.ndarray], extractor: Extractor) -> None:
+    width = found.shape[1]
+    if width > WIDEST:
+        raise UserError(
+            f"--features: {extractor.name} gave {width} numbers for an image; at most {WIDEST} are compared"
+        )
+    if before and before[0].shape[1] != width:
+        raise UserError(
+            f"--features: {extractor.name} gave {before[0].shape[1]} numbers for one image and {width} for another"
+        )
+    if not np.all(np.isfinite(found)):
+        raise UserError(f"--features: {extractor.name} gave nan or infinity for an image")
 
 
 def recall(folder: pathlib.Path, data: str, extractor: Extractor, keep: int, make: Callable[[], Sample]) -> Sample:
@@ -97,7 +137,7 @@ def _read(path: pathlib.Path) -> Sample | None:
         with np.load(path, allow_pickle=False) as archive:
             known = Moments(int(archive["images"]), archive["mean"], archive["scatter"])
             return Sample(known, archive["features"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except UNREADABLE:
         return None
 
 

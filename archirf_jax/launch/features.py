@@ -9,20 +9,20 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from archirf_jax.errors import UserError
 from archirf_jax.launch import config as configuration
 
 
 def of_run(workdir: pathlib.Path) -> tuple[Any, int, Any, Any]:
-    """(its task, step, averaged parameters, `config.data`) of a classifier's run.
+    """(its task, step, averaged parameters, configuration) of a classifier's run.
 
     Raises:
         UserError: no run, of something else, or without a checkpoint.
     """
-    import jax
-
     from archirf_jax import registry, tasks
-    from archirf_jax.training.checkpoints import Checkpoints
+    from archirf_jax.launch.sampling import restore
 
     config = configuration.load(workdir, "features")
     if config.task != "classifier":
@@ -31,38 +31,45 @@ def of_run(workdir: pathlib.Path) -> tuple[Any, int, Any, Any]:
             "configs/adm_classifier.py, or a Python file"
         )
     task = registry.build(tasks, "config.task", config.task, {"config": config})
-    try:
-        like = jax.eval_shape(task.init_params, jax.random.key(0))
-        step, params = Checkpoints(workdir / "checkpoints").restore_ema(like)
-    except UserError as e:
-        raise UserError(f"--features: {e}") from e
-    return task, step, params, config.data
+    step, params = restore(workdir, task, None, "features")
+    return task, step, params, config
 
 
-def of_file(path: pathlib.Path) -> Callable[[Any], Any]:
-    """The function features(images) of a Python file; what it raises becomes a UserError with the line.
+def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
+    """The function features(images) of a Python file, giving float64; what it raises becomes a UserError with the line.
 
     Raises:
         UserError: the file fails, or defines no such function.
     """
+    path = path.absolute()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.absolute()))  # as for a script: what lies beside it can be imported
+    sys.path.insert(0, str(path.parent))  # as for a script: what lies beside it can be imported
     try:
         spec.loader.exec_module(module)
-    except configuration.CONFIG_FILE_ERRORS as e:
+    except Exception as e:
         raise _failed(path, e) from e
     if not callable(getattr(module, "features", None)):
         raise UserError(f"--features: {str(path)!r} defines no function features(images)")
 
-    def compute(images: Any) -> Any:
+    def compute(images: Any) -> np.ndarray:
         try:
-            return module.features(images)
-        except configuration.CONFIG_FILE_ERRORS as e:
+            found = module.features(images)
+        except Exception as e:
             raise _failed(path, e) from e
+        return _numbers(found)
 
     return compute
+
+
+def _numbers(found: Any) -> np.ndarray:
+    try:
+        if np.iscomplexobj(found):
+            raise TypeError("they are complex")
+        return np.asarray(found, np.float64)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise UserError(f"--features: gave {type(found).__name__}, which is no array of numbers: {e}") from e
 
 
 def _failed(path: pathlib.Path, error: Exception) -> UserError:

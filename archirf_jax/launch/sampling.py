@@ -97,6 +97,12 @@ class Flags:
         """The run directory."""
         return pathlib.Path(self._workdir.value).expanduser()
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The flags that say how to sample and were given, by name."""
+        beside = (self._weak_workdir, self._weak_step, self._classifier, self._conditions)
+        return {flag.name: flag.value for flag in (*self.choice.values(), *beside) if flag.present}
+
     def task(self) -> tuple[Any, Any]:
         """(configuration, task) of the run.
 
@@ -213,7 +219,7 @@ def restore(
     try:
         return Checkpoints(workdir / "checkpoints").restore_ema(like, step, item)
     except UserError as e:
-        named = flag if flag == "classifier" else f"{flag}{'workdir' if step is None else 'step'}"
+        named = flag if flag in ("classifier", "features") else f"{flag}{'workdir' if step is None else 'step'}"
         raise UserError(f"--{named}: {e}") from e
 
 

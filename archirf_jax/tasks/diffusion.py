@@ -83,6 +83,7 @@ class Diffusion:
         if head := self.process.uncertainty_head():
             self.model = Uncertain(self.model, **head)
         self.choice = _choice(config.sample)
+        self._samplers = functools.cache(self._make_sampler)
         self._config = config
         # What does not fit is known before a run begins.
         jax.eval_shape(self._dry_run)
@@ -150,7 +151,8 @@ class Diffusion:
     def sampler(
         self, choice: Choice, stride: int = 0, weaker: Diffusion | None = None, judge: Judge | None = None
     ) -> Sampler:
-        """A compiled sampler; with a stride it also returns the start and every stride-th state.
+        """A compiled sampler, the same one again for the same; with a stride it also returns the start and every
+        stride-th state.
 
         Args:
             choice: how.
@@ -161,6 +163,9 @@ class Diffusion:
         Raises:
             UserError: parts of the choice that do not fit this process.
         """
+        return self._samplers(choice, stride, weaker, judge)
+
+    def _make_sampler(self, choice: Choice, stride: int, weaker: Diffusion | None, judge: Judge | None) -> Sampler:
         plain, grid = choice.make_solver(), choice.make_grid(self.process)
         if choice.asks_null():
             self.check_null(f"guidance_scale: {choice.guidance_scale:g}")

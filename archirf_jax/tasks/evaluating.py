@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,11 @@ import numpy as np
 from absl import logging
 
 from archirf_jax.data import passes
-from archirf_jax.data.pipeline import Dataset, finish
+from archirf_jax.data.pipeline import Batch, Dataset, finish
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, likelihood, neighbours, reference
 from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.reference import Sample
-from archirf_jax.evaluation.statistics import moments
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.samplers.choice import Choice
 from archirf_jax.tasks.classifier import Classifier
@@ -38,19 +37,23 @@ class Figure(NamedTuple):
 
 
 Figures = dict[str, Figure]
+Halves = dict[str, dict[str, float]]  # "samples" and "real" -> figures of half as many
 
 
 class Pictures(NamedTuple):
     """Real images, in an order that has no meaning, so that the first ones stand for all.
 
     Attributes:
-        dataset: loaded. size: pixels a side. channels: 1 or 3. batch_size: images looked at at a time.
+        dataset: loaded. size: pixels a side. channels: 1 or 3.
+        classes: that the network knows; where it knows one, all labels are 0.
+        batch_size: images looked at at a time.
         place: where a batch lies; None = on one device.
     """
 
     dataset: Dataset
     size: int
     channels: int
+    classes: int
     batch_size: int
     place: Any = None
 
@@ -62,30 +65,37 @@ class Pictures(NamedTuple):
     def batches(self, count: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """uint8 images (b, H, W, C) and labels (b,): the first `count`, from the start again where there are fewer."""
         order = self.order if count is None else np.resize(self.order, count)
-        return passes.batches(self.dataset, order, self.batch_size, self.size, self.channels)
+        for images, labels in passes.batches(self.dataset, order, self.batch_size, self.size, self.channels):
+            yield images, self._known(labels)
 
     def labels(self, count: int) -> np.ndarray:
         """(count,) int32, those of `batches`; no image is decoded."""
-        order, known = np.resize(self.order, count), self.dataset.labels
-        if known is not None:
-            return np.asarray(known[order], np.int32)
-        numbers = self.dataset.readable
-        return np.asarray([self.dataset.source[int(numbers[index])][1] for index in order], np.int32)
+        order, numbers = np.resize(self.order, count), self.dataset.readable
+        if self.dataset.labels is not None:
+            return self._known(self.dataset.labels[order])
+        return self._known(np.asarray([self.dataset.source[int(numbers[index])][1] for index in order]))
 
-    def full_batches(self, count: int, what: str) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-        """(how many of them count, images, labels) in batches of one size; `what` is said of the progress."""
+    def full_batches(self, count: int, key: jax.Array, what: str) -> Iterator[tuple[int, Batch, jax.Array]]:
+        """(how many of them count, images, one key an image) in batches of one size; `what` is said of the progress."""
         done = 0
         for images, labels in self.batches(count):
-            filled = np.arange(self.batch_size) % len(images)
-            yield len(images), *jax.device_put((images[filled], labels[filled]), self.place)
-            done += len(images)
+            count_here = len(images)
+            filled = np.arange(self.batch_size) % count_here
+            keys = _keys(key, done + filled)
+            seen, told, keys = jax.device_put((images[filled], labels[filled], keys), self.place)
+            yield count_here, finish(seen, told, False, key), keys
+            done += count_here
             logging.log_every_n_seconds(logging.INFO, "%s: %d of %d images", 10, what, done, count)
 
+    def mean(self, values: np.ndarray) -> Figure:
+        """The mean of values of the first (N,) images; what is known of one image twice counts once in its error."""
+        image = np.arange(len(values)) % len(self.dataset.readable)
+        each = np.bincount(image, values) / np.bincount(image)
+        error = np.std(each, ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        return Figure(float(np.mean(values)), float(error))
 
-def mean(values: np.ndarray) -> Figure:
-    """The mean of (N,) values."""
-    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Figure(float(np.mean(values)), float(error))
+    def _known(self, labels: np.ndarray) -> np.ndarray:
+        return np.zeros(len(labels), np.int32) if self.classes == 1 else labels.astype(np.int32)
 
 
 def loss(task: Diffusion | Classifier, params: Any, pictures: Pictures, count: int, key: jax.Array) -> Figures:
@@ -95,21 +105,34 @@ def loss(task: Diffusion | Classifier, params: Any, pictures: Pictures, count: i
     """
     state = TrainState(jnp.int32(0), params={}, ema={}, opt=(), memory=task.process.init_memory())
 
+    def draw(key: jax.Array, image: jax.Array, label: jax.Array) -> Any:
+        return task.draw(state, Batch(image[None], label[None]), key)
+
     @jax.jit
-    def compute(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        drawn = task.draw(state, finish(images, labels, False, key), key)
+    def compute(params: Any, batch: Batch, keys: jax.Array) -> Any:
+        drawn = jax.tree.map(lambda x: x[:, 0], jax.vmap(draw)(keys, *batch))  # whatever batch an image came in
         each, aux = task.losses(None)(params, drawn, 0)
         return each, {name: jnp.asarray(value, jnp.float32) for name, value in aux.items()}
 
     found = []
-    for number, (n, images, labels) in enumerate(pictures.full_batches(count, "loss")):
-        told = compute(params, images, labels, jax.random.fold_in(key, number))
-        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], told))
+    for n, batch, keys in pictures.full_batches(count, key, "loss"):
+        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(params, batch, keys)))
     each, aux = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     quarters = {name: np.asarray(pair) for name, pair in by_time(aux, each).items()}
-    others = {name: mean(value) for name, value in aux.items() if name not in (*INNER, *LARGEST)}
+    others = {name: pictures.mean(value) for name, value in aux.items() if name not in (*INNER, *LARGEST)}
     by_quarter = {name: Figure(float(total / weight)) for name, (total, weight) in quarters.items() if weight}
-    return {"loss": mean(each)} | others | by_quarter
+    return {"loss": pictures.mean(each)} | others | by_quarter
+
+
+def check_levels(process: Any, levels: int) -> None:
+    """Raise a UserError if images of so many levels have less noise than the network was ever told of."""
+    least = process.ratio(np.asarray(1 / process.steps)) if isinstance(process, DDPM) else 0
+    if levels != BYTE and likelihood.last_ratio(levels) < least:
+        most = next(n for n in range(levels, 1, -1) if n == 2 or likelihood.last_ratio(n) >= least)
+        raise UserError(
+            f"--levels: {levels} are too fine for this DDPM, whose least noise is {least:.2g} of the image; at most "
+            f"{most}, or {BYTE} for its variational bound"
+        )
 
 
 def bits_per_dim(
@@ -118,30 +141,27 @@ def bits_per_dim(
     """Bits per dimension of images with `levels` grey levels, told their labels.
 
     Along the probability-flow ODE; by DDPM's variational bound where there are 256 levels, whose half is less noise
-    than a DDPM was ever told of.
+    than a DDPM was ever told of. The noise of the bound is a batch's.
     """
     process = task.process
     choice, bound = Choice(guidance_scale=1.0), isinstance(process, DDPM) and levels == BYTE
 
     @jax.jit
-    def compute(params: Any, images: jax.Array, labels: jax.Array, keys: jax.Array) -> Any:
-        x0, y = finish(images, labels, False, keys[0])
+    def compute(params: Any, batch: Batch, keys: jax.Array) -> Any:
         if isinstance(process, DDPM) and bound:
-            return process.bits_per_dim(keys[0], task.model_fn(params), x0, y)[0], jnp.zeros(len(x0))
+            return process.bits_per_dim(keys[0], task.model_fn(params), *batch)[0], jnp.zeros(len(keys))
         denoise = choice.make_denoiser(process, task.model_fn(params), task.null)
-        found = likelihood.of_ode(keys, denoise, x0, y, levels=levels, steps=steps, probes=probes)
+        found = likelihood.of_ode(keys, denoise, *batch, levels=levels, steps=steps, probes=probes)
         return found.value, found.step_error
 
-    values, step_errors, done = [], [], 0
-    for n, images, labels in pictures.full_batches(count, "likelihood"):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(done + jnp.arange(len(images)))
-        value, step_error = compute(params, images, labels, keys)
-        values.append(np.asarray(value)[:n])
-        step_errors.append(np.asarray(step_error)[:n])
-        done += n
-    name = "bits_per_dim_bound" if bound else "bits_per_dim"
-    steps_alone = {} if bound else {"bits_per_dim_step_error": Figure(float(np.mean(np.concatenate(step_errors))))}
-    return {name: mean(np.concatenate(values))} | steps_alone
+    found = []
+    for n, batch, keys in pictures.full_batches(count, key, "likelihood"):
+        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(params, batch, keys)))
+    values, step_errors = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if bound:
+        return {"bits_per_dim_bound": pictures.mean(values)}
+    steps_alone = Figure(float(np.mean(step_errors)))
+    return {"bits_per_dim": pictures.mean(values), "bits_per_dim_step_error": steps_alone}
 
 
 def look(pictures: Pictures, extractor: Extractor, count: int, folder: pathlib.Path) -> tuple[Sample, str]:
@@ -165,7 +185,7 @@ def look(pictures: Pictures, extractor: Extractor, count: int, folder: pathlib.P
     return real, digest
 
 
-def labels(pictures: Pictures, inputs: Inputs, count: int) -> np.ndarray:
+def labels_of(pictures: Pictures, inputs: Inputs, count: int) -> np.ndarray:
     """(count,) labels as often as the real images have them; where labels are rows of conditions, each in turn."""
     if inputs.conditions is not None:
         return np.arange(count, dtype=np.int32) % len(jax.tree.leaves(inputs.conditions)[0])
@@ -174,7 +194,7 @@ def labels(pictures: Pictures, inputs: Inputs, count: int) -> np.ndarray:
 
 def draw(sheet: Sheet, labels: np.ndarray, extractor: Extractor) -> Sample:
     """What is seen in one picture a label, the i-th drawn with the i-th key."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(sheet.key, i))(jnp.arange(len(labels)))
+    keys = _keys(sheet.key, np.arange(len(labels)))
 
     def batches() -> Iterator[np.ndarray]:
         done = 0
@@ -186,39 +206,48 @@ def draw(sheet: Sheet, labels: np.ndarray, extractor: Extractor) -> Sample:
     return reference.gather(batches(), extractor, len(labels), sheet.batch_size, sheet.place)
 
 
-def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor: Extractor) -> Figures:
-    """Figures of each sheet's samples beside the real images: their mean and their standard deviation."""
-    rows = []
+def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor: Extractor) -> tuple[Figures, Halves]:
+    """(figures of each sheet's samples beside the real images: their mean and standard deviation; of halves)."""
+    rows, of_halves = [], []
     for sheet in sheets:
         drawn = draw(sheet, labels, extractor)
-        rows.append(compare(real, drawn) | score(drawn, labels, extractor))
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    spread = {name: float(np.std(values, ddof=1)) if len(rows) > 1 else math.nan for name, values in columns.items()}
-    return {name: Figure(float(np.mean(values)), spread[name]) for name, values in columns.items()}
+        rows.append(compare(real, drawn) | score(drawn, None if sheet.given.conditions else labels, extractor))
+        of_halves.append(halves(real, drawn))
+    spread = _each(rows, lambda values: np.std(values, ddof=1) if len(values) > 1 else math.nan)
+    figures = {name: Figure(value, spread[name]) for name, value in _each(rows, np.mean).items()}
+    return figures, {name: _each([row[name] for row in of_halves], np.mean) for name in of_halves[0]}
 
 
 def compare(real: Sample, drawn: Sample) -> dict[str, float]:
     """How far the drawn images are from the real ones, and what their neighbourhoods tell; at least six of each."""
     return {
         "frechet": distances.frechet(drawn.moments, real.moments),
-        "kernel": distances.kernel(drawn.features, real.features),
-        **neighbours.compare(real.features, drawn.features),
+        "kernel": distances.kernel(drawn.features, real.features, drawn.within, real.within),
+        **neighbours.compare(real.features, drawn.features, real.radii, drawn.radii),
     }
 
 
-def score(drawn: Sample, labels: np.ndarray, extractor: Extractor) -> dict[str, float]:
+def score(drawn: Sample, labels: np.ndarray | None, extractor: Extractor) -> dict[str, float]:
     """What the extractor's classes tell: the share of images that are what was asked for, or the inception score."""
     if drawn.log_p is None:
         return {}
-    if extractor.labelled:
-        return {"accuracy": float(np.mean(np.argmax(drawn.log_p, axis=1) == labels))}
-    return {"inception_score": distances.inception_score(drawn.log_p)}
+    if not extractor.labelled:
+        return {"inception_score": distances.inception_score(drawn.log_p)}
+    return {} if labels is None else {"accuracy": float(np.mean(np.argmax(drawn.log_p, axis=1) == labels))}
 
 
-def halves(real: Sample) -> dict[str, float]:
-    """`compare` of one half of the real images with the other: what no model can be asked to surpass."""
-    middle = len(real.features) // 2
+def halves(real: Sample, drawn: Sample) -> Halves:
+    """`compare` of as many images on both sides: half of what is drawn, and of the real ones, beside the other half."""
+    middle = min(len(real.features), len(drawn.features)) // 2
     if middle < neighbours.FEWEST:
         return {}
-    first, second = (Sample(moments(part), part) for part in (real.features[:middle], real.features[middle:]))
-    return compare(second, first)
+    other = real.part(slice(middle, 2 * middle))
+    return {"samples": compare(other, drawn.part(slice(middle))), "real": compare(other, real.part(slice(middle)))}
+
+
+def _keys(key: jax.Array, numbers: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers))
+
+
+def _each(rows: list[dict[str, float]], of: Callable[[list[float]], Any]) -> dict[str, float]:
+    return {name: float(of([row[name] for row in rows])) for name in rows[0]}

@@ -11,10 +11,11 @@ import sys
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from archirf_jax.interop import files
 from archirf_jax.launch.cli import PACKAGE
-from configs import adm_classifier, dit_rf
+from configs import adm_classifier, adm_ddpm, dit_rf
 from tests import running
 from tests.commands import saved
 from tests.commands.alone import command
@@ -75,12 +76,12 @@ def test_it_tells_and_adds_a_row_of_loss_and_samples_and_gives_the_same_again(
     assert first == second
     assert set(first["figures"]) == {"loss", *QUARTERS, "frechet", "kernel", *NEIGHBOURS}
     assert all(map(math.isfinite, first["figures"].values())) and set(first["errors"]) == {"loss"}
-    assert set(first["real_halves"]) == {"frechet", "kernel", *NEIGHBOURS}
-    about = {"step": saved.STEP, "ema": "ema", "data": "digits", "split": "train", "images": 24, "features": "pixels"}
-    assert about.items() <= first.items()
+    assert set(first["halves"]["samples"]) == set(first["halves"]["real"]) == {"frechet", "kernel", *NEIGHBOURS}
+    assert {"step": saved.STEP, "ema": "ema", "images": 24, "features": "pixels"}.items() <= first.items()
+    assert {"name": "digits", "split": "train"}.items() <= first["data"].items()
     assert (first["sampling"]["solver"], first["sampling"]["steps"]) == ("euler", 3)
     shown = next(line for line in lines if line.startswith("Frechet distance")).split()[2:]
-    expected = [first["figures"]["frechet"], first["real_halves"]["frechet"]]
+    expected = [first["figures"]["frechet"], *(first["halves"][name]["frechet"] for name in ("samples", "real"))]
     assert list(map(float, shown)) == pytest.approx(expected, rel=1e-4)
     assert len(list((cache / "archirf_jax" / "references").iterdir())) == 1
 
@@ -101,7 +102,7 @@ def test_a_classifier_has_its_loss_and_accuracy(judge: pathlib.Path) -> None:
     EVALUATE(f"--workdir={judge}", "--images=16")
     row = rows(judge)[-1]
     assert {"loss", "accuracy"} <= set(row["figures"]) <= {"loss", "accuracy", *QUARTERS}
-    assert 0 <= row["figures"]["accuracy"] <= 1 and row["real_halves"] == {}
+    assert 0 <= row["figures"]["accuracy"] <= 1 and row["halves"] == {}
 
 
 def test_samples_are_seen_by_a_classifiers_run_or_by_a_python_file(run: pathlib.Path, judge: pathlib.Path) -> None:
@@ -132,15 +133,13 @@ def test_samples_are_seen_by_inception_whose_weights_are_a_file(run: pathlib.Pat
 def test_images_of_a_folder_may_be_the_real_ones_and_are_told_when_features_are_many(
     run: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from PIL import Image
-
     for number in range(14):
-        file = tmp_path / "real" / f"{number % 2}" / f"{number}.png"
+        file = tmp_path / "real" / f"{number % 10}" / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 9 * number).save(file)
     lines = said(caplog, f"--workdir={run}", f"--data=folder:{tmp_path / 'real'}", "--metrics=samples", *FEW[:2])
     row = rows(run)[-1]
-    assert row["images"] == 14 and row["data"] == f"folder:{tmp_path / 'real'}"
+    assert row["images"] == 14 and row["data"]["name"] == f"folder:{tmp_path / 'real'}"
     assert any(line.startswith("--images: no more than features") for line in lines)
 
 
@@ -148,8 +147,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "another metric": (["--metrics=fid"], ["--metrics: 'fid' is not one of loss, samples, bits_per_dim"]),
     "a metric twice": (["--metrics=loss,loss"], ["--metrics: 'loss,loss'", "once"]),
     "no metric": (["--metrics="], ["--metrics: ''"]),
+    "samples unasked": (["--metrics=loss", "--steps=4"], ["--steps: belongs to --metrics=samples"]),
+    "features unasked": (["--metrics=loss", "--features=pixels"], ["--features: belongs to --metrics=samples"]),
+    "bits unasked": (["--levels=17"], ["--levels: belongs to --metrics=bits_per_dim"]),
+    "other classes": (["--label_key="], ["--data: 'digits' has 1 classes by '', but the run knows 10"]),
     "few images": (["--images=5"], ["--images: 5 are too few; at least 6"]),
-    "odd steps": (["--ode_steps=3"], ["--ode_steps: 3 must be an even number"]),
+    "odd steps": (["--metrics=bits_per_dim", "--ode_steps=3"], ["--ode_steps: 3 must be an even number"]),
     "no split": (["--split=test"], ["--split: 'digits' has no split 'test'", "train[:80%]"]),
     "no data": (["--data_dir=/nowhere"], ["--data: 'digits' is not prepared in '/nowhere'"]),
     "another set": (["--data=digitz"], ["--data: 'digitz' is no data set", "did you mean 'digits'"]),
@@ -187,8 +190,66 @@ def test_what_a_classifier_and_other_runs_do_not_have_is_told(
         return f"--workdir={path}"
 
     assert EVALUATE.complaint(changed(name="imported")).startswith("--data: is missing; imported weights")
-    line = EVALUATE.complaint(changed(image_size=10), f"--features={judge}", "--metrics=loss")
+    line = EVALUATE.complaint(changed(image_size=10), f"--features={judge}", "--metrics=samples")
     assert "config.data.image_size is 8 there and 10 here" in line
+    (tmp_path / "image_size" / "evaluations.jsonl").mkdir()
+    assert "cannot be written" in EVALUATE.complaint(f"--workdir={tmp_path / 'image_size'}")
+
+
+def test_a_python_file_that_fails_is_told_with_its_line(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for body, words in {
+        "raise KeyError(3)": "fails in line 5: KeyError: 3",
+        "raise Odd('x')": "fails in line 5: Odd: x",
+        "return {}": "gave dict, which is no array of numbers",
+        "return images + 1j": "which is no array of numbers: they are complex",
+    }.items():
+        path = tmp_path / "see.py"
+        path.write_text(f"class Odd(Exception):\n    pass\n\ndef features(images):\n    {body}\n")
+        line = EVALUATE.complaint(f"--workdir={run}", "--metrics=samples", *FEW, f"--features={path}")
+        assert words in line, line
+    assert not (run / "evaluations.jsonl").exists()
+
+
+def test_a_run_that_diverged_is_told_so(original: pathlib.Path, tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:
+    saved.save(dit_rf.get_config(), tmp_path, {**TINY, "data.dir": str(data_dir)}, spread=math.nan)
+    line = EVALUATE.complaint(f"--workdir={tmp_path}", "--metrics=loss", "--images=8")
+    assert line == f"--step: loss of step {saved.STEP} is nan; choose another step"
+
+
+def test_images_that_cannot_be_read_are_left_out_if_told_to(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for number in range(20):
+        file = tmp_path / "real" / f"{number % 10}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 12), (9 * number, 0, 0)).save(file)
+    file.write_text("no picture")
+    arguments = (f"--workdir={run}", f"--data=folder:{tmp_path / 'real'}", "--metrics=loss")
+    line = EVALUATE.complaint(*arguments)
+    assert "or leave them out by --skip_unreadable=True" in line and "config" not in line
+    EVALUATE(*arguments, "--skip_unreadable=True")
+    assert rows(run)[-1]["images"] == 19
+
+
+@pytest.mark.slow
+def test_whatever_sample_draws_is_evaluated(
+    judge: pathlib.Path, data_dir: pathlib.Path, run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Guided by a classifier or by a weaker run; and the likelihood of either kind."""
+    saved.save(adm_ddpm.get_config(), tmp_path / "ddpm", {**saved.TINY_ADM, "data.dir": str(data_dir)})
+    few = ("--metrics=samples", "--steps=3", "--images=16", "--batch_size=8", "--guidance_scale=1")
+    for more in ((), (f"--classifier={judge}", "--classifier_scale=9")):
+        EVALUATE(f"--workdir={tmp_path / 'ddpm'}", *few, "--solver=ddim", "--grid=trailing", *more)
+    plain, guided = rows(tmp_path / "ddpm")
+    assert plain["figures"]["frechet"] != guided["figures"]["frechet"]
+    assert guided["sampling"]["classifier"] == str(judge)
+    weak = shutil.copytree(run, tmp_path / "weak")
+    EVALUATE(f"--workdir={run}", *few[:-1], "--guidance=autoguidance", "--guidance_scale=2", f"--weak_workdir={weak}")
+    assert rows(run)[-1]["sampling"]["weak_workdir"] == str(weak)
+    EVALUATE(f"--workdir={run}", "--metrics=bits_per_dim", "--levels=17", "--ode_steps=4", "--images=8")
+    assert rows(run)[-1]["bits_per_dim"] == {"levels": 17, "steps": 4, "probes": 8}
+    EVALUATE(f"--workdir={tmp_path / 'ddpm'}", "--metrics=bits_per_dim", "--images=2", "--batch_size=2")
+    assert set(rows(tmp_path / "ddpm")[-1]["figures"]) == {"bits_per_dim_bound"}
+    line = EVALUATE.complaint(f"--workdir={tmp_path / 'ddpm'}", "--metrics=bits_per_dim", "--levels=128")
+    assert line.startswith("--levels: 128 are too fine")
 
 
 def test_the_line_comes_with_exit_code_2(tmp_path: pathlib.Path) -> None:

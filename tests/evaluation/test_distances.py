@@ -102,7 +102,9 @@ def test_the_inception_score_is_one_without_knowledge_and_the_number_of_classes_
     assert inception_score(sure) == pytest.approx(4)
     one_kind = np.log(np.maximum(np.eye(4)[np.zeros(20, int)], 1e-30))
     assert inception_score(one_kind) == pytest.approx(1)
-    monkeypatch.setattr(distances, "SCORED", 10)  # two parts: four classes, then one
+    monkeypatch.setattr(distances, "SCORED", 10)  # parts as nearly of ten as can be, none left over
+    assert inception_score(sure[[*range(20), 0]]) == pytest.approx(np.exp([math.log(4)] * 2).mean(), rel=0.02)
+    # Two parts: four classes, then one.
     assert inception_score(np.concatenate([sure[:8], sure[:2], one_kind[:10]])) == pytest.approx(
         (inception_score(sure[[*range(8), 0, 1]]) + 1) / 2
     )

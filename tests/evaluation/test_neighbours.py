@@ -50,8 +50,20 @@ def test_they_do_not_depend_on_how_much_is_computed_at_a_time() -> None:
 def test_real_images_again_are_right_complete_and_copies() -> None:
     real = RANDOM.normal(size=(100, 4))
     found = compare(real, real)
-    assert found["precision"] == found["recall"] == found["coverage"] == 1 and found["novelty"] == 0
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+    assert found["novelty"] == pytest.approx(0, abs=1e-6)
     assert found["density"] > 1
+
+
+@pytest.mark.parametrize("width", [2, 64, 2048])
+def test_a_border_belongs_to_its_ball_however_distances_are_rounded(width: int) -> None:
+    """Real images that are there six times have balls without extent, and copies are in them."""
+    once = (RANDOM.normal(size=(30, width)) + 5).astype(np.float32)
+    found = compare(once.repeat(6, axis=0), once)
+    assert found["precision"] == found["coverage"] == 1 and "novelty" not in found
+    line = np.arange(20.0)[:, None] * np.eye(1, width)  # the third neighbour of its end is three away
+    assert compare(line, np.full((6, 1), -3.0) * np.eye(1, width))["precision"] == 1
+    assert compare(line, np.full((6, 1), -3.01) * np.eye(1, width))["precision"] == 0
 
 
 def test_images_of_another_kind_are_neither_right_nor_complete_nor_copies() -> None:

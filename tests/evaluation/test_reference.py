@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from archirf_jax.errors import UserError
 from archirf_jax.evaluation import reference
 from archirf_jax.evaluation.features import Extractor, Seen, pixels
 from archirf_jax.evaluation.reference import Sample, digest, gather, recall
@@ -108,3 +110,25 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(
     for _ in range(2):
         assert recall(tmp_path / "file" / "x", "a", pixels(), 7, made).moments.images == 23
     assert made.times == 2
+    assert sum("are not kept in" in record.getMessage() for record in caplog.records) == 2
+
+
+WRONG: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "nan": (lambda x: np.where(x == x.max(), np.nan, x), "gave nan or infinity"),
+    "too many": (lambda x: np.zeros((len(x), 20_000)), "gave 20000 numbers for an image; at most 16384"),
+    "another number": (
+        lambda x: x[:, : 2 + int(x[0, 0] == FLAT[0, 0])],
+        "gave 3 numbers for one image and 2 for another",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_compared_is_refused(case: str) -> None:
+    change, words = WRONG[case]
+
+    def look(images: np.ndarray) -> Seen:
+        return Seen(change(np.asarray(images, float).reshape(len(images), -1) / 127.5 - 1))
+
+    with pytest.raises(UserError, match=f"--features: eyes {words}"):
+        gather(in_batches(5), Extractor("eyes", "", look), keep=100, size=5)

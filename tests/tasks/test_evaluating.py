@@ -14,6 +14,7 @@ import pytest
 
 from archirf_jax import sharding
 from archirf_jax.data.pipeline import Dataset, finish
+from archirf_jax.errors import UserError
 from archirf_jax.evaluation.features import Extractor, Seen, pixels
 from archirf_jax.evaluation.reference import Sample, gather
 from archirf_jax.evaluation.statistics import moments
@@ -35,7 +36,7 @@ KEY = purpose_key(0, "evaluate")
 
 def pictures(batch_size: int = 4, place: Any = None) -> Pictures:
     """Resident ones; the source is never asked."""
-    return Pictures(Dataset(types.SimpleNamespace(), np.arange(11), IMAGES, LABELS), 8, 1, batch_size, place)  # type: ignore[arg-type]
+    return Pictures(Dataset(types.SimpleNamespace(), np.arange(11), IMAGES, LABELS), 8, 1, 3, batch_size, place)  # type: ignore[arg-type]
 
 
 def config(file: Any = dit_rf, fields: dict[str, Any] | None = None) -> Any:
@@ -69,22 +70,23 @@ def test_an_order_shows_every_example_once_and_begins_again() -> None:
     np.testing.assert_array_equal(more, np.concatenate([found, found, found])[:25])
 
 
-@pytest.mark.parametrize("file", [dit_rf, adm_classifier])
-def test_the_loss_is_the_mean_of_those_that_training_would_see_and_fillers_do_not_count(file: Any) -> None:
+@pytest.mark.parametrize(("file", "batch_size"), [(dit_rf, 4), (dit_rf, 8), (adm_classifier, 4)])
+def test_the_loss_is_the_mean_of_those_that_training_would_see_in_any_batch(file: Any, batch_size: int) -> None:
     classes = {"data.num_classes": 3}
     task: Any = (Classifier if file is adm_classifier else Diffusion)(
         config(file, TINY_ADM | classes if file is adm_classifier else None)
     )
     params, count, drawn = noisy(task), 6, []
     state = TrainState(jnp.int32(0), {}, {}, (), task.process.init_memory())
-    for number, (n, images, labels) in enumerate(pictures().full_batches(count, "")):
+    losses = jax.jit(task.losses(jax.random.key(7)))  # no dropout here, so that its key is nothing
+    one_by_one = (pair for batch in pictures().batches(count) for pair in zip(*batch, strict=True))
+    for number, (image, label) in enumerate(one_by_one):
         key = jax.random.fold_in(KEY, number)
-        batch = task.draw(state, finish(images, labels, False, key), key)
-        each, aux = task.losses(jax.random.key(7))(params, batch, 0)  # no dropout here, so that its key is nothing
-        drawn.append((np.asarray(each)[:n], np.asarray(aux["t"])[:n], np.asarray(aux["raw"])[:n]))
-    each, t, raw = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        each, aux = losses(params, task.draw(state, finish(image[None], label[None], False, key), key), 0)
+        drawn.append(tuple(float(value[0]) for value in (each, aux["t"], aux["raw"])))
+    each, t, raw = np.asarray(drawn).T
     assert len(each) == count
-    found = evaluating.loss(task, params, pictures(), count, KEY)
+    found = evaluating.loss(task, params, pictures(batch_size), count, KEY)
     assert found["loss"].value == pytest.approx(each.mean(), rel=1e-5)
     assert found["loss"].error == pytest.approx(each.std(ddof=1) / math.sqrt(count), rel=1e-4)
     for i in range(4):
@@ -140,16 +142,16 @@ def test_samples_depend_on_label_and_number_alone_not_on_batches_or_devices(task
 
 
 def test_labels_are_drawn_as_often_as_the_data_has_them() -> None:
-    found = evaluating.labels(pictures(), NOTHING, 22)
+    found = evaluating.labels_of(pictures(), NOTHING, 22)
     assert np.bincount(found).tolist() == (2 * np.bincount(LABELS)).tolist() and found.dtype == np.int32
     expected = np.concatenate([labels for _, labels in pictures().batches(22)])
     np.testing.assert_array_equal(found, expected)
     known = pictures()
     source = [(b"", label) for label in LABELS]
     streamed = known._replace(dataset=Dataset(source, np.arange(11), None, None))  # type: ignore[arg-type]
-    np.testing.assert_array_equal(evaluating.labels(streamed, NOTHING, 22), expected)
+    np.testing.assert_array_equal(evaluating.labels_of(streamed, NOTHING, 22), expected)
     rows = NOTHING._replace(conditions={"tokens": jnp.zeros((4, 2, 3))})
-    assert evaluating.labels(pictures(), rows, 6).tolist() == [0, 1, 2, 3, 0, 1]
+    assert evaluating.labels_of(pictures(), rows, 6).tolist() == [0, 1, 2, 3, 0, 1]
 
 
 def told(log_p: np.ndarray) -> Sample:
@@ -166,24 +168,54 @@ def test_scores_are_of_classes_where_some_are_told() -> None:
 
     assert evaluating.score(told(log_p), labels, judge(True)) == {"accuracy": 0.75}
     assert set(evaluating.score(told(log_p), labels, judge(False))) == {"inception_score"}
-    assert evaluating.score(told(log_p)._replace(log_p=None), labels, judge(True)) == {}
+    assert evaluating.score(told(log_p), None, judge(True)) == {}  # asked for rows of a file, not for classes
+    assert evaluating.score(dataclasses.replace(told(log_p), log_p=None), labels, judge(True)) == {}
 
 
 def test_repeats_are_told_by_their_mean_and_spread(task: Diffusion, params: Any) -> None:
     real = gather((images for images, _ in pictures().batches()), pixels(), 11, 4)
-    labels = evaluating.labels(pictures(), NOTHING, 8)
+    labels = evaluating.labels_of(pictures(), NOTHING, 8)
     one = sheet(task, params, 8)
     other = dataclasses.replace(one, key=purpose_key(4, "sample"))
-    single = [evaluating.of_samples([each], labels, real, pixels())["frechet"] for each in (one, other)]
-    both = evaluating.of_samples([one, other], labels, real, pixels())["frechet"]
+    single = [evaluating.of_samples([each], labels, real, pixels())[0]["frechet"] for each in (one, other)]
+    both = evaluating.of_samples([one, other], labels, real, pixels())[0]["frechet"]
     values = [figure.value for figure in single]
     assert math.isnan(single[0].error) and values[0] != values[1]
     assert both == pytest.approx((np.mean(values), np.std(values, ddof=1)))
 
 
-def test_the_halves_of_real_images_are_compared_where_there_are_enough() -> None:
+def test_halves_are_compared_with_the_same_other_half_and_as_many() -> None:
     features = RANDOM.normal(size=(40, 2)).astype(np.float32)
-    found = evaluating.halves(Sample(moments(features), features))
-    first, second = (Sample(moments(part), part) for part in (features[:20], features[20:]))
-    assert found == evaluating.compare(second, first) and found["precision"] > 0.5
-    assert evaluating.halves(Sample(moments(features), features[:11])) == {}
+    drawn = RANDOM.normal(size=(30, 2)).astype(np.float32) + 1
+    found = evaluating.halves(Sample(moments(features), features), Sample(moments(drawn), drawn))
+
+    def sample(part: np.ndarray) -> Sample:
+        return Sample(moments(part), part)
+
+    other = sample(features[15:30])
+    assert found["samples"] == pytest.approx(evaluating.compare(other, sample(drawn[:15])))
+    assert found["real"] == pytest.approx(evaluating.compare(other, sample(features[:15])))
+    assert found["real"]["frechet"] < found["samples"]["frechet"]
+    assert evaluating.halves(sample(features), sample(drawn[:11])) == {}
+
+
+def test_what_is_known_of_an_image_twice_counts_once_in_the_error() -> None:
+    values = RANDOM.normal(size=11)
+    once = pictures().mean(values)
+    assert once == pytest.approx((values.mean(), values.std(ddof=1) / math.sqrt(11)))
+    assert pictures().mean(np.tile(values, 3)) == pytest.approx(once)
+    assert math.isnan(pictures().mean(values[:1]).error)
+
+
+def test_a_network_of_one_class_is_told_no_other() -> None:
+    one = pictures()._replace(classes=1)
+    assert not one.labels(22).any() and not any(labels.any() for _, labels in one.batches())
+
+
+def test_a_ddpm_is_not_asked_about_finer_levels_than_its_least_noise() -> None:
+    process = Diffusion(config(dit_ddpm)).process
+    for levels in (17, 34, 256):
+        evaluating.check_levels(process, levels)
+    with pytest.raises(UserError, match=r"--levels: 128 are too fine .* at most 34, or 256 for its variational bound"):
+        evaluating.check_levels(process, 128)
+    evaluating.check_levels(Diffusion(config()).process, 1000)
