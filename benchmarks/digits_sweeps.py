@@ -61,7 +61,7 @@ def by_width(workdir: pathlib.Path, data_dir: str) -> list[dict[str, Any]]:
 
 
 def _told(row: dict[str, Any], **more: float) -> dict[str, Any]:
-    keep = {"figures": row["figures"], "errors": row["errors"], "real_halves": row["real_halves"]}
+    keep = {"figures": row["figures"], "errors": row["errors"], "halves": row["halves"]}
     print(" ".join(f"{name} {value:g}" for name, value in (more | row["figures"]).items()), flush=True)
     return more | keep
 
@@ -76,8 +76,9 @@ def plot(scales: list[dict[str, Any]], widths: list[dict[str, Any]], path: pathl
     trade.plot(recalls, precisions, "o-")
     for row, x, y in zip(scales, recalls, precisions, strict=True):
         trade.annotate(f"{row['scale']:g}", (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    real = scales[0]["real_halves"]
-    trade.plot(real["recall"], real["precision"], "*", color="grey", markersize=12, label="real halves")
+    real, drawn = (scales[0]["halves"][name] for name in ("real", "samples"))
+    trade.plot(real["recall"], real["precision"], "*", color="grey", markersize=12, label="half of the real images")
+    trade.plot(drawn["recall"], drawn["precision"], "o", mfc="none", color="C0", label="half of the samples, scale 1")
     trade.set(xlabel="recall", ylabel="precision", title="guidance scales")
     trade.legend(fontsize=8)
     _bars(distance, scales, "scale", "guidance scale")

@@ -69,7 +69,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | 
     except (UserError, OSError) as e:
         _fail(str(e))
     except KeyboardInterrupt:
-        _fail("interrupted; what had been saved is intact, and the same command goes on from there")
+        _fail("interrupted; what had been saved is intact, and the same command may be given again")
 
 
 def _fail(message: str) -> NoReturn:
