@@ -131,6 +131,9 @@ def test_samples_depend_on_label_and_number_alone_not_on_batches_or_devices(task
     many = evaluating.draw(sheet(task, params, 8), labels, pixels()).features
     assert few.shape == (7, 64) and few.std() > 0.1
     level = 2.01 / 255
+    keys = jnp.stack([jax.random.fold_in(purpose_key(3, "sample"), i) for i in range(7)])
+    alone = task.sampler(sheet(task, params, 1).choice)(params, keys, jnp.asarray(labels))
+    np.testing.assert_allclose(few, np.clip(alone, -1, 1).reshape(7, 64), atol=level)
     np.testing.assert_allclose(few, many, atol=level)
     mesh = sharding.make_mesh()
     assert mesh.size == 8
