@@ -80,7 +80,7 @@ def plot(scales: list[dict[str, Any]], widths: list[dict[str, Any]], path: pathl
     trade.plot(real["recall"], real["precision"], "*", color="grey", markersize=12, label="half of the real images")
     trade.plot(drawn["recall"], drawn["precision"], "o", mfc="none", color="C0", label="half of the samples, scale 1")
     trade.set(xlabel="recall", ylabel="precision", title="guidance scales")
-    trade.legend(fontsize=8)
+    trade.legend(fontsize=8, loc="lower center")
     _bars(distance, scales, "scale", "guidance scale")
     distance.set(ylim=(0, None), title="the same samples")
     _bars(average, widths, "width", "relative width of the average")
