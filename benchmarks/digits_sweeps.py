@@ -6,7 +6,7 @@ Asks `evaluate` about a run of digits trained on a part of them with snapshots o
         --config.ema.stds='(0.05,0.1)' --config.ema.snapshot_steps=100
 
 first with each guidance scale, then with each width of the average (made by `posthoc_ema`), unguided. Every figure is a
-mean over three sets of 1,437 samples, beside the training images; losses are of the other 360 digits.
+mean over three sets of 1,438 samples, beside the training images; losses are of the other 359 digits.
 """
 
 from __future__ import annotations
