@@ -101,7 +101,7 @@ class Pictures(NamedTuple):
 def loss(task: Diffusion | Classifier, params: Any, pictures: Pictures, count: int, key: jax.Array) -> Figures:
     """The loss that training lowers, without dropout, and what goes with it; one time and noise an image.
 
-    The same key draws the same for any parameters, so that losses of two runs differ by less than their errors say.
+    The same key draws the same for any parameters, so that smaller differences of two runs count than the errors say.
     """
     state = TrainState(jnp.int32(0), params={}, ema={}, opt=(), memory=task.process.init_memory())
 
@@ -211,7 +211,8 @@ def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor:
     rows, of_halves = [], []
     for sheet in sheets:
         drawn = draw(sheet, labels, extractor)
-        rows.append(compare(real, drawn) | score(drawn, None if sheet.given.conditions else labels, extractor))
+        classes = labels if sheet.given.conditions is None else None
+        rows.append(compare(real, drawn) | score(drawn, classes, extractor))
         of_halves.append(halves(real, drawn))
     spread = _each(rows, lambda values: np.std(values, ddof=1) if len(values) > 1 else math.nan)
     figures = {name: Figure(value, spread[name]) for name, value in _each(rows, np.mean).items()}
