@@ -23,7 +23,7 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.statistics import Moments, merged, moments
 
 VERSION = "1"  # of what is kept
-WIDEST = 16_384  # features, whose covariance takes 2 GiB
+WIDEST = 8192  # features; a covariance takes half a GiB, and several are held at a time
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 

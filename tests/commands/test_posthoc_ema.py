@@ -206,13 +206,18 @@ def test_constants_are_those_of_the_network(tmp_path: pathlib.Path) -> None:
         assert np.any(ours[kernel] != last[kernel])
 
 
-def test_a_classifier_is_averaged_as_well(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_classifier_is_averaged_and_evaluated_as_well(
+    tmp_path: pathlib.Path, data_dir: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, ema = saved.save(adm_classifier.get_config(), tmp_path, {**saved.TINY_ADM, "ema.stds": WIDTHS})
     store(tmp_path, ema, (100, 200))
     lines = said(caplog, f"--workdir={tmp_path}", "--std=0.07")
     path = tmp_path / "posthoc" / "std_0.070_step_00000200"
     close(written(path, ema, 200), expected(ema, all_up_to(200), 200, 0.07))
     assert lines[-1] == f"next: python -m archirf_jax.sample --workdir=RUN --classifier={path}"
+    command("archirf_jax.evaluate")(f"--workdir={path}", f"--data_dir={data_dir}", "--images=8", "--batch_size=8")
+    row = json.loads((path / "evaluations.jsonl").read_text())
+    assert row["step"] == 200 and {"loss", "accuracy"} <= set(row["figures"])
 
 
 def damage(run: pathlib.Path, snapshot: Snapshot) -> None:
