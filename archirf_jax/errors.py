@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+UNSAID: Any = object()
 
 
 class UserError(ValueError):
-    """Wrong input: the message is one line that says what was given, what is allowed and what to do.
+    """Wrong input: one line that says what was given, what is allowed and what to do.
 
-    Commands print the message alone and exit with code 2.
+    `UserError(field, value, message)` is about a field, such as "model.num_heads" or "sample.guidance.scale"; a
+    command renders it as its flag or as a field of the configuration, a notebook as it is. `UserError(message)` is
+    about none. Commands print the line and exit with code 2.
+
+    Args:
+        field: dotted name in the configuration's terms.
+        value: what was given; UNSAID leaves it out.
+        message: goes on after the value: "must be above 0".
     """
+
+    def __init__(self, field: str, value: Any = UNSAID, message: str | None = None) -> None:
+        self.field, self.value, self.message = (None, UNSAID, field) if message is None else (field, value, message)
+        super().__init__(self.render(self.field))
+
+    def render(self, name: str | None) -> str:
+        """The line, with the field under another name."""
+        given = "" if self.value is UNSAID else f"{self.value!r} "
+        return f"{name}: {given}{self.message}" if name else self.message
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

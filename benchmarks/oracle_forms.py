@@ -126,7 +126,7 @@ def model_log_density(x: np.ndarray, data: Data, process: Process, first: float,
 
 def even(process: Process, steps: int, first: float) -> np.ndarray:
     """(N, 2) steps from time `first` to the data, even in straight time."""
-    tau = np.linspace(float(process.straight_time(np.asarray(first))), 0.0, steps + 1)[1:-1]
+    tau = np.linspace(float(process.flow_time(np.asarray(first))), 0.0, steps + 1)[1:-1]
     return pairs(np.concatenate([[first], process.time_of_ratio(tau / (1 - tau)), [0.0]]))
 
 

@@ -6,9 +6,9 @@ what its answer means (`interpret`). Everything else follows. It never sees a ne
 Two numbers place any process beside any other:
 
     ratio(t) = sigma / alpha             the noise level that EDM calls sigma; 0 at the data
-    straight_time(t) = sigma / (alpha + sigma)
+    flow_time(t) = sigma / (alpha + sigma)
 
-x / (alpha + sigma) runs on a straight line from x0 to eps as straight_time goes from 0 to 1, whatever the process:
+x / (alpha + sigma) runs on a straight line from x0 to eps as flow_time goes from 0 to 1, whatever the process:
 each is a rectified flow seen through a scale and a clock, and solvers may step in those coordinates.
 """
 
@@ -24,27 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Condition, Extras, ModelFn, Prediction
 from archirf_jax.errors import UserError, nearest
 
-# x (B, H, W, C), network time (B,), y (a pytree with a leading batch axis) -> (B, H, W, C or more).
-ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 # Times and what is computed from them: on the device inside jit, in float64 on the host for grids and tables.
 Times = TypeVar("Times", jax.Array, np.ndarray)
-
-
-class Prediction(NamedTuple):
-    """What a network says about x_t; each (B, H, W, C).
-
-    Attributes:
-        x0: the image.
-        eps: the noise.
-        variance: where between the smallest (0) and the largest (1) the log-variance of an ancestral step lies;
-            None where the network does not learn it.
-    """
-
-    x0: jax.Array
-    eps: jax.Array
-    variance: jax.Array | None = None
 
 
 class Draw(NamedTuple):
@@ -143,7 +127,7 @@ class Process:
         """sigma / alpha at times t."""
         return self.sigma(t) / self.alpha(t)
 
-    def straight_time(self, t: Times) -> Times:
+    def flow_time(self, t: Times) -> Times:
         """sigma / (alpha + sigma) at times t, in [0, 1]."""
         return self.sigma(t) / (self.alpha(t) + self.sigma(t))
 
@@ -211,6 +195,27 @@ class Process:
                 f"{'' if learned else 'only '}ddpm's variance='learned_range' needs twice the channels"
             )
         return output
+
+
+def ask(
+    process: Process, model_fn: ModelFn, x: jax.Array, t: jax.Array, condition: Condition, *, s: jax.Array | None = None
+) -> tuple[jax.Array, Extras]:
+    """The network's answer to x (B, ...) at process times t (B,), on the way to s (B,), and what it sows.
+
+    Raises:
+        UserError: the network gives another number of channels than the process takes.
+    """
+    to = {} if s is None else {"s": process.network_time(s)}
+    output, extras = model_fn(process.network_input(x, t), process.network_time(t), condition, **to)
+    needed = process.output_channels(x.shape[-1])
+    if output.shape != (*x.shape[:-1], needed):
+        # One channel would broadcast against two of the network in silence.
+        raise UserError(
+            "model.learn_sigma",
+            message=f"the network gives {output.shape[-1]} channels for {x.shape[-1]}, but this process needs {needed}; "
+            f"{'set it to True' if needed > x.shape[-1] else 'set it to False'}: a learned variance takes twice as many",
+        )
+    return output, extras
 
 
 def drop_condition(key: jax.Array, y: Any, null: Any, probability: float) -> Any:

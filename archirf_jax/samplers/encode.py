@@ -31,7 +31,7 @@ def encode(denoise: Denoiser, x0: jax.Array, y: Any, *, grid: np.ndarray, iterat
     def back(x_next: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         t, t_next = step
         scale, scale_next = process.alpha(t) + process.sigma(t), process.alpha(t_next) + process.sigma(t_next)
-        tau, tau_next = process.straight_time(t), process.straight_time(t_next)
+        tau, tau_next = process.flow_time(t), process.flow_time(t_next)
 
         def closer(_: int, x: jax.Array) -> jax.Array:
             prediction, _memory = denoise(x, t, y, memory)

@@ -119,7 +119,7 @@ def _integrate(denoise: Denoiser, x: jax.Array, y: Any, grid: np.ndarray, vector
     def up(carry: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         straight, total = carry
         t_next, t = step
-        width, middle = process.straight_time(t_next) - process.straight_time(t), halfway(process, t, t_next)
+        width, middle = process.flow_time(t_next) - process.flow_time(t), halfway(process, t, t_next)
         guess = straight + width / 2 * flow(straight, t)
         v, jacobian = jax.linearize(lambda s: flow(s, middle), guess)
         traces = jnp.sum(vectors * jax.vmap(jacobian)(vectors), axis=(2, 3, 4))
@@ -130,7 +130,7 @@ def _integrate(denoise: Denoiser, x: jax.Array, y: Any, grid: np.ndarray, vector
     first, last = times[-1, 0], times[0, 1]
     start = (x / scale(last), jnp.zeros((1 if exact else len(vectors), len(x)), x.dtype))
     (straight, total), _ = jax.lax.scan(up, start, (times[:, 0], times[:, 1]))
-    tau = process.straight_time(first)
+    tau = process.flow_time(first)
     size = x[0].size
     prior = -0.5 * jnp.sum(jnp.square(straight / tau), axis=(1, 2, 3)) - size * jnp.log(tau * math.sqrt(2 * math.pi))
     return prior + total - size * jnp.log(scale(last))

@@ -22,12 +22,12 @@ def velocity(prediction: Prediction) -> jax.Array:
 def move(process: Process, x: jax.Array, v: jax.Array, t: jax.Array, t_next: jax.Array) -> jax.Array:
     """x at scalar time t, carried to t_next by the velocity v."""
     scale, scale_next = process.alpha(t) + process.sigma(t), process.alpha(t_next) + process.sigma(t_next)
-    return scale_next * (x / scale + (process.straight_time(t_next) - process.straight_time(t)) * v)
+    return scale_next * (x / scale + (process.flow_time(t_next) - process.flow_time(t)) * v)
 
 
 def halfway(process: Process, t: jax.Array, t_next: jax.Array) -> jax.Array:
     """The time at which tau is the mean of its values at t and t_next."""
-    tau = (process.straight_time(t) + process.straight_time(t_next)) / 2
+    tau = (process.flow_time(t) + process.flow_time(t_next)) / 2
     return process.time_of_ratio(tau / (1 - tau))
 
 

@@ -35,21 +35,21 @@ def tall(values: Any) -> Any:
 def test_the_path_starts_at_the_data_and_noise_gains_on_it_at_every_time(process: Process) -> None:
     assert process.alpha(TIMES)[0] == 1 and process.sigma(TIMES)[0] == 0
     assert np.all(np.diff(process.alpha(TIMES)) <= 0) and np.all(np.diff(process.sigma(TIMES)) > 0)
-    assert np.all(np.diff(process.straight_time(TIMES)) > 0)
-    assert process.straight_time(TIMES)[0] == 0 and process.straight_time(TIMES)[-1] <= 1
+    assert np.all(np.diff(process.flow_time(TIMES)) > 0)
+    assert process.flow_time(TIMES)[0] == 0 and process.flow_time(TIMES)[-1] <= 1
 
 
 @every_clock
-def test_the_ratio_and_the_straight_time_are_what_they_say(process: Process) -> None:
+def test_the_ratio_and_the_flow_time_are_what_they_say(process: Process) -> None:
     alpha, sigma = process.alpha(TIMES), process.sigma(TIMES)
     np.testing.assert_allclose(process.ratio(TIMES[:-1]), sigma[:-1] / alpha[:-1], rtol=1e-13)
-    np.testing.assert_allclose(process.straight_time(TIMES), sigma / (alpha + sigma), rtol=1e-13)
+    np.testing.assert_allclose(process.flow_time(TIMES), sigma / (alpha + sigma), rtol=1e-13)
 
 
 @every_clock
-def test_every_process_is_a_straight_line_in_its_straight_time(process: Process) -> None:
+def test_every_process_is_a_straight_line_in_its_flow_time(process: Process) -> None:
     x0, eps = images(64), np.random.default_rng(1).normal(size=images(64).shape)
-    tau: Any = process.straight_time(TIMES)
+    tau: Any = process.flow_time(TIMES)
     straight = process.noised(x0, eps, TIMES) / tall(process.alpha(TIMES) + process.sigma(TIMES))
     np.testing.assert_allclose(straight, tall(1 - tau) * x0 + tall(tau) * eps, atol=1e-12)
 
@@ -69,7 +69,7 @@ def test_the_network_is_told_rising_times_that_can_be_told_back(process: Process
 @every_clock
 def test_host_and_device_agree_and_the_device_in_both_precisions(process: Process) -> None:
     t = TIMES[1:-1]
-    for name in ("alpha", "sigma", "ratio", "straight_time", "network_time"):
+    for name in ("alpha", "sigma", "ratio", "flow_time", "network_time"):
         on_host = getattr(process, name)(t)
         assert isinstance(on_host, np.ndarray) and on_host.dtype == np.float64
         for dtype, rtol in ((jnp.float64, 1e-12), (jnp.float32, 2e-3)):

@@ -37,7 +37,7 @@ def double_precision() -> Iterator[None]:
 
 def down_to(process: Process, steps: int, last: float) -> np.ndarray:
     """Even steps in straight time from the process's own prior to `last`."""
-    tau = np.linspace(float(process.straight_time(np.asarray(1.0))), last, steps + 1)
+    tau = np.linspace(float(process.flow_time(np.asarray(1.0))), last, steps + 1)
     inside = np.where(tau < 1, tau, 0.5)
     times = np.where(tau < 1, process.time_of_ratio(inside / (1 - inside)), 1.0)
     return grids.pairs(times)

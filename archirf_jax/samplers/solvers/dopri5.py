@@ -47,7 +47,7 @@ class Dopri5:
     ) -> tuple[jax.Array, Any]:
         """x (B, H, W, C) at scalar time t -> x at t_next; the noise is unused."""
         process = denoise.process
-        tau, tau_next = process.straight_time(t), process.straight_time(t_next)
+        tau, tau_next = process.flow_time(t), process.flow_time(t_next)
         stop = jnp.maximum(tau_next, jnp.minimum(self.last, tau))
 
         def flow(tau: jax.Array, x: jax.Array, y: Any) -> jax.Array:

@@ -45,7 +45,7 @@ class EulerMaruyama:
         prediction, memory = denoise(x, t, y, memory)
         process = denoise.process
         eta = jnp.where(t_next > 0, self.eta, 0)
-        tau, tau_next = process.straight_time(t), process.straight_time(t_next)
+        tau, tau_next = process.flow_time(t), process.flow_time(t_next)
         moved = move(process, x, velocity(prediction) + eta**2 * prediction.eps, t, t_next)
         scale_next = process.alpha(t_next) + process.sigma(t_next)
         return moved + scale_next * eta * jnp.sqrt(2 * tau * (tau - tau_next)) * z, memory
