@@ -1,0 +1,143 @@
+"""Runs: a configuration and one set of weights, whether trained, imported or averaged afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from archirf_jax import registry
+from archirf_jax.contracts import Frozen, Params, Task
+from archirf_jax.errors import UserError
+from archirf_jax.launch import config as configuration
+from archirf_jax.launch import run_directory
+from archirf_jax.tasks.building import make_task
+from archirf_jax.training.checkpoints import Checkpoints
+
+FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
+EMA = "ema"
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        directory: of the run.
+        config: its resolved configuration.
+        task: built from it.
+        runs: the frozen runs that the task needs, by name.
+        at: the checkpoint that was asked for; None = the newest.
+        average: which moving average the parameters are.
+        field: how messages call the directory.
+    """
+
+    directory: pathlib.Path
+    config: ml_collections.ConfigDict
+    task: Task
+    runs: Mapping[str, Run]
+    at: int | None = None
+    average: str = EMA
+    field: str = "workdir"
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self._restored[0]
+
+    @property
+    def params(self) -> dict[str, Params]:
+        """The average's parameters by module, float32."""
+        return self._restored[1]
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """Parameters of the frozen runs by name."""
+        return {name: run.params for name, run in self.runs.items()}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Params] | None:
+        """Shapes of the parameters by module; None where only the checkpoint knows them."""
+        if not hasattr(self.task, "init_params"):
+            return None
+        frozen = {name: run.shapes or run.params for name, run in self.runs.items()}
+        found = jax.eval_shape(self.task.init_params, jax.random.key(0), frozen)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found)
+
+    @functools.cached_property
+    def _restored(self) -> tuple[int, dict[str, Params]]:
+        checkpoints = Checkpoints(self.directory / "checkpoints")
+        try:
+            return checkpoints.restore_average(self.shapes, self.at, self.average)
+        except UserError as e:
+            field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
+            raise UserError(field, message=str(e)) from e
+        finally:
+            checkpoints.close()
+
+    def digest(self) -> str:
+        """Of the configuration and every byte of the parameters."""
+        hashed = hashlib.sha256(json.dumps(_architecture(self.config), sort_keys=True).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            hashed.update(jax.tree_util.keystr(path).encode())
+            hashed.update(np.ascontiguousarray(leaf).tobytes())
+        return hashed.hexdigest()
+
+
+def open_run(directory: str | pathlib.Path, step: int | None = None, average: str = EMA, field: str = "workdir") -> Run:
+    """The run in a directory; its parameters are read when they are asked for.
+
+    Args:
+        directory: of the run.
+        step: of its checkpoint; None = the newest.
+        average: "ema", or the name of another one, such as "decay_0.999".
+        field: how messages call the directory.
+
+    Raises:
+        UserError: there is no run, or it does not build.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    config = configuration.load(directory, field)
+    runs = {name: open_run(directory / FOLDER / name, field=f"frozen.{name}") for name in config.get("frozen", {})}
+    with registry.refuse_below(directory, config.data.get("dir", "data")):
+        return Run(directory, config, make_task(config, runs), runs, step, average, field)
+
+
+def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
+    """The frozen runs that a configuration names: the copies in a run's directory, or the originals before there are any.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    runs = {}
+    for name, place in config.get("frozen", {}).items():
+        copy = directory / FOLDER / name
+        runs[name] = open_run(copy if copy.is_dir() else place, field=f"frozen.{name}")
+    return runs
+
+
+def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
+    """Copy frozen runs into a run's directory, so that it opens without the originals; those kept stay as they are."""
+    for name, run in runs.items():
+        place = directory / FOLDER / name
+        if place.is_dir():
+            continue
+        part = place.with_name(f"{name}.part")
+        keep(run.runs, part)
+        run_directory.write(part, run.config.to_dict(), run.params, run.step)
+        part.replace(place)
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    """What of a frozen run's configuration decides what it computes."""
+    groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
+    return {name: group for name, group in config.to_dict().items() if name in groups}
