@@ -19,9 +19,9 @@ class Label:
     num_classes: int
 
     def __call__(self, frozen: Frozen, batch: Batch, keys: jax.Array) -> Condition:
-        """{"label": (B,) int32}."""
-        del frozen, keys
-        return {"label": batch["label"]}
+        """{"label": (B,) int32}; 0 where the data has no labels."""
+        del frozen
+        return {"label": batch["label"] if "label" in batch else jnp.zeros(len(keys), jnp.int32)}
 
     def null(self, frozen: Frozen) -> Condition:
         """The null label."""

@@ -113,7 +113,7 @@ def open_run(directory: str | pathlib.Path, step: int | None = None, average: st
 
 
 def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
-    """The frozen runs that a configuration names: the copies in a run's directory, or the originals before there are any.
+    """The frozen runs that a configuration names: the copies in a run's directory, or the originals before that.
 
     Raises:
         UserError: there is no such run.

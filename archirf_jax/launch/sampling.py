@@ -56,6 +56,9 @@ class Guides(NamedTuple):
     null: Condition | None = None
 
 
+ALONE = Guides()
+
+
 def sample_images(
     run: Run,
     batch: Batch,
@@ -63,7 +66,7 @@ def sample_images(
     request: Request,
     *,
     arrays: Mapping[str, Any] | None = None,
-    guides: Guides = Guides(),
+    guides: Guides = ALONE,
     batch_size: int = 128,
     place: Any = None,
 ) -> Iterator[np.ndarray]:
@@ -92,7 +95,7 @@ def sample_images(
     shared = {name: arrays.pop(name) for name in ("image", "images", "mask") if name in arrays}
     for first in range(0, total, size):
         rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
-        mine = jax.tree.map(lambda leaf: leaf[rows], (batch, keys, arrays))
+        mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (batch, keys, arrays))
         mine = mine if place is None else jax.device_put(mine, place)
         images = np.asarray(program(run.params, run.frozen, *mine, shared, guiding, guides.null))
         if not np.all(np.isfinite(images)):

@@ -45,12 +45,13 @@ class Classifier:
 
     Attributes:
         frozen: no runs.
-        model: (x (B, H, W, C), network times (B,), condition) -> logits (B, num_classes).
+        model, module: (x (B, H, W, C), network times (B,), condition) -> logits (B, num_classes).
         process: the one of the images.
         objective: draws the times.
         fields: of the data, by name.
     """
 
+    main = CLASSIFIER  # the module that is exported
     use = "--workdir=RUN --classifier={workdir}"  # how `sample` is given a run
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
@@ -58,6 +59,7 @@ class Classifier:
         self.process = building.make_process(config)
         self.objective: Any = building.make_objective(config, self.process, runs)
         self.model: Any = building.make_model(config)
+        self.module = self.model
         if not hasattr(self.model, "features"):
             raise UserError("model.name", config.model.name, "is not a classifier; take adm_classifier")
         self.fields = make_fields(config.data)

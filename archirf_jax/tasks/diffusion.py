@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,34 @@ Params = dict[str, Any]
 Sampler = Callable[[Params, Frozen, Batch, jax.Array], jax.Array]
 
 
+class Traced(NamedTuple):
+    """Shapes of x0 and conditions for one example, and the fields of the batch that the conditions are made of."""
+
+    x0: jax.ShapeDtypeStruct
+    condition: dict[str, jax.ShapeDtypeStruct]
+    fields: frozenset[str]
+
+
+class Recording(dict):
+    """A batch that keeps which fields are asked for."""
+
+    def __init__(self, batch: Batch, asked: set[str]) -> None:
+        super().__init__(batch)
+        self._asked = asked
+
+    def __getitem__(self, name: str) -> jax.Array:
+        self._asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or `default`."""
+        return self[name] if name in self else default
+
+
 class Diffusion:
     """The task of a resolved configuration (data.num_classes known).
 
@@ -54,6 +82,7 @@ class Diffusion:
         examples: a batch of data for previews of networks that are conditioned on more than labels; None without.
     """
 
+    main = MODEL  # the module that is exported
     use = "--workdir={workdir}"  # how `sample` is given a run
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
@@ -217,35 +246,43 @@ class Diffusion:
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one x0."""
-        x0, _ = self._encoded_shapes
-        return tuple(x0.shape[1:])
+        return tuple(self._traced.x0.shape[1:])
 
     @functools.cached_property
     def needs(self) -> frozenset[str]:
         """The fields of a batch that the conditions are made of."""
-        return self._encoded_shapes[1]
+        return self._traced.fields
 
     @functools.cached_property
-    def _encoded_shapes(self) -> tuple[Any, frozenset[str]]:
+    def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of conditions for one example, with its leading axis."""
+        return self._traced.condition
+
+    @functools.cached_property
+    def null_names(self) -> frozenset[str]:
+        """The keys of conditions that may be dropped."""
+        return frozenset(jax.eval_shape(self.conditioner.null, self._frozen_shapes))
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0..num_classes-1."""
+        return int(self._config.data.num_classes)
+
+    @property
+    def _frozen_shapes(self) -> dict[str, Any]:
+        return {name: run.shapes or run.params for name, run in self.frozen.items()}
+
+    @functools.cached_property
+    def _traced(self) -> Traced:
         read: set[str] = set()
 
-        class Recording(dict):
-            def __getitem__(self, name: str) -> Any:
-                read.add(name)
-                return super().__getitem__(name)
-
-            def get(self, name: str, default: Any = None) -> Any:
-                read.add(name)
-                return super().get(name, default)
-
-        def conditions(frozen: Frozen, batch: Batch, keys: jax.Array) -> Any:
+        def trace(frozen: Frozen, batch: Batch, keys: jax.Array) -> Any:
             x0 = self.first_stage.encode(frozen, batch, keys)
-            self.conditioner(frozen, Recording(batch), keys)
-            return x0
+            return x0, self.conditioner(frozen, Recording(batch, read), keys)
 
-        frozen = {name: run.shapes for name, run in self.frozen.items()}
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        return jax.eval_shape(conditions, frozen, shapes(self.fields, 1), keys), frozenset(read)
+        x0, condition = jax.eval_shape(trace, self._frozen_shapes, shapes(self.fields, 1), keys)
+        return Traced(x0, condition, frozenset(read))
 
     def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
         """(rows, columns, H, W, C) uint8 samples of the average, one row a class, the same noise for the same key.
