@@ -18,11 +18,13 @@ import numpy as np
 from archirf_jax import registry
 from archirf_jax.contracts import Frozen, Params, Task
 from archirf_jax.errors import UserError
+from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import run_directory
 from archirf_jax.tasks.building import make_task
 from archirf_jax.training.checkpoints import Checkpoints
 
+GIVEN = "given"  # the name of a network that only whoever opens the run can give
 FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 EMA = "ema"
 
@@ -39,6 +41,7 @@ class Run:
         at: the checkpoint that was asked for; None = the newest.
         average: which moving average the parameters are.
         field: how messages call the directory.
+        data: the set that it was trained on, where it is at hand.
     """
 
     directory: pathlib.Path
@@ -48,6 +51,7 @@ class Run:
     at: int | None = None
     average: str = EMA
     field: str = "workdir"
+    data: Any = None
 
     @property
     def step(self) -> int:
@@ -84,6 +88,31 @@ class Run:
         finally:
             checkpoints.close()
 
+    def sample(self, labels: Any = None, per_class: int = 8, seed: int = 0, **how: Any) -> np.ndarray:
+        """uint8 images (N, H, W, C), classes in the order asked, `per_class` each; see `sampling.sample`."""
+        from archirf_jax.launch import sampling
+
+        return sampling.sample_run(self, labels, per_class, seed, **how)
+
+    def evaluate(self, **what: Any) -> dict[str, float]:
+        """Figures by name, such as "loss" and "frechet"; see `evaluation.evaluate_run`."""
+        from archirf_jax.launch import evaluation
+
+        return evaluation.evaluate_run(self, **what)["figures"]
+
+    def plot_loss(self) -> Any:
+        """A matplotlib figure of the loss of every report."""
+        from archirf_jax.training.writers import read_metrics
+        from archirf_jax.visuals import plots
+
+        rows = [row for row in read_metrics(self.directory) if "loss" in row]
+        return plots.loss_figure([row["step"] for row in rows], [row["loss"] for row in rows])
+
+    def denoiser(self, **how: Any) -> Any:
+        """The network as a denoiser under guidance and threshold, for solvers of one's own; see `SamplerConfig`."""
+        task: Any = self.task
+        return task.denoiser(task.sampling.replace(**how), self.params, self.frozen)
+
     def digest(self) -> str:
         """Of the configuration and every byte of the parameters."""
         hashed = hashlib.sha256(json.dumps(_architecture(self.config), sort_keys=True).encode())
@@ -93,7 +122,14 @@ class Run:
         return hashed.hexdigest()
 
 
-def open_run(directory: str | pathlib.Path, step: int | None = None, average: str = EMA, field: str = "workdir") -> Run:
+def open_run(
+    directory: pathlib.Path,
+    step: int | None = None,
+    average: str = EMA,
+    field: str = "workdir",
+    model: Any = None,
+    data: Any = None,
+) -> Run:
     """The run in a directory; its parameters are read when they are asked for.
 
     Args:
@@ -101,15 +137,16 @@ def open_run(directory: str | pathlib.Path, step: int | None = None, average: st
         step: of its checkpoint; None = the newest.
         average: "ema", or the name of another one, such as "decay_0.999".
         field: how messages call the directory.
+        model: the network of a run that was trained with a class of a notebook or script.
+        data: the set that it was trained on, where it is at hand.
 
     Raises:
         UserError: there is no run, or it does not build.
     """
-    directory = pathlib.Path(directory).expanduser()
     config = configuration.load(directory, field)
     runs = {name: open_run(directory / FOLDER / name, field=f"frozen.{name}") for name in config.get("frozen", {})}
     with registry.refuse_below(directory, config.data.get("dir", "data")):
-        return Run(directory, config, make_task(config, runs), runs, step, average, field)
+        return Run(directory, config, make_task(config, runs, model), runs, step, average, field, data)
 
 
 def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
@@ -121,7 +158,7 @@ def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
     runs = {}
     for name, place in config.get("frozen", {}).items():
         copy = directory / FOLDER / name
-        runs[name] = open_run(copy if copy.is_dir() else place, field=f"frozen.{name}")
+        runs[name] = open_run(copy if copy.is_dir() else expand(place, f"frozen.{name}"), field=f"frozen.{name}")
     return runs
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.contracts import Batch, Condition, Frozen
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.fields import finish
 from archirf_jax.data.images import to_uint8
+from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
 from archirf_jax.launch.runs import Run
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks.classifier import Classifier
-from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.conditions import read as read_conditions
+from archirf_jax.tasks.diffusion import Diffusion, class_grid
+from archirf_jax.training.state import purpose_key
 
 CHANNELS = (1, 3)  # of what can be looked at; anything else stays float32
 EDITS = ("between_noises", "between_images", "from_image", "fill")
@@ -103,6 +110,130 @@ def sample_images(
             raise UserError(what)
         images = to_uint8(images) if images.shape[-1] in CHANNELS else images
         yield images[..., : total - first, :, :, :]
+
+
+def sample_run(
+    run: Run,
+    labels: Iterable[int] | None = None,
+    per_class: int = 8,
+    seed: int = 0,
+    *,
+    conditions: str | pathlib.Path | None = None,
+    batch_size: int = 128,
+    **how: Any,
+) -> np.ndarray:
+    """Fresh images of a run.
+
+    Args:
+        run: whose network it is.
+        labels: classes in the order of the images, or rows of `conditions`; None = all, at most ten.
+        per_class: images each.
+        seed: of the noise.
+        conditions: .npz file of what the network takes besides labels.
+        batch_size: images at a time.
+        how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see
+            `SamplerConfig.replace`.
+
+    Returns:
+        (N, H, W, C) uint8; float32 for data that is not an image.
+    """
+    task = diffusion(run)
+    request = Request(task.sampling.replace(**how))
+    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null)
+    parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)
+    return np.concatenate(list(parts))
+
+
+class Rows(NamedTuple):
+    """Conditions for a sheet of images, one row a label.
+
+    Attributes:
+        labels: one a row.
+        batch: fields (N, ...) that conditions are made of, row after row.
+        keys: (N,) one an image.
+        null: from a file of conditions, else None.
+    """
+
+    labels: list[int]
+    batch: Batch
+    keys: jax.Array
+    null: Condition | None
+
+
+def rows(
+    run: Run,
+    labels: Iterable[int] | None,
+    per_class: int,
+    seed: int,
+    conditions: str | pathlib.Path | None = None,
+    needs_null: bool = False,
+) -> Rows:
+    """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
+
+    A network that is conditioned on labels takes them; another one takes the rows of `conditions`, or, without such a
+    file, those of examples of each class from the run's data set.
+
+    Raises:
+        UserError: a label or row that does not exist, or a file that the network does not need.
+    """
+    task = diffusion(run)
+    plain = task.needs <= {"label"}
+    if conditions is not None and plain:
+        raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
+    table: Batch | None = None
+    null = None
+    if conditions is not None:
+        table, null = read_conditions(pathlib.Path(conditions), task, needs_null)
+    count = task.num_classes if table is None else len(next(iter(table.values())))
+    chosen = list(range(min(count, 10))) if labels is None else [int(label) for label in labels]
+    for label in chosen:
+        if not 0 <= label < count:
+            raise UserError("labels", label, f"is out of range; this run has the labels 0-{count - 1}")
+    numbers, keys = class_grid(purpose_key(seed, "sample"), chosen, per_class)
+    if table is not None:
+        return Rows(chosen, jax.tree.map(lambda leaf: leaf[numbers], table), keys, null)
+    batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
+    return Rows(chosen, batch, keys, None)
+
+
+def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
+    """Fields of the first `per_class` examples of each label in the run's data set, over again where it has fewer.
+
+    Raises:
+        UserError: there is no such set, or it has no example of a label.
+    """
+    dataset = run.data or load(run.config.data)
+    if "label" not in dataset.fields:
+        order = [np.arange(len(labels) * per_class) % len(dataset)]
+    else:
+        known = dataset_labels(dataset)
+        order = [np.flatnonzero(known == label) for label in labels]
+        for label, found in zip(labels, order, strict=True):
+            if not len(found):
+                raise UserError("labels", label, "has no example in the data set, from which conditions are taken")
+        order = [np.resize(found, per_class) for found in order]
+    decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
+    arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
+    return finish(dataset.fields, arrays, jax.random.key(0))
+
+
+def dataset_labels(dataset: Dataset) -> np.ndarray:
+    """(N,) the label of every readable example; no image is decoded."""
+    if dataset.arrays is not None:
+        return dataset.arrays["label"]
+    return np.asarray([dataset.source[int(number)]["label"] for number in dataset.readable])
+
+
+def diffusion(run: Run) -> Diffusion:
+    """The task of a run that draws images.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if not isinstance(run.task, Diffusion):
+        what = f"is the run of the task {run.config.task}, which does not draw images"
+        raise UserError(run.field, str(run.directory), what)
+    return run.task
 
 
 def _task(run: Run | None) -> Any:

@@ -23,24 +23,31 @@ DROPOUT = zlib.crc32(b"dropout")  # far from the small numbers that other draws 
 Runs = Mapping[str, Any]
 
 
-def make_task(config: Any, runs: Runs | None = None) -> Task:
-    """The task of a resolved configuration (data.num_classes known), with the frozen runs that it names.
+def make_task(config: Any, runs: Runs | None = None, model: nn.Module | None = None) -> Task:
+    """The task of a resolved configuration (data.num_classes known).
+
+    Args:
+        config: of a run.
+        runs: the frozen runs that it names.
+        model: a network in place of the one that it names.
 
     Raises:
         UserError: a name, field or size that does not fit.
     """
     task: Task = registry.build(
-        tasks, "task", config.task, kind=("init", "losses"), offered={"config": config, "runs": runs or {}}
+        tasks, "task", config.task, kind=("init", "losses"), offered={"config": config, "runs": runs or {}, "model": model}
     )
     return task
 
 
-def make_model(config: Any) -> nn.Module:
-    """The network of `config.model`, for the classes of `config.data`.
+def make_model(config: Any, given: nn.Module | None = None) -> nn.Module:
+    """The network of `config.model`, for the classes of `config.data`, unless another is given.
 
     Raises:
         UserError: a name, field or size that does not fit.
     """
+    if given is not None:
+        return given
     fields = plain(config.model)
     if fields.get("dtype", "float32") not in DTYPES:
         raise UserError("model.dtype", fields["dtype"], f"is not one of {', '.join(DTYPES)}")

@@ -85,11 +85,11 @@ class Diffusion:
     main = MODEL  # the module that is exported
     use = "--workdir={workdir}"  # how `sample` is given a run
 
-    def __init__(self, config: Any, runs: building.Runs) -> None:
+    def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
         self.frozen = dict(runs)
         self.process = building.make_process(config)
         self.objective = building.make_objective(config, self.process, runs)
-        self.model = building.make_model(config)
+        self.model = building.make_model(config, model)
         self.module = self.objective.wrap(self.model)
         self.conditioner = building.make_conditioner(config, self.process, runs)
         self.first_stage = building.make_first_stage(config, runs)
@@ -206,7 +206,7 @@ class Diffusion:
     def check_guidance(self, config: SamplerConfig) -> None:
         """Raise a UserError if `config` asks the network for images without condition, which it never saw."""
         if config.asks_null:
-            self.check_null("sample.guidance.scale", config.guidance.scale)
+            self.check_null("sample.guidance.scale", config.guidance_scale)
 
     def check_null(self, field: str, value: Any) -> None:
         """Raise a UserError about `field` if the network never saw images without condition."""
@@ -319,6 +319,6 @@ def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array,
     return labels, keys
 
 
-def build(config: Any, runs: Mapping[str, Any]) -> Diffusion:
+def build(config: Any, runs: Mapping[str, Any], model: Any = None) -> Diffusion:
     """The task of a resolved configuration."""
-    return Diffusion(config, runs)
+    return Diffusion(config, runs, model)
