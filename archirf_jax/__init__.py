@@ -11,21 +11,10 @@ arf.show(run.sample(labels=range(10), per_class=8))
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from archirf_jax import data, guidance, models, objectives, processes, solvers
-    from archirf_jax.contracts import Batch, Condition, Denoiser, ModelFn, Prediction
-    from archirf_jax.errors import UserError
-    from archirf_jax.launch.library import open, show, train
-    from archirf_jax.launch.runs import Run
-    from archirf_jax.models.binding import bind
-    from archirf_jax.processes.ddpm import DDPM
-    from archirf_jax.processes.edm import EDM
-    from archirf_jax.processes.rectified_flow import RectifiedFlow
-    from archirf_jax.samplers.config import SamplerConfig
-    from archirf_jax.samplers.denoisers import NetworkDenoiser
-    from archirf_jax.samplers.sample import sample
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
 
 # Imported when they are asked for, so that a command takes signals before jax is loaded.
 _PUBLIC = {
@@ -33,7 +22,6 @@ _PUBLIC = {
     "open": "launch.library",
     "show": "launch.library",
     "Run": "launch.runs",
-    "sample": "samplers.sample",
     "SamplerConfig": "samplers.config",
     "NetworkDenoiser": "samplers.denoisers",
     "bind": "models.binding",
@@ -45,7 +33,9 @@ _PUBLIC = {
     "Condition": "contracts",
     "Denoiser": "contracts",
     "ModelFn": "contracts",
+    "Models": "contracts",
     "Prediction": "contracts",
+    "Setting": "contracts",
 }
 _ROOMS = {
     "data": "data",
@@ -57,7 +47,6 @@ _ROOMS = {
     "guidance": "samplers.guidance",
     "grids": "samplers.grids",
 }
-__all__ = [*_PUBLIC, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
@@ -69,4 +58,21 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["sample", *_PUBLIC, *_ROOMS])
+
+
+class _Package(types.ModuleType):
+    """`archirf_jax.sample` is the sampler, also when the command of that name has been imported."""
+
+    @property
+    def sample(self) -> Callable[..., Any]:
+        from archirf_jax.samplers.sample import sample
+
+        return sample
+
+    @sample.setter
+    def sample(self, module: types.ModuleType) -> None:
+        del module
+
+
+sys.modules[__name__].__class__ = _Package

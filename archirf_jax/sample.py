@@ -1,7 +1,7 @@
 """python -m archirf_jax.sample --workdir=runs/dit_rf --labels=0-9 --per_class=8 --out=samples.png
 
-Draw images from a run's averaged weights: a grid (.png), an animation (.gif), or arrays (.npz). With --to_seed, --image,
---image_to and --mask: between two noises or two images, starting from an image, or filling a hole of one.
+Draw images from a run's averaged weights: a grid (.png), an animation (.gif), or arrays (.npz). With --to_seed,
+--image, --image_to and --mask: between two noises or two images, starting from an image, or filling a hole of one.
 """
 
 from __future__ import annotations

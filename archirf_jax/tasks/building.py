@@ -35,7 +35,11 @@ def make_task(config: Any, runs: Runs | None = None, model: nn.Module | None = N
         UserError: a name, field or size that does not fit.
     """
     task: Task = registry.build(
-        tasks, "task", config.task, kind=("init", "losses"), offered={"config": config, "runs": runs or {}, "model": model}
+        tasks,
+        "task",
+        config.task,
+        kind=("init", "losses"),
+        offered={"config": config, "runs": runs or {}, "model": model},
     )
     return task
 
