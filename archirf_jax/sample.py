@@ -82,6 +82,10 @@ def main(args: types.SimpleNamespace) -> None:
     if args.image is not None and (args.mask, args.image_to) == (None, None):
         changes = {"strength": STRENGTH} | changes
     run = opened(args)
+    if args.image is not None and hasattr(run.task, "reconstruct"):
+        sheets.write(sheets.reconstructed(run, sheets.image(run, "image", args.image)), [0], args.out)
+        logging.info("image and reconstruction of step %d in %s", run.step, args.out)
+        return
     task = sampling.diffusion(run)
     if args.out.suffix != ".npz" and run.config.data.channels not in sampling.CHANNELS:
         what = f"cannot show {run.config.data.channels} channels; give a file that ends in .npz"

@@ -95,7 +95,10 @@ def sample_images(
     Raises:
         UserError: nan or infinity in an image, or parts that do not fit together.
     """
-    program = _program(run.task, request, _task(guides.weak), _task(guides.classifier))
+    if isinstance(run.task, Diffusion):
+        program = _program(run.task, request, _task(guides.weak), _task(guides.classifier))
+    else:
+        program = _plain_program(run.task, request)
     guiding = {name: getattr(guides, name).params for name in ("weak", "classifier") if getattr(guides, name)}
     total, size = len(keys), batch_size if place is not None else min(batch_size, len(keys))
     arrays = dict(arrays or {})
@@ -238,6 +241,13 @@ def diffusion(run: Run) -> Diffusion:
 
 def _task(run: Run | None) -> Any:
     return None if run is None else run.task
+
+
+@functools.cache
+def _plain_program(task: Any, request: Request) -> Any:
+    """The same of a task with a sampler of its own, which takes no edits and no guides."""
+    sampler = task.sampler(request.config)
+    return jax.jit(lambda params, frozen, batch, keys, *rest: sampler(params, frozen, batch, keys))
 
 
 @functools.cache

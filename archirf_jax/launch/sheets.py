@@ -93,6 +93,20 @@ def filled(sheet: Sheet, image: jax.Array, mask: jax.Array) -> np.ndarray:
     return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
 
 
+def reconstructed(run: Run, image: jax.Array) -> np.ndarray:
+    """One row: an image (H, W, C), and what the run's autoencoder makes of it.
+
+    Raises:
+        UserError: the task does not reconstruct images.
+    """
+    task: Any = run.task
+    if not hasattr(task, "reconstruct"):
+        what = f"is the run of the task {run.config.task}, which neither draws nor reconstructs images"
+        raise UserError(run.field, str(run.directory), what)
+    made = jax.jit(task.reconstruct)(run.params, run.frozen, image[None])
+    return np.concatenate([_column(image, 1), to_uint8(np.asarray(made))[None]], axis=1)
+
+
 def image(run: Run, field: str, value: str) -> jax.Array:
     """The image that a person named, (H, W, C) in [-1, 1]: a file, or the number of a training image.
 

@@ -118,7 +118,7 @@ def ask(
         learned = needed > x.shape[-1]
         raise UserError(
             "model.learn_sigma",
-            message=f"the network gives {output.shape[-1]} channels, and this process needs {needed} for {x.shape[-1]}; "
+            message=f"the network gives {output.shape[-1]} channels, and the process needs {needed} for {x.shape[-1]}; "
             f"set it to {learned}: {'' if learned else 'only '}a learned variance takes twice the channels",
         )
     return output, extras

@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.tasks.diffusion import Diffusion
 
 FIELD = "conditions"
+NULL = "null_"
 NO_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
@@ -28,27 +30,35 @@ def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, 
     Raises:
         UserError: no such file, or an array that is missing or that the network does not take.
     """
-    names = sorted(task.needs)
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
-        rows = {name: _checked(name, found[name], task) for name in names}
     except NO_ARCHIVE as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(FIELD, str(path), f"is not an .npz file with {', '.join(names)}: {e}") from e
-    if len({len(table) for table in rows.values()}) != 1 or not len(rows[names[0]]):
-        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items())
-        raise UserError(FIELD, str(path), f"must have equally many rows of each, not {counts}")
-    droppable = [name for name in names if name in task.null_names]
-    absent = [f"null_{name}" for name in droppable if f"null_{name}" not in found]
+        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {' '.join(str(e).split())}") from e
+    rows = {name: _checked(name, table, task) for name, table in found.items() if not name.startswith(NULL)}
+    if len({len(table) for table in rows.values()}) != 1 or not len(next(iter(rows.values()))):
+        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items()) or "nothing"
+        raise UserError(FIELD, str(path), f"must have equally many rows of each field, not {counts}")
+    _check_complete(path, rows, task)
+    droppable = sorted(task.null_names & rows.keys())
+    absent = [f"{NULL}{name}" for name in droppable if f"{NULL}{name}" not in found]
     if absent and needs_null:
-        what = (
-            f"lacks {', '.join(absent)}, each like one row, which guidance needs; or sample with a guidance scale of 1"
-        )
+        what = f"lacks {', '.join(absent)}, each like one row, which guidance needs; or set the guidance scale to 1"
         raise UserError(FIELD, str(path), what)
-    null = {name: _null(name, found.get(f"null_{name}"), rows[name]) for name in droppable}
-    return rows, null
+    return rows, {name: _null(name, found.get(f"{NULL}{name}"), rows[name]) for name in droppable}
+
+
+def _check_complete(path: pathlib.Path, rows: Batch, task: Diffusion) -> None:
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(rows.values())))))
+    try:
+        found = jax.eval_shape(task.conditioner, task.frozen_shapes, rows, keys)
+    except KeyError as e:
+        what = f"lacks {e.args[0]}; conditions are made of {', '.join(sorted(task.needs))}"
+        raise UserError(FIELD, str(path), what) from e
+    unused = rows.keys() - task.needs
+    if unused or not found:
+        what = f"holds {', '.join(sorted(unused))}, which conditions are not made of; they are made of "
+        raise UserError(FIELD, str(path), what + ", ".join(sorted(task.needs)))
 
 
 def _checked(name: str, table: np.ndarray, task: Diffusion) -> jnp.ndarray:

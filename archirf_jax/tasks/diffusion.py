@@ -261,7 +261,7 @@ class Diffusion:
     @functools.cached_property
     def null_names(self) -> frozenset[str]:
         """The keys of conditions that may be dropped."""
-        return frozenset(jax.eval_shape(self.conditioner.null, self._frozen_shapes))
+        return frozenset(jax.eval_shape(self.conditioner.null, self.frozen_shapes))
 
     @property
     def num_classes(self) -> int:
@@ -269,7 +269,8 @@ class Diffusion:
         return int(self._config.data.num_classes)
 
     @property
-    def _frozen_shapes(self) -> dict[str, Any]:
+    def frozen_shapes(self) -> dict[str, Any]:
+        """Shapes of the frozen runs' parameters, by name."""
         return {name: run.shapes or run.params for name, run in self.frozen.items()}
 
     @functools.cached_property
@@ -281,7 +282,7 @@ class Diffusion:
             return x0, self.conditioner(frozen, Recording(batch, read), keys)
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        x0, condition = jax.eval_shape(trace, self._frozen_shapes, shapes(self.fields, 1), keys)
+        x0, condition = jax.eval_shape(trace, self.frozen_shapes, shapes(self.fields, 1), keys)
         return Traced(x0, condition, frozenset(read))
 
     def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
