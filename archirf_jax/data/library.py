@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.fields import make_fields
 from archirf_jax.data.pipeline import load_source
 from archirf_jax.data.preparation import prepare
 from archirf_jax.data.sources import ARRAYS, FOLDER, ArraySource, Source, open_source
@@ -101,7 +102,8 @@ def from_arrays(
 
 
 def _load(source: Source, **given: Any) -> Dataset:
-    return load_source(source, ConfigDict(SETTINGS | given))
+    data = ConfigDict(SETTINGS | given)
+    return load_source(source, make_fields(data), data)
 
 
 def _own(field: str, given: int | None, own: int | None) -> int:

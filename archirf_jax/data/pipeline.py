@@ -30,13 +30,13 @@ def load(data: ConfigDict) -> Dataset:
     Raises:
         UserError: as `make_fields` and `open_source`; or unreadable examples, unless data.skip_unreadable.
     """
-    make_fields(data)  # what is wrong in the configuration alone is said before any file is opened
-    return load_source(open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key), data)
-
-
-def load_source(source: Source, data: ConfigDict) -> Dataset:
-    """`load` of a source that is open already."""
     fields = make_fields(data)
+    source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
+    return load_source(source, fields, data)
+
+
+def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:
+    """`load` of what is open already."""
     shapes = {name: shape for field in fields.values() for name, shape in field.shapes().items()}
     size = len(source) * sum(math.prod(one.shape) * one.dtype.itemsize for one in shapes.values())
     streams = size > data.device_cache_mib * 2**20 or any(field.draws for field in fields.values())

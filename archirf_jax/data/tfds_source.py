@@ -30,7 +30,8 @@ def load_builder(name: str, directory: str) -> Any:
 
     base = re.split("[/:]", name)[0]
     _import_embedded(base)
-    _check_features(pathlib.Path(directory), base)
+    for part in re.split("[/:]", name):  # any of them may be a name that TFDS looks for
+        _check_features(pathlib.Path(directory), part)
     try:
         return tfds.builder(name, data_dir=directory, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
