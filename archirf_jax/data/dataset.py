@@ -59,7 +59,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """What tells this set from another one: the source's digest, and which examples are left out."""
+        """What identifies the set: the source's digest, and which examples are left out."""
         whole = self.source.digest()
         return whole if len(self) == len(self.source) else sources.digest([whole, self.readable.tobytes()])
 

@@ -62,7 +62,10 @@ def _class_order(folder: pathlib.Path) -> tuple[bool, int, str]:
 
 
 def _visible(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as e:
+        raise UserError("data.name", str(path), f"cannot be listed: {e.strerror}") from e
 
 
 def _files(folder: pathlib.Path, seen: dict[pathlib.Path, pathlib.Path]) -> list[pathlib.Path]:

@@ -36,14 +36,14 @@ def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
         OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError: what Pillow says of
             an unreadable file; also not a regular file, not a raster format, or levels out of range.
     """
-    picture = _on_white(_eight_bits(_opened(image))).convert(MODES[channels])
-    side = min(picture.size)
-    if picture.size != (side, side):
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
+    pil_image = _on_white(_eight_bits(_opened(image))).convert(MODES[channels])
+    side = min(pil_image.size)
+    if pil_image.size != (side, side):
+        left, top = (pil_image.width - side) // 2, (pil_image.height - side) // 2
+        pil_image = pil_image.crop((left, top, left + side, top + side))
     if side != size:
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(size, size, channels)
+        pil_image = pil_image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(pil_image).reshape(size, size, channels)
 
 
 def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndarray:
@@ -79,15 +79,15 @@ def _opened(image: RawImage) -> Any:
         return ImageOps.exif_transpose(opened)
 
 
-def _eight_bits(picture: Any) -> Any:
+def _eight_bits(pil_image: Any) -> Any:
     """16-bit and 32-bit greys as 8-bit grey; Pillow's own conversion would clip them."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    values = np.asarray(picture, np.float64)
-    top = 65535.0 if picture.mode.startswith("I") else 1.0
+    if not pil_image.mode.startswith(("I", "F")):
+        return pil_image
+    values = np.asarray(pil_image, np.float64)
+    top = 65535.0 if pil_image.mode.startswith("I") else 1.0
     least, most = values.min() / top, values.max() / top
     # 32-bit integers are often 8-bit levels in a larger type, which would all become black.
-    too_dark = picture.mode == "I" and 0 < most < 256 / top
+    too_dark = pil_image.mode == "I" and 0 < most < 256 / top
     if not (-HALF_A_LEVEL <= least and most <= 1 + HALF_A_LEVEL) or too_dark:
         raise ValueError(
             f"its levels lie between {values.min():g} and {values.max():g}, where 0 is black and {top:g} is white; "
@@ -96,8 +96,8 @@ def _eight_bits(picture: Any) -> Any:
     return Image.fromarray(np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
 
 
-def _on_white(picture: Any) -> Any:
-    if "transparency" not in picture.info and "A" not in picture.getbands():
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+def _on_white(pil_image: Any) -> Any:
+    if "transparency" not in pil_image.info and "A" not in pil_image.getbands():
+        return pil_image
+    pil_image = pil_image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pil_image.size, "white"), pil_image)

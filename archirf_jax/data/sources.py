@@ -37,7 +37,7 @@ class Source(Protocol):
         """The example's name, for messages."""
 
     def digest(self) -> str:
-        """What tells this set from another one; cheap, hence of names, numbers and sizes, not of pixels in files."""
+        """What identifies the set; cheap, hence of names, numbers and sizes, not of pixels in files."""
 
 
 def open_source(name: str, *, directory: str, split: str, label_key: str | None) -> Source:
@@ -68,13 +68,17 @@ def expand(path: str, field: str) -> pathlib.Path:
     """The path with ~ replaced.
 
     Raises:
-        UserError: about `field`: a home that does not exist, or an address instead of a path.
+        UserError: about `field`: a home that does not exist, an address, or a path that the system refuses.
     """
     if "://" in path:
         raise UserError(field, path, "must be a folder of this machine")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise UserError(field, path, "names the home of a user who does not exist; write the path out")
+    try:
+        pathlib.Path(expanded).exists()
+    except OSError as e:
+        raise UserError(field, path, f"cannot be opened: {e.strerror}") from e
     return pathlib.Path(expanded)
 
 

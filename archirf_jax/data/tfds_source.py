@@ -68,7 +68,7 @@ class TfdsSource:
         if not builder.info.splits:
             raise UserError("data.name", name, f"is not prepared in {directory!r}; {how_to_prepare(name, directory)}")
         count = _count(builder, name, split)
-        _check_label(builder.info.features, name, label_key)
+        _check_kinds(builder.info.features, name, label_key)
         features = builder.info.features
         self.class_names = list(features[label_key].names) if label_key is not None else []
         self.image_shape: tuple[int | None, ...] = features["image"].shape
@@ -112,6 +112,8 @@ def read_first(builder: Any, split: str, name: str, directory: str) -> tuple[Any
             name,
             f"is damaged ({one_line(e)}); delete {str(builder.data_path)!r}, then {how_to_prepare(name, directory)}",
         ) from e
+    except ImportError as e:
+        raise UserError("data.name", name, f"needs a package that is not installed to be read: {one_line(e)}") from e
 
 
 def how_to_prepare(name: str, directory: str) -> str:
@@ -189,11 +191,11 @@ def _count(builder: Any, name: str, split: str) -> int:
     return count
 
 
-def _check_label(features: Any, name: str, label_key: str | None) -> None:
+def _check_kinds(features: Any, name: str, label_key: str | None) -> None:
     import tensorflow_datasets as tfds
 
-    if "image" not in features:
-        raise UserError("data.name", name, f"has no feature 'image'; it has {', '.join(features)}")
+    if "image" not in features or not isinstance(features["image"], tfds.features.Image):
+        raise UserError("data.name", name, f"does not have images as the feature 'image'; it has {', '.join(features)}")
     if label_key is None:
         return
     if label_key not in features:

@@ -71,7 +71,7 @@ def import_tensorflow() -> Any:
 
 TENSORFLOW_USES = {
     "import": import_tensorflow,
-    "import through TFDS": lambda: lazy_tensorflow.io.gfile.GFile("picture.png"),
+    "import through TFDS": lambda: lazy_tensorflow.io.gfile.GFile("image.png"),
     "encode an array": lambda: np.zeros((4, 4, 1), np.uint8),
 }
 

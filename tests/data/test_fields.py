@@ -109,6 +109,7 @@ def test_images_are_mirrored_by_the_key_as_it_is_given() -> None:
         ("data.channels", {"channels": 2}),
         ("data.channels", {"channels": 0}),
         ("data.image_size", {"image_size": 0}),
+        ("data.image_size", {"image_size": 10**6}),
         ("data.fields.image", {"fields": {"image": BOX}}),
         ("data.fields.second", {"fields": {"first": BOX, "second": BOX}}),
         ("data.fields.second", {"fields": {"second": BOX | {"feature": "label"}}}),

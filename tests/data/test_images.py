@@ -18,9 +18,9 @@ IMAGE_WIDTH, DESCRIPTION, ORIENTATION = 0x0100, 0x010E, 0x0112
 GREY, RED = (100, 100, 100), (255, 0, 0)
 
 
-def encode(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(pil_image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    pil_image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -29,9 +29,9 @@ def plain(mode: str, value: Any) -> Image.Image:
 
 
 def palette(*colours: tuple[int, int, int]) -> Image.Image:
-    picture = plain("P", 0)
-    picture.putpalette([channel for colour in colours for channel in colour])
-    return picture
+    pil_image = plain("P", 0)
+    pil_image.putpalette([channel for colour in colours for channel in colour])
+    return pil_image
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -83,8 +83,8 @@ def test_grey_output_weighs_colours_by_brightness() -> None:
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (1, "LA"), (3, "RGB"), (3, "RGBA")])
 def test_an_image_of_the_right_size_keeps_its_exact_values(channels: int, mode: str) -> None:
     values = noise(16, 16, channels)
-    picture = Image.fromarray(values.squeeze()).convert(mode)
-    np.testing.assert_array_equal(decode(encode(picture), 16, channels), values)
+    pil_image = Image.fromarray(values.squeeze()).convert(mode)
+    np.testing.assert_array_equal(decode(encode(pil_image), 16, channels), values)
 
 
 @pytest.mark.parametrize("height, width", [(16, 40), (40, 16), (16, 17), (17, 16)])

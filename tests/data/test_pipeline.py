@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import sys
@@ -204,13 +205,14 @@ def test_nothing_is_mirrored_unless_asked_for(folder: pathlib.Path, cache: int) 
 
 @pytest.fixture
 def damaged(tmp_path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """The images with two unreadable files among them."""
+    """The images with three unreadable files among them."""
     for file in folder.glob("*/*.png"):
         copy = tmp_path / file.relative_to(folder)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(file.read_bytes())
     (tmp_path / "even/04.png").write_bytes(b"not an image")
     (tmp_path / "odd/notes.txt").write_text("neither")
+    os.mkfifo(tmp_path / "odd/pipe.png")
     return tmp_path
 
 
@@ -219,8 +221,9 @@ def test_unreadable_files_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError) as caught:
         load(configured(damaged, cache).data)
-    assert caught.value.field == "data.name" and "2 of 24" in str(caught.value)
+    assert caught.value.field == "data.name" and "3 of 25" in str(caught.value)
     assert str(damaged / "even/04.png") in caplog.text and str(damaged / "odd/notes.txt") in caplog.text
+    assert str(damaged / "odd/pipe.png") in caplog.text
     assert str(damaged / "even/06.png") not in caplog.text
 
 

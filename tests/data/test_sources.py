@@ -181,12 +181,14 @@ def test_links_to_other_folders_and_files_are_followed(tmp_path: pathlib.Path) -
     assert labels(FolderSource(tmp_path / "set")) == [0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["folder:{}", "folder:{}/absent", "folder:~nobody_of_this_name/x", "arrays"])
+@pytest.mark.parametrize(
+    "name", ["folder:{}", "folder:{}/absent", "folder:~nobody_of_this_name/x", "folder:" + 300 * "x", "arrays"]
+)
 def test_a_folder_that_is_empty_or_not_there_is_refused(tmp_path: pathlib.Path, name: str) -> None:
     refused("data.name", lambda: tfds_source(tmp_path, name.format(tmp_path)))
 
 
-@pytest.mark.parametrize("directory", ["http://example.org/x", "gs://bucket", "~nobody_of_this_name/x"])
+@pytest.mark.parametrize("directory", ["http://example.org/x", "gs://bucket", "~nobody_of_this_name/x", 300 * "x"])
 def test_sets_lie_in_a_folder_of_this_machine(directory: str) -> None:
     for call in (
         lambda: open_source("digits", directory=directory, split="train", label_key=None),

@@ -13,6 +13,8 @@ import numpy as np
 from archirf_jax.data import images
 from archirf_jax.errors import UserError
 
+LARGEST = 2**13  # pixels a side
+
 
 @dataclasses.dataclass(frozen=True)
 class Image:
@@ -51,10 +53,10 @@ def build(image_size: int, channels: int, flip: bool = False) -> Image:
     """Images of a set; there is one such field, and `config.data` has its options.
 
     Raises:
-        UserError: a size below 1, or channels other than 1 and 3.
+        UserError: a size out of range, or channels other than 1 and 3.
     """
-    if image_size < 1:
-        raise UserError("data.image_size", image_size, "must be at least 1 pixel")
+    if not 1 <= image_size <= LARGEST:
+        raise UserError("data.image_size", image_size, f"must be 1 to {LARGEST} pixels")
     if channels not in images.MODES:
         raise UserError("data.channels", channels, "must be 1 (grey) or 3 (RGB)")
     return Image(image_size, channels, flip)
