@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from archirf_jax.data import fields as field_functions
-from archirf_jax.data import sources
+from archirf_jax.data.digests import digest
 from archirf_jax.data.fields import Arrays, Fields
 from archirf_jax.data.images import UNREADABLE
 from archirf_jax.data.sources import Source
@@ -61,7 +61,7 @@ class Dataset:
     def digest(self) -> str:
         """What identifies the set: the source's digest, and which examples are left out."""
         whole = self.source.digest()
-        return whole if len(self) == len(self.source) else sources.digest([whole, self.readable.tobytes()])
+        return whole if len(self) == len(self.source) else digest([whole, self.readable.tobytes()])
 
     def config(self) -> dict[str, Any]:
         """The mapping for `config.data` that opens this set again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from archirf_jax.data.sources import digest
+from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from archirf_jax.data.digests import digest
+from archirf_jax.data.folder_source import FolderSource
+from archirf_jax.data.tfds_source import TfdsSource
 from archirf_jax.errors import UserError
 
 FOLDER = "folder:"  # begins the names of folders
@@ -52,9 +54,6 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
     Raises:
         UserError: unknown name, not prepared, not readable without TensorFlow, no such feature.
     """
-    from archirf_jax.data.folder_source import FolderSource
-    from archirf_jax.data.tfds_source import TfdsSource
-
     if name == ARRAYS:
         raise UserError("data.name", name, "were given in memory and cannot be opened again; give the arrays")
     if name.startswith(FOLDER):
@@ -82,14 +81,6 @@ def expand(path: str, field: str) -> pathlib.Path:
     return pathlib.Path(expanded)
 
 
-def digest(parts: Iterable[Any]) -> str:
-    """Hexadecimal SHA-256 of the parts; bytes as they are, all else by its repr."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogateescape") + b"\n")
-    return found.hexdigest()
-
-
 class ArraySource:
     """Images, and perhaps labels, that are in memory."""
 
@@ -114,4 +105,4 @@ class ArraySource:
     def digest(self) -> str:
         """Of every byte."""
         labels = b"" if self._labels is None else self._labels.astype(np.int32).tobytes()
-        return digest([self.class_names, self._images.shape, np.ascontiguousarray(self._images).tobytes(), labels])
+        return digest([self.class_names, self._images.shape, np.ascontiguousarray(self._images).data, labels])

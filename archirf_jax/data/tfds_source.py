@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from archirf_jax.data.builders import EMBEDDED
-from archirf_jax.data.sources import digest
+from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError, nearest
 
 TRUSTED = "tensorflow_datasets.core.features."  # TFDS imports the classes of features.json, whatever they are

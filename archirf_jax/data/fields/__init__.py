@@ -6,6 +6,7 @@ the shapes of a batch, follow from the configuration alone: no data set is opene
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -53,8 +54,7 @@ def make_fields(data: Any) -> Fields:
     Raises:
         UserError: no such field or option, or two fields that give the same name.
     """
-    from archirf_jax.data import fields as room
-
+    room = sys.modules[__name__]
     size = {name: data[name] for name in ("image_size", "channels", "flip")}
     made: Fields = {"image": registry.build(room, "data.name", "image", size)}
     if data.label_key is not None:
