@@ -113,6 +113,7 @@ def test_images_are_mirrored_by_the_key_as_it_is_given() -> None:
         ("data.fields.image", {"fields": {"image": BOX}}),
         ("data.fields.second", {"fields": {"first": BOX, "second": BOX}}),
         ("data.fields.second", {"fields": {"second": BOX | {"feature": "label"}}}),
+        ("data.fields", {"fields": {"box": BOX | {"dtype": "string"}}}),
         ("data.fields.box.name", {"fields": {"box": {"feature": "box"}}}),
     ],
 )

@@ -11,6 +11,8 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 
+TYPES = ("bool", "uint8", "int8", "int16", "int32", "uint32", "float16", "float32")
+
 
 @dataclasses.dataclass(frozen=True)
 class Array:
@@ -19,7 +21,7 @@ class Array:
     Attributes:
         feature: its name in the set.
         shape: of one example.
-        dtype: NumPy's name of the type.
+        dtype: one of `TYPES`.
     """
 
     feature: str
@@ -48,5 +50,11 @@ class Array:
 
 
 def build(feature: str, shape: Sequence[int] = (), dtype: str = "float32") -> Array:
-    """An array of the set."""
+    """An array of the set.
+
+    Raises:
+        UserError: a type that a batch cannot hold.
+    """
+    if dtype not in TYPES:
+        raise UserError("data.fields", dtype, f"is not a type of arrays; take one of {', '.join(TYPES)}")
     return Array(feature, tuple(shape), dtype)
