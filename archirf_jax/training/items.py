@@ -27,7 +27,7 @@ def average(network: str, name: str) -> str:
 
 def of_state(state: TrainState) -> Items:
     """Name -> tree of everything in a state but its step."""
-    trees = {}
+    trees: Items = {}
     for name, network in state.networks.items():
         for field in dataclasses.fields(network):
             value = getattr(network, field.name)

@@ -141,9 +141,9 @@ class Loop:
             ) from e
         finally:
             if not abandoned:  # or closing would wait for the process that is gone
-                for one in (*self.kept, *self.writers):
+                for close in [each.close for each in self.kept] + [each.close for each in self.writers]:
                     with contextlib.suppress(OSError):
-                        one.close()
+                        close()
         return self.state
 
     def _run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import jax
@@ -34,7 +35,7 @@ def start(
     state = checkpoints.restore(like)
     if state is not None:
         logging.info("going on from the checkpoint of step %d", int(state.step))
-        return state.replace(step=jax.device_put(state.step, sharding.whole(mesh)))
+        return dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
     _check_new(workdir)
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     state = jax.jit(init, out_shardings=places)(frozen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def stopped(state: TrainState) -> jax.Array:
 
 def ordered(task: Task, state: TrainState) -> TrainState:
     """The state with its networks in the task's order: programs return dicts in the order of their keys."""
-    return state.replace(networks={name: state.networks[name] for name in task.updates})
+    return dataclasses.replace(state, networks={name: state.networks[name] for name in task.updates})
 
 
 def placed(frozen: Frozen, mesh: Mesh | None) -> Frozen:

@@ -144,7 +144,8 @@ class Update:
         params = optax.apply_updates(gradient.start, updates)
         after = self._averaged(network, params, opt)
         if self._remember is not None:
-            after = after.replace(objective_state=self._remember(network.objective_state, gradient.noted))
+            kept = self._remember(network.objective_state, gradient.noted)
+            after = dataclasses.replace(after, objective_state=kept)
         # Chosen leaf by leaf, which costs nothing inside the optimizer's own loops.
         after = _where(done, after, network)
         counted = done | ~gradient.fine
@@ -160,15 +161,20 @@ class Update:
         metrics = {name: jnp.where(done, pair, 0) for name, pair in metrics.items()}
         if self._scaled:
             metrics["loss_scale"] = jnp.where(gradient.turn, _pair(network.guard.scale), 0)
-        return after.replace(guard=_where(counted, gradient.guard, network.guard)), metrics
+        return dataclasses.replace(after, guard=_where(counted, gradient.guard, network.guard)), metrics
 
     def _gradient(self, network: Network, drawn: Any, losses: Losses) -> Gradient:
         start = self.projected(network)
         loss, metrics, noted, gradients = self._differentiate(start, drawn, losses, network.guard.scale)
         norm = optax.tree.norm(gradients)
-        update_norm = optax.tree.norm(self._optimizer.update(gradients, network.opt, start)[0])
+        update_norm = self.update_norm(network, gradients)
         watch, fine = guard.watch(network.guard, loss, norm, update_norm, self._config.guard, self._scaled)
         return Gradient(gradients, start, loss, norm, update_norm, metrics, noted, watch, jnp.asarray(True), fine)
+
+    def update_norm(self, network: Network, gradients: Modules) -> jax.Array:
+        """() of what would be added to the projected parameters."""
+        norm: jax.Array = optax.tree.norm(self._optimizer.update(gradients, network.opt, self.projected(network))[0])
+        return norm
 
     def _averaged(self, network: Network, params: Modules, opt: Any) -> Network:
         """The network with new parameters and optimizer state, and the averages that follow from them."""
@@ -178,7 +184,7 @@ class Update:
         further = {
             name: ema.update(network.averages[name], followed, decay(done)) for name, decay in self._extra.items()
         }
-        return network.replace(params=params, opt=opt, averages={"ema": first, **further})
+        return dataclasses.replace(network, params=params, opt=opt, averages={"ema": first, **further})
 
     def _differentiate(
         self, params: Modules, drawn: Any, losses: Losses, scale: jax.Array
@@ -238,7 +244,8 @@ def commit(
         gradients: by network.
     """
     fine = functools.reduce(jnp.logical_and, [gradients[name].fine for name in updates])
-    networks, metrics = {}, {}
+    networks: dict[str, Network] = {}
+    metrics: Metrics = {}
     for name, update in updates.items():
         prefix = f"{name}/" if networks else ""
         networks[name], own = update.apply(state.networks[name], gradients[name], fine)
@@ -246,7 +253,7 @@ def commit(
     stopped = functools.reduce(jnp.maximum, [network.guard.stopped for network in networks.values()])
     for name, network in networks.items():
         still = _where(stopped > 0, state.networks[name].guard, network.guard)
-        networks[name] = network.replace(guard=still.replace(stopped=network.guard.stopped))
+        networks[name] = dataclasses.replace(network, guard=still.replace(stopped=network.guard.stopped))
     after = dataclasses.replace(state, step=state.step + (stopped == 0), networks=networks)
     return after, metrics | {"skipped": _pair(~fine), "stopped": _pair(stopped)}
 
