@@ -111,7 +111,7 @@ def _report(task: Task, state: TrainState, frozen: Frozen, batch: Batch, key: ja
     report: Numbers = {}
     for name in sorted(task.updates, key=lambda name: int(state.networks[name].guard.stopped)):
         for part in range(task.updates[name].accumulation):
-            report = {"network": name, "part": part} | _of_part(task, state, frozen, batch, key, name, part)
+            report = _of_part(task, state, frozen, batch, key, name, part)
             if not all(np.isfinite(report[number]) for number in ("loss", "gradient_norm", "update_norm")):
                 return report
     return report
@@ -136,6 +136,8 @@ def _of_part(
     gradients = jax.jit(jax.grad(lambda *args: jnp.mean(losses(*args))))(params, drawn, given)
     loss, layers = _forward(losses, params, drawn, given)
     return {
+        "network": name,
+        "part": part,
         "loss": loss,
         "gradient_norm": float(optax.tree.norm(gradients)),
         "update_norm": float(update.update_norm(network, gradients)),
