@@ -15,46 +15,48 @@ import numpy as np
 from archirf_jax.contracts import Batch, Frozen, Losses, Metrics, Network, TrainState
 from archirf_jax.training.update import Update, commit
 
-GROUPS: dict[str, Any] = {
-    "steps": 10_000,
-    "batch_size": 8,
-    "accumulation": 1,
-    "seed": 0,
-    "steps_per_dispatch": 6,
-    "model": {"dtype": "float32"},
-    "optimizer": {
-        "name": "adamw",
-        "learning_rate": 1e-4,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "moment_dtype": "float32",
-        "muon_momentum": 0.95,
-        "weight_decay": 0.0,
-        "weight_decay_mask": "(.*/)?kernel",
-        "clip_norm": ml_collections.config_dict.placeholder(float),
-    },
-    "schedule": {"name": "constant", "warmup_steps": 0, "reference_steps": 70_000},
-    "ema": {"decay": 0.9999, "more_decays": (), "sigma_rel": (), "snapshot_steps": 1000},
-    "guard": {"patience": 10, "jump": ml_collections.config_dict.placeholder(float)},
-    "networks": {},
-    "mesh": {"data": 1, "fsdp": 1},
-    "log": {"every_steps": 2, "tensorboard": False},
-    "checkpoint": {
-        "every_steps": 1000,
-        "keep": 3,
-        "keep_best": 0,
-        "best_metric": "loss",
-        "keep_every": ml_collections.config_dict.placeholder(int),
-        "required": True,
-    },
-    "sample": {"every_steps": 1000},
-}
+
+def _defaults() -> dict[str, Any]:
+    return {
+        "steps": 10_000,
+        "batch_size": 8,
+        "accumulation": 1,
+        "seed": 0,
+        "steps_per_dispatch": 6,
+        "model": {"dtype": "float32"},
+        "optimizer": {
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "moment_dtype": "float32",
+            "muon_momentum": 0.95,
+            "weight_decay": 0.0,
+            "weight_decay_mask": "(.*/)?kernel",
+            "clip_norm": ml_collections.config_dict.placeholder(float),
+        },
+        "schedule": {"name": "constant", "warmup_steps": 0, "reference_steps": 70_000},
+        "ema": {"decay": 0.9999, "more_decays": (), "sigma_rel": (), "snapshot_steps": 1000},
+        "guard": {"patience": 10, "jump": ml_collections.config_dict.placeholder(float)},
+        "networks": {},
+        "mesh": {"data": 1, "fsdp": 1},
+        "log": {"every_steps": 2, "tensorboard": False},
+        "checkpoint": {
+            "every_steps": 1000,
+            "keep": 3,
+            "keep_best": 0,
+            "best_metric": "loss",
+            "keep_every": ml_collections.config_dict.placeholder(int),
+            "required": True,
+        },
+        "sample": {"every_steps": 1000},
+    }
 
 
 def config(networks: dict[str, Any] | None = None, **changes: Any) -> Any:
     """The defaults with changes such as optimizer__b1=0.5, and overrides by network."""
-    made = ml_collections.ConfigDict(GROUPS)
+    made = ml_collections.ConfigDict(_defaults())
     made.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     made.networks = ml_collections.ConfigDict(networks or {})
     return made.lock()
