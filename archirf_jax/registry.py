@@ -1,4 +1,4 @@
-"""Things by name: a file in a room, or a module of the user's own, and what it calls `build`. A new file is a choice."""
+"""Things by name: a file in a room, or a module of the user's own, and what it calls `build`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _maker(room: ModuleType, field: str, name: str) -> Callable[..., Any]:
     if make is None:
         allowed = names(room)
         raise UserError(field, name, f"is not one of {', '.join(allowed)}{nearest(name, allowed)}")
-    return make  # type: ignore[no-any-return]
+    return make
 
 
 def _check_fields(group: str, name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
