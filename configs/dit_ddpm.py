@@ -5,7 +5,7 @@
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64.
 
-Cost: not measured by itself; digits cost about what configs/dit_rf.py does (experiments/ddpm_vs_rf).
+Cost: not measured.
 Expect: digits: 2.123 +- 0.014 bits per dimension, held out (README); the others are not measured.
 """
 

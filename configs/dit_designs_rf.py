@@ -5,7 +5,7 @@
 Variants: adaln_zero (the default), adaln, cross_attention, in_context.
 On other data: --config=configs/dit_rf.py:cifar10 --config.model.conditioning=adaln
 
-Cost: the four of experiments/dit_designs take about 25 minutes together on 2 CPU cores.
+Cost: about 25 minutes for all four on 2 CPU cores (experiments/dit_designs).
 Expect: the comparison in experiments/dit_designs/README.md.
 """
 

@@ -11,7 +11,7 @@
 | openmoji   | 3,402 colour 64x64     | S/4     |
 | imagenet64 | 1,281,167 colour 64x64 | B/4     |
 
-Cost: digits 2 minutes on 2 CPU cores; the others are meant for a GPU and not measured.
+Cost: digits 2 minutes on 2 CPU cores; the others, meant for a GPU, are not measured.
 Expect: digits: an SVC gives 0.989 of 1,000 unguided samples the right label (0.972 of real digits), and the Frechet
 distance of the pixels of 1,797 is 0.138 (benchmarks/digits_quality.py, README); the others are not measured.
 """

@@ -178,7 +178,7 @@ def _silence_closed_event_loops() -> None:
 
 
 def _set_up_jax() -> None:
-    """Compute in 32 bits whatever the environment says; keep compiled programs, where JAX_COMPILATION_CACHE_DIR says."""
+    """Compute in 32 bits always, and keep compiled programs (JAX_COMPILATION_CACHE_DIR says where)."""
     import jax
 
     jax.config.update("jax_enable_x64", False)

@@ -146,8 +146,9 @@ def check_value(name: str, value: Any, field: Field) -> None:
     """Raise a UserError if the value is not of the field's type and range."""
     if value is None and field.optional:
         return
-    kinds = {int: (int,), float: (int, float), tuple: (tuple, list)}.get(field.kind, (field.kind,))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and field.kind is not bool):
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (tuple, list)}
+    fits = isinstance(value, kinds.get(field.kind, (field.kind,)))
+    if not fits or (isinstance(value, bool) and field.kind is not bool):
         optional = " or None" if field.optional else ""
         raise UserError(name, value, f"must be {WORDS[field.kind]}{optional}")
     _check_finite(name, value)
@@ -169,7 +170,7 @@ def _check_groups(config: Any, groups: Iterable[str], complete: bool = True) -> 
         if inner is None and not complete:
             continue
         if not hasattr(inner, "items"):
-            raise UserError(group, *(() if inner is None else (inner,)), message="must be a group of fields")
+            raise UserError(group, inner, "is not a group of fields")
         if group in NAMED and not isinstance(inner.get("name"), str):
             raise UserError(f"{group}.name", inner.get("name"), "must be the name of a file or of a module of your own")
 
