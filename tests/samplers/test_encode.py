@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from archirf_jax.samplers.interpolate import slerp
 
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.oracles import gaussian, network
@@ -16,7 +17,6 @@ from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import grids
 from archirf_jax.samplers.denoisers import Network
 from archirf_jax.samplers.encode import encode
-from archirf_jax.samplers.interpolate import slerp
 from archirf_jax.samplers.sample import sample
 from archirf_jax.samplers.solvers.ddim import Ddim
 from archirf_jax.samplers.solvers.euler import Euler

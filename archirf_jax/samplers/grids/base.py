@@ -87,7 +87,7 @@ def starting_at(grid: np.ndarray, t: float) -> np.ndarray:
         raise UserError(
             "sample.strength", t, f"is below the last step of the grid, at {grid[-1, 0]:.4g}; take more steps"
         )
-    kept = grid[grid[:, 1] < t - ROUNDING].copy()
-    if kept[0, 0] > t + ROUNDING:
-        kept[0, 0] = t
-    return kept
+    first = int(np.argmax(grid[:, 0] <= t + ROUNDING))
+    if first == 0 or abs(grid[first, 0] - t) <= ROUNDING:
+        return grid[first:]
+    return np.concatenate([[[t, grid[first - 1, 1]]], grid[first:]])
