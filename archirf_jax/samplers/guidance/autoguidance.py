@@ -28,18 +28,17 @@ class Autoguidance(Extrapolation):
     rescale: float = 0.0
 
     def init_pair(self, x: jax.Array) -> Any:
-        """The states of both denoisers; () where neither has one."""
-        states = (self.inner.init(x), self.weak.init(x))
-        return states if jax.tree.leaves(states) else ()
+        """The states of both denoisers."""
+        return self.inner.init(x), self.weak.init(x)
 
     def pair(
         self, x: jax.Array, t: jax.Array, condition: Condition, state: Any, s: jax.Array | None
     ) -> tuple[Prediction, Prediction, Any]:
         """Of the denoiser and of the weaker one."""
-        strong_state, weak_state = state or ((), ())
+        strong_state, weak_state = state
         strong, strong_state = self.inner(x, t, condition, strong_state, s=s)
         weak, weak_state = self.weak(x, t, condition, weak_state, s=s)
-        return strong, weak, (strong_state, weak_state) if state else ()
+        return strong, weak, (strong_state, weak_state)
 
 
 build = Autoguidance

@@ -149,10 +149,11 @@ class Extrapolation:
         if self.interval is None:
             return self._guided(x, t, condition, state, s, None)
         on = is_inside(jnp.asarray(t), self.interval)
-        return jax.lax.cond(  # one branch holds both networks and the other one pass
+        # Neither state has leaves, see `init`.
+        return jax.lax.cond(
             jnp.any(on),
             lambda: self._guided(x, t, condition, state, s, on),
-            lambda: self.inner(x, t, condition, state, s=s),
+            lambda: (self.inner(x, t, condition, self.inner.init(x), s=s)[0], state),
         )
 
     def init_pair(self, x: jax.Array) -> Any:
