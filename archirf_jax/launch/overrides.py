@@ -83,7 +83,7 @@ def _read_free(name: str, text: str, now: Any) -> Any:
         return None
     if isinstance(now, bool):
         return _read_as(name, text, bool)
-    value = text if isinstance(now, str) else _literal(text)
+    value = text if isinstance(now, str) else literal(text)
     if isinstance(value, str) and isinstance(now, int | float | tuple | list):
         raise UserError(name, text, f"is not {WORDS.get(type(now), 'a list')}; it is {now!r} without this")
     if hasattr(now, "items") and not isinstance(value, dict):
@@ -108,7 +108,7 @@ def _read_as(name: str, text: str, kind: type, or_none: str = "") -> Any:
     return text
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """A Python literal, with true and false as well; text that is none is itself."""
     try:
         return BOOLEANS[text.lower()] if text.lower() in ("true", "false") else ast.literal_eval(text)
