@@ -1,19 +1,25 @@
-"""Things by name: a file in a room is a choice, and what it calls `build` makes it. A new choice is a new file."""
+"""Things by name: a file in a room, or a module of the user's own, and what it calls `build`."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import pathlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from archirf_jax.errors import UserError, nearest
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+Kind = type | tuple[type, ...] | tuple[str, ...]
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_refused: list[pathlib.Path] = []
 
 
 def names(room: ModuleType) -> list[str]:
@@ -22,60 +28,154 @@ def names(room: ModuleType) -> list[str]:
     return [name for name in found if _is_choice(room, name)]
 
 
-def build(room: ModuleType, field: str, name: str, fields: Mapping[str, Any] | None = None) -> Any:
+def describe(room: ModuleType) -> dict[str, str]:
+    """The choices of `room` by name, each with the first line of its file's docstring."""
+    found = {}
+    for name in names(room):
+        spec = importlib.util.find_spec(f"{room.__name__}.{name}")
+        assert spec is not None and spec.origin is not None, "names lists files"
+        # Read and not imported: a choice whose packages are not installed has a docstring too.
+        docstring = ast.get_docstring(ast.parse(pathlib.Path(spec.origin).read_text()))
+        found[name] = (docstring or "").partition("\n")[0]
+    return found
+
+
+def build(
+    room: ModuleType,
+    field: str,
+    name: str,
+    fields: Mapping[str, Any] | None = None,
+    *,
+    kind: Kind | None = None,
+    offered: Mapping[str, Any] | None = None,
+) -> Any:
     """`room.name.build(**fields)`.
 
     Args:
         room: the package to look in, such as `archirf_jax.models`.
-        field: what a configuration calls this choice, such as "config.model.name", for messages.
-        name: the module's name.
+        field: what a configuration calls this choice, such as "model.name".
+        name: a module of the room, or, with dots, any module that Python finds ("my_lab.my_net").
         fields: keyword arguments of its `build`.
+        kind: what it must make: a class, one of several classes, or something with attributes of these names.
+        offered: objects that `build` gets if it has parameters of these names; `fields` cannot set them.
 
     Raises:
-        UserError: no such module, one whose packages are not installed, a field that its `build` does not have, or
-            one that it needs and did not get.
+        UserError: there is no such module, it lies below a refused directory or its packages are not installed; a
+            field that its `build` does not have, or one that it needs and did not get; a result of another kind.
     """
+    make, given = _maker(room, field, name), dict(fields or {})
     try:
-        make = getattr(_module(room, name), "build", None)
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError) as e:
+        raise UserError(field, name, "has a `build` that is not a function or class with named parameters") from e
+    objects = {key: value for key, value in (offered or {}).items() if key in parameters}
+    hidden = {"parent", "name", *(offered or {})}  # the first two are Linen's
+    known = {key: value for key, value in parameters.items() if key not in hidden}
+    _check_fields(field.rpartition(".")[0], name, known, given)
+    made = make(**given, **objects)
+    if kind is not None:
+        _check_kind(field, name, made, kind)
+    return made
+
+
+def refuse_below(*directories: str | pathlib.Path) -> contextlib.ExitStack:
+    """Refuse modules with dotted names that lie below these directories, which hold what others may have written.
+
+    Returns:
+        What ends this when it is closed, such as at the end of a `with`.
+    """
+    added = [pathlib.Path(directory).expanduser() for directory in directories]
+    _refused.extend(added)
+    stack = contextlib.ExitStack()
+    for directory in added:
+        stack.callback(_refused.remove, directory)
+    return stack
+
+
+def _maker(room: ModuleType, field: str, name: str) -> Callable[..., Any]:
+    try:
+        module = _own(field, name) if "." in name else _of_room(room, name)
     except ImportError as e:
-        raise _missing(room, field, name, e) from e
+        raise _missing((name if "." in name else room.__name__), field, name, e) from e
+    make = getattr(module, "build", None)
+    if make is None and "." in name:
+        raise UserError(field, name, "has no `build`; end the file in `build = ` what makes your choice")
     if make is None:
         allowed = names(room)
-        raise UserError(f"{field}: {name!r} is not one of {', '.join(allowed)}{nearest(name, allowed)}")
-    group, given = field.rpartition(".")[0], dict(fields or {})
-    known = {key: value for key, value in inspect.signature(make).parameters.items() if key not in ("parent", "name")}
-    for key in given:
-        if key not in known:
-            has = ", ".join(known)
-            raise UserError(f"{group}.{key}: {name} has no such field; it has {has}{nearest(key, known)}")
-    for key, parameter in known.items():
+        raise UserError(field, name, f"is not one of {', '.join(allowed)}{nearest(name, allowed)}")
+    return make
+
+
+def _check_fields(group: str, name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
+    prefix = f"{group}." if group else ""
+    plain = {key: value for key, value in known.items() if value.kind not in _VARIADIC}
+    takes_any = any(value.kind is inspect.Parameter.VAR_KEYWORD for value in known.values())
+    for key, value in given.items():
+        if key not in plain and not takes_any:
+            has = f"{name} has no such field; it has {', '.join(plain)}{nearest(key, plain)}"
+            raise UserError(f"{prefix}{key}", value, f"is given, but {has}")
+    for key, parameter in plain.items():
         if parameter.default is parameter.empty and key not in given:
-            raise UserError(f"{group}.{key}: {name} needs this field and it has no default")
-    return make(**given)
+            raise UserError(f"{prefix}{key}", message=f"{name} needs this field and it has no default")
 
 
-def _module(room: ModuleType, name: str) -> ModuleType | None:
+def _check_kind(field: str, name: str, made: Any, kind: Kind) -> None:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    attributes = [each for each in kinds if isinstance(each, str)]
+    classes = tuple(each for each in kinds if isinstance(each, type))
+    if classes and not isinstance(made, classes):
+        expected = " or ".join(each.__name__ for each in classes)
+        raise UserError(field, name, f"makes a {type(made).__name__}, which is not a {expected}")
+    if absent := [each for each in attributes if not hasattr(made, each)]:
+        raise UserError(field, name, f"makes a {type(made).__name__}, which does not have {', '.join(absent)}")
+
+
+def _of_room(room: ModuleType, name: str) -> ModuleType | None:
     # Only the chosen file is imported: a choice whose packages are not installed stands in nobody else's way.
     path = f"{room.__name__}.{name}"
     spec = importlib.util.find_spec(path) if name.isidentifier() else None
     return importlib.import_module(path) if spec and spec.submodule_search_locations is None else None
 
 
+def _own(field: str, name: str) -> ModuleType:
+    """A module of the user's own. Its place is checked before anything is imported, its parents' files included."""
+    path: list[str] | None = None
+    for part in name.split("."):
+        # By the last part alone: the finder would look for a dotted name's parents among what is imported.
+        spec = PathFinder.find_spec(part, path) if part.isidentifier() else None
+        if spec is None or (path is not None and not path):
+            raise UserError(field, name, "is not a module that Python finds; add its folder to PYTHONPATH")
+        _check_place(field, name, spec)
+        path = list(spec.submodule_search_locations or ())
+    return importlib.import_module(name)
+
+
+def _check_place(field: str, name: str, spec: ModuleSpec) -> None:
+    for directory in _refused if spec.origin else ():
+        file = pathlib.Path(spec.origin or "").absolute()
+        if file.is_relative_to(directory.absolute()) or file.resolve().is_relative_to(directory.resolve()):
+            raise UserError(
+                field,
+                name,
+                f"lies in {str(directory)!r}, whose files are data and are not run; move your code elsewhere",
+            )
+
+
 def _is_choice(room: ModuleType, name: str) -> bool:
     try:
         return hasattr(importlib.import_module(f"{room.__name__}.{name}"), "build")
     except ImportError as e:
-        _missing(room, "", name, e)
+        _missing(room.__name__, "", name, e)
         return True
 
 
-def _missing(room: ModuleType, field: str, name: str, error: ImportError) -> UserError:
-    """What to install; the error itself where a file of our own is at fault."""
+def _missing(home: str, field: str, name: str, error: ImportError) -> UserError:
+    """What to install; the error itself where a file of the same package is at fault."""
     package = (error.name or "").partition(".")[0]
-    if package in ("", room.__name__.partition(".")[0]):
+    if package in ("", home.partition(".")[0]):
         raise error
     if not isinstance(error, ModuleNotFoundError):
-        return UserError(f"{field}: {name} does not run with this version of {package}: {error}")
+        return UserError(field, name, f"does not run with this version of {package}: {error}")
     requirements = f"requirements-{package}.txt"
     what = f"-r {requirements}" if (REPOSITORY / requirements).exists() else package
-    return UserError(f"{field}: {name} needs the package {package}, which is not installed; pip install {what}")
+    return UserError(field, name, f"needs the package {package}, which is not installed; pip install {what}")

@@ -11,11 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.errors import UserError, nearest
+from archirf_jax.contracts import Condition
+from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_halves import Encoder, Plan
 from archirf_jax.models.adm_layers import TimeEmbedding, group_norm, split_heads, uniform
-from archirf_jax.models.attention import attend
+from archirf_jax.models.attention import attend, sow_logit
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 HIDDEN = 2048  # units of the spatial pools' hidden layer
@@ -44,8 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class ADMClassifier(nn.Module):
-    """Label of a noisy image, told its time.
+class ADMClassifier(nn.Module, layers.Presets):
+    """Label of a noisy image at a known time.
 
     Attributes:
         num_classes: labels are 0..num_classes-1.
@@ -75,6 +76,7 @@ class ADMClassifier(nn.Module):
     remat: bool = False
 
     num_heads_upsample = 0  # there is no decoder
+    presets = PRESETS
 
     def setup(self) -> None:
         """The parts; those of the pool by its name."""
@@ -92,8 +94,8 @@ class ADMClassifier(nn.Module):
             return nn.Dense(self.num_classes, kernel_init=layers.zeros)
         return SpatialHead(self.num_classes, norm=self.pool == "spatial_v2")
 
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Noisy images x (B, H, W, C), network times t (B,) -> logits (B, num_classes) float32.
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
+        """Noisy images x (B, H, W, C), network times t (B,) -> logits (B, num_classes) float32; no condition is read.
 
         Raises:
             UserError: a field or an image size that the attributes above do not allow.
@@ -122,18 +124,15 @@ class ADMClassifier(nn.Module):
         return nn.silu(self.norm(h))
 
     def _check(self, height: int, width: int) -> None:
-        if self.pool not in POOLS:
-            raise UserError(
-                f"config.model.pool: {self.pool!r} is not one of {', '.join(POOLS)}{nearest(self.pool, POOLS)}"
-            )
-        for name in ("num_classes", "image_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
+        layers.check_choices(self, pool=POOLS)
+        layers.require(self, lambda value: value and value > 0, "must be above 0", "num_classes", "image_size")
         Plan.of(self).check(height, width)
         if self.pool == "attention" and (height, width) != (self.image_size, self.image_size):
             raise UserError(
-                f"config.model.image_size: {self.image_size} is not the size of images of {height}x{width}, and pool "
-                "'attention' takes no other; set it to their side, or choose another pool"
+                "model.image_size",
+                self.image_size,
+                f"is not the size of images of {height}x{width}, and pool 'attention' takes no other; set it to their "
+                "side, or choose another pool",
             )
 
 
@@ -157,7 +156,9 @@ class AttentionPool(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(d**-0.5), (height * width + 1, d))
         qkv = nn.Dense(3 * d, kernel_init=uniform, name="qkv")(x)
         q, k, v = split_heads(qkv, self.plan.heads(d), "new")
-        h = attend(q[:, :1], k, v, self).reshape(b, d)  # the mean alone asks
+        q = q[:, :1]  # the mean alone attends
+        sow_logit(self, q, k)
+        h = attend(q, k, v).reshape(b, d)
         return nn.Dense(self.features, kernel_init=uniform, name="out")(h)
 
 

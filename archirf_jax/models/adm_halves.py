@@ -61,7 +61,7 @@ class Plan:
             field = "num_heads_upsample" if up and self.num_heads_upsample else "num_heads"
             size = getattr(self, field)
         if size < 1 or width % size:
-            raise UserError(f"config.model.{field}: {size} does not divide {width} channels; choose a divisor of them")
+            raise UserError(f"model.{field}", size, f"does not divide {width} channels; choose a divisor of them")
         return size if field != "num_head_channels" else width // size
 
     def block(self, level: int, width: int, name: str, direction: str = "") -> ResBlock:
@@ -92,41 +92,38 @@ class Plan:
         levels = len(self.channel_mult)
         for channels in self.widths:
             if channels < 1 or channels % GROUPS:
-                raise UserError(
-                    f"config.model.channel_mult: {self.channel_mult} times model_channels={self.model_channels} gives "
-                    f"{channels} channels, which must be a multiple of {GROUPS}"
-                )
+                gives = f"times model_channels={self.model_channels} gives {channels} channels"
+                must = f"{gives}, which must be a multiple of {GROUPS}"
+                raise UserError("model.channel_mult", self.channel_mult, must)
         for factor in self.attention_downsamples:
             if factor not in [2**level for level in range(levels)]:
-                raise UserError(
-                    f"config.model.attention_downsamples: {factor} is no downsampling of {levels} levels; "
-                    f"choose from {', '.join(str(2**level) for level in range(levels))}"
-                )
+                choices = ", ".join(str(2**level) for level in range(levels))
+                message = f"is not a downsampling of {levels} levels; choose from {choices}"
+                raise UserError("model.attention_downsamples", factor, message)
         if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
             raise UserError(
-                f"config.model.channel_mult: {levels} levels halve the image {levels - 1} times, which an image of "
-                f"{height}x{width} does not allow; both sides must be multiples of {2 ** (levels - 1)}"
+                "model.channel_mult",
+                self.channel_mult,
+                f"halves the image {levels - 1} times, which an image of {height}x{width} does not allow; both sides "
+                f"must be multiples of {2 ** (levels - 1)}",
             )
 
     def _check_numbers(self) -> None:
         for name in ("model_channels", "num_res_blocks"):
             if getattr(self, name) < 1:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
+                raise UserError(f"model.{name}", getattr(self, name), "must be above 0")
         if self.model_channels % 2:
-            raise UserError(f"config.model.model_channels: {self.model_channels} must be even")
+            raise UserError("model.model_channels", self.model_channels, "must be even")
         if not self.channel_mult:
-            raise UserError("config.model.channel_mult: () must name one level or more")
-        if self.attention_order not in ORDERS:
-            raise UserError(
-                f"config.model.attention_order: {self.attention_order!r} is not one of {', '.join(ORDERS)}"
-                f"{nearest(self.attention_order, ORDERS)}"
-            )
-        rates = self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * len(self.channel_mult)
-        if len(rates) != len(self.channel_mult) or not all(0 <= rate < 1 for rate in rates):
-            raise UserError(
-                f"config.model.dropout: {self.dropout} must be one rate in [0, 1), or one for each of "
-                f"{len(self.channel_mult)} levels"
-            )
+            raise UserError("model.channel_mult", self.channel_mult, "must name one level or more")
+        if (order := self.attention_order) not in ORDERS:
+            message = f"is not one of {', '.join(ORDERS)}{nearest(order, ORDERS)}"
+            raise UserError("model.attention_order", order, message)
+        levels = len(self.channel_mult)
+        rates = self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * levels
+        if len(rates) != levels or not all(0 <= rate < 1 for rate in rates):
+            message = f"must be one rate in [0, 1), or one for each of {levels} levels"
+            raise UserError("model.dropout", self.dropout, message)
 
 
 class Encoder(nn.Module):

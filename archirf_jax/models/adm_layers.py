@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.models import layers
-from archirf_jax.models.attention import attend
+from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.linear import Dense
 
@@ -58,7 +58,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip connection, told of time and label between them (Sec. 3.1, AdaGN).
+    """Two convolutions around which a skip connection leads, conditioned between them (Sec. 3.1, AdaGN).
 
     Attributes:
         width: output channels.
@@ -82,13 +82,13 @@ class ResBlock(nn.Module):
         h = conv(self.width, self.dtype, "conv_in")(h)
         vectors = 2 if self.scale_shift else 1
         dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="told")
-        told = dense(nn.silu(emb))[:, None, None]
+        modulation = dense(nn.silu(emb))[:, None, None]
         norm = group_norm("norm_out")
         if self.scale_shift:
-            scale, shift = jnp.split(told.astype(jnp.float32), 2, axis=-1)
+            scale, shift = jnp.split(modulation.astype(jnp.float32), 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
         else:
-            h = norm(h + told)
+            h = norm(h + modulation)
         h = nn.silu(h).astype(self.dtype)
         h = nn.Dropout(self.dropout)(h, deterministic=not self.has_rng("dropout"))
         h = conv(self.width, self.dtype, "conv_out", init=layers.zeros)(h)
@@ -116,7 +116,9 @@ class Attention(nn.Module):
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
         h = Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
-        h = attend(*split_heads(h, self.num_heads, self.order), self).reshape(b, height * width, d)
+        q, k, v = split_heads(h, self.num_heads, self.order)
+        sow_logit(self, q, k)
+        h = attend(q, k, v).reshape(b, height * width, d)
         h = Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
         return x + h.reshape(x.shape)
 

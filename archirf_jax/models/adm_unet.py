@@ -1,18 +1,18 @@
 """ADM's U-Net (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", Sec. 3 and tables 4, 11, 12).
 
-Residual blocks with attention at the coarse levels, told of time and label by adaptive group norms; with
+Residual blocks with attention at the coarse levels, conditioned on time and label by adaptive group norms; with
 `super_resolution` it also sees a smaller image, as ADM-U does. The output is exactly 0 at initialisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_halves import Decoder, Encoder, Plan
@@ -56,11 +56,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class ADMUNet(nn.Module):
-    """A U-Net of residual blocks; a `ModelFn` once its parameters are bound.
+class ADMUNet(nn.Module, layers.Presets):
+    """A U-Net of residual blocks.
 
     Attributes:
-        num_classes: labels are 0..num_classes-1; the null label num_classes adds nothing to the embedding.
+        num_classes: labels are 0..num_classes-1; the null label num_classes adds nothing to the embedding. May be
+            None where class_conditional is False.
         class_conditional: False ignores labels and has no table of them.
         model_channels: width that `channel_mult` multiplies, even; times and labels are embedded in four times as many.
         num_res_blocks: residual blocks of a level (the decoder has one more).
@@ -77,13 +78,12 @@ class ADMUNet(nn.Module):
         dropout: rate in residual blocks, or one a level; active where an rng called "dropout" is given.
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
         out_channels: output channels; 0 = as learn_sigma says.
-        super_resolution: y is {"label": (B,), "low_res": (B, h, w, C)} and the image low_res, bilinearly resized, lies
-            beside x.
+        super_resolution: concatenate the image "low_res" (B, h, w, C), bilinearly resized, to x's channels.
         dtype: compute dtype; norms, softmax, the embedding of time and the last layer stay float32.
         remat: keep no activations of blocks for the backward pass.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     class_conditional: bool = True
     model_channels: int = 128
     num_res_blocks: int = 2
@@ -103,24 +103,26 @@ class ADMUNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: Any = None) -> jax.Array:
-        """Noisy images x (B, H, W, C), network times t (B,), labels y (B,) int32 -> (B, H, W, C') float32.
+    presets = PRESETS
 
-        C' is C, 2C or out_channels. y is not read where there are neither labels nor small images.
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        """Noisy images x (B, H, W, C) at network times t (B,) -> (B, H, W, C') float32; C' is C, 2C or out_channels.
+
+        The condition holds "label" (B,) and "low_res" (B, h, w, C), as far as the attributes above say.
 
         Raises:
-            UserError: a field or an image size that the attributes above do not allow, or a y without what they need.
+            UserError: a field or an image size that the attributes above do not allow, or a missing condition.
         """
         plan = Plan.of(self)
         self._check(plan, *x.shape[1:3])
         channels = self.out_channels or x.shape[-1] * (2 if self.learn_sigma else 1)
         if self.super_resolution:
-            low_res = _entry(y, "low_res").astype(x.dtype)
-            x = jnp.concatenate([x, resized(low_res, *x.shape[1:3])], axis=-1)
+            low_res = layers.entry(condition, "low_res").astype(x.dtype)
+            x = jnp.concatenate([x, layers.resized(low_res, *x.shape[1:3])], axis=-1)
         emb = TimeEmbedding(self.model_channels, name="time_embedding")(t)
         if self.class_conditional:
-            emb = emb + self._label(_entry(y, "label") if self.super_resolution else y)
+            emb = emb + self._label(layers.entry(condition, "label"))
         h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb)
         h = Decoder(plan, name="decoder")(h, maps, emb)
         h = nn.silu(group_norm("norm")(h))
@@ -128,6 +130,7 @@ class ADMUNet(nn.Module):
 
     def _label(self, y: jax.Array) -> jax.Array:
         """(B,) -> (B, E); zeros for the null label."""
+        assert self.num_classes is not None, "checked"
         table = nn.Embed(
             self.num_classes,
             4 * self.model_channels,
@@ -137,33 +140,13 @@ class ADMUNet(nn.Module):
         rows = table(jnp.minimum(y, self.num_classes - 1))
         return jnp.where((y < self.num_classes)[:, None], rows, 0.0)
 
-    @nn.nowrap
-    def example_condition(self, image_shape: tuple[int, int, int]) -> Any:
-        """A condition without batch axis: a label, or a label and a picture to enlarge."""
-        label = jnp.int32(0)
-        return {"label": label, "low_res": jnp.zeros(image_shape)} if self.super_resolution else label
-
     def _check(self, plan: Plan, height: int, width: int) -> None:
         plan.check(height, width)
-        if self.class_conditional and self.num_classes < 1:
-            raise UserError(
-                f"config.model.num_classes: {self.num_classes} must be above 0; without labels, set "
-                "config.model.class_conditional to False"
-            )
-        for name in ("num_head_channels", "num_heads_upsample", "out_channels"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be 0 or more")
-
-
-def resized(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Images (B, h, w, C) -> (B, height, width, C): bilinear between pixel centres, constant beyond the outermost."""
-    return jax.image.resize(x, (len(x), height, width, x.shape[-1]), "linear", antialias=False)
-
-
-def _entry(y: Any, name: str) -> jax.Array:
-    if not isinstance(y, Mapping) or name not in y:
-        raise UserError(f"config.model.super_resolution: True needs y as a dict with {name!r}")
-    return y[name]
+        if self.class_conditional and (self.num_classes is None or self.num_classes < 1):
+            message = "must be above 0; without labels, set model.class_conditional to False"
+            raise UserError("model.num_classes", self.num_classes, message)
+        counts = ("num_head_channels", "num_heads_upsample", "out_channels")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
 
 
 build = ADMUNet

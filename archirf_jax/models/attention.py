@@ -5,64 +5,137 @@ Queries, keys and values are (batch, tokens, heads, head width).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.errors import UserError
-from archirf_jax.models.layers import TOLD
+from archirf_jax.models.layers import DIAGNOSTICS
 from archirf_jax.models.linear import Dense
+
+# (q, k, v, mask, key_lengths) -> like q; as `attend`.
+Implementation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None], jax.Array]
 
 xavier = nn.initializers.xavier_uniform()
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
 QK_NORMS = ("", "rms", "layer")
 ROTARY_BASE = 10_000.0
-LISTENED = np.s_[::16]  # images of a batch whose logits are told: enough to see them grow, and next to no work
+SAMPLED = np.s_[::16]  # images of a batch whose logits are reported: enough to see them grow, and next to no work
+
+_chosen: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar("attention", default=None)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, teller: nn.Module | None = None) -> jax.Array:
-    """softmax(q k' / sqrt(width)) v, the softmax in float32: q (B, N, heads, width), k and v (B, M, heads, width).
+@contextlib.contextmanager
+def using(implementation: Implementation) -> Iterator[None]:
+    """Attention is computed by `implementation` in everything that is traced meanwhile, such as `plain`."""
+    token = _chosen.set(implementation)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
-    `teller` is the module that tells the largest logit (`tell`).
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    key_lengths: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k' / sqrt(width)) v, the softmax in float32; 0 where a query may attend to nothing.
+
+    Args:
+        q: (B, N, heads, width).
+        k, v: (B, M, heads, width).
+        mask: bool, (B, M) or anything that broadcasts to (B, N, M); True = the key may be attended to.
+        key_lengths: (B,) how many of the first keys may be attended to; flash attention takes these, but no mask.
     """
-    tell(q, k, teller)
-    if _flash_fits(q):
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return (_chosen.get() or _by_platform)(q, k, v, mask, key_lengths)
+
+
+def plain(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    key_lengths: jax.Array | None = None,
+) -> jax.Array:
+    """`attend` by two products with the weights in memory: it has forward-mode and second derivatives everywhere."""
+    allowed = _allowed(k.shape[1], mask, key_lengths)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     logits = _logits(q, k)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    if allowed is None:
+        largest = jnp.max(logits, axis=-1, keepdims=True)
+    else:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+        largest = jnp.max(logits, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(largest))
     mixed = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    total = jnp.sum(weights, axis=-1)
+    if allowed is not None:
+        total = jnp.where(total == 0, 1.0, total)
     # Divided after the product: a value a channel and token, not one a pair of tokens.
-    return jnp.swapaxes(mixed / jnp.sum(weights, axis=-1)[..., None], 1, 2).astype(v.dtype)
+    return jnp.swapaxes(mixed / total[..., None], 1, 2).astype(v.dtype)
 
 
-def tell(q: jax.Array, k: jax.Array, teller: nn.Module | None) -> None:
-    """Let a module tell, in the collection TOLD, the largest logit of the images LISTENED, if anybody listens."""
-    if teller is None or not teller.is_mutable_collection(TOLD) or teller.is_initializing():
+def flash(q: jax.Array, k: jax.Array, v: jax.Array, key_lengths: jax.Array | None = None) -> jax.Array:
+    """`attend` by cuDNN; it has gradients, but neither forward-mode nor second derivatives."""
+    if key_lengths is None:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    some = jnp.maximum(key_lengths, 1).astype(jnp.int32)  # of no keys at all cuDNN promises nothing
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=some, implementation="cudnn")
+    return jnp.where((key_lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
+
+
+def sow_logit(module: nn.Module, q: jax.Array, k: jax.Array) -> None:
+    """Sow the largest logit of the images SAMPLED into DIAGNOSTICS, if the module is asked for diagnostics."""
+    if not module.is_mutable_collection(DIAGNOSTICS) or module.is_initializing():
         return
     # By themselves: flash attention has no logits, and a second use of them keeps XLA from fusing the softmax.
-    some = (jnp.swapaxes(jax.lax.stop_gradient(x[LISTENED]), 1, 2) for x in (q, k))
+    some = (jnp.swapaxes(jax.lax.stop_gradient(x[SAMPLED]), 1, 2) for x in (q, k))
     largest = jnp.max(_logits(*some))
-    teller.sow(TOLD, "attention_logit", largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(-jnp.inf))
+    module.sow(DIAGNOSTICS, "attention_logit", largest, reduce_fn=jnp.maximum, init_fn=lambda: jnp.float32(-jnp.inf))
+
+
+def flash_fits(q: jax.Array) -> bool:
+    """Whether cuDNN's flash attention takes these queries, on a GPU."""
+    # 128 is the widest head that every GPU takes.
+    return q.dtype in HALF_PRECISION and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def _by_platform(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, key_lengths: jax.Array | None
+) -> jax.Array:
+    # jax never chooses cuDNN by itself, and with a mask cuDNN is slow: it reads one of (B, heads, N, M).
+    if mask is None and jax.default_backend() == "gpu" and flash_fits(q):
+        return flash(q, k, v, key_lengths)
+    return plain(q, k, v, mask, key_lengths)
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
 
 
-def _flash_fits(q: jax.Array) -> bool:
-    """Whether cuDNN's flash attention takes these queries; jax never chooses it by itself."""
-    # 128 is the widest head that every GPU takes.
-    return jax.default_backend() == "gpu" and q.dtype in HALF_PRECISION and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+def _allowed(keys: int, mask: jax.Array | None, key_lengths: jax.Array | None) -> jax.Array | None:
+    """What broadcasts to (B, heads, N, M): True = the pair takes part; None = all do."""
+    masks = []
+    if mask is not None:
+        masks.append(mask[:, None, None] if mask.ndim == 2 else mask[:, None])
+    if key_lengths is not None:
+        masks.append((jnp.arange(keys) < key_lengths[:, None])[:, None, None])
+    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
 def check_heads(width: int, num_heads: int) -> None:
     """Raise a UserError unless `width` divides into heads."""
     if num_heads < 1 or width % num_heads:
-        raise UserError(
-            f"config.model.num_heads: {num_heads} does not divide hidden_size={width}; choose a divisor of it"
-        )
+        raise UserError("model.num_heads", num_heads, f"does not divide hidden_size={width}; choose a divisor of it")
 
 
 def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
@@ -76,10 +149,10 @@ def rotary_angles(rows: int, columns: int, width: int) -> np.ndarray:
         (rows * columns, width / 2) float32, tokens in row-major order.
 
     Raises:
-        UserError: width is no multiple of 4.
+        UserError: width is not a multiple of 4.
     """
     if width % 4:
-        raise UserError(f"config.model.positions: rotary needs a head width that is a multiple of 4, not {width}")
+        raise UserError("model.positions", "rotary", f"needs a head width that is a multiple of 4, not {width}")
     frequencies = ROTARY_BASE ** (-np.arange(width // 4) / (width // 4))
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     angles = [places.reshape(-1, 1) * frequencies for places in (row, column)]
@@ -157,20 +230,21 @@ class SelfAttention(nn.Module):
         q, k, v = Projection(self.num_heads, self.qk_norm, self.use_bias, self.dtype, name="project")(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        h = attend(q, k, v, self).reshape(x.shape)
+        sow_logit(self, q, k)
+        h = attend(q, k, v).reshape(x.shape)
         return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from tokens to a context."""
+    """Multi-head attention from tokens to a context; fields as in `Projection`."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     qk_norm: str = ""
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """Tokens x (B, N, D), context (B, M, D) -> (B, N, D)."""
+    def __call__(self, x: jax.Array, context: jax.Array, key_lengths: jax.Array | None = None) -> jax.Array:
+        """Tokens x (B, N, D), context (B, M, D) and how many of its tokens count (B,) -> (B, N, D)."""
         b, n, d = x.shape
         dense = [
             Dense(times * d, dtype=self.dtype, kernel_init=xavier, name=name)
@@ -179,4 +253,5 @@ class CrossAttention(nn.Module):
         q = dense[0](x).reshape(b, n, self.num_heads, -1)
         k, v = jnp.moveaxis(dense[1](context).reshape(b, context.shape[1], 2, self.num_heads, -1), 2, 0)
         q, k = normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm")
-        return dense[2](attend(q, k, v, self).reshape(b, n, d))
+        sow_logit(self, q, k)
+        return dense[2](attend(q, k, v, key_lengths=key_lengths).reshape(b, n, d))

@@ -1,21 +1,21 @@
-"""What a transformer's context holds: texts from outside, learned tokens of classes, or a table of pretrained features.
+"""What a transformer's context holds: texts, learned tokens of classes, or a table of pretrained features.
 
-text          {"tokens": (B, L, context_width), "pooled": (B, pooled_width)} of a text encoder
-class_tokens  `class_tokens` learned embeddings a class
-class_table   a fixed table (classes, tokens, class_width) of features of each class, which a linear layer projects
+text          "tokens" (B, L, context_width), "mask" (B, L) and "pooled" (B, pooled_width) of a text encoder
+class_tokens  `class_tokens` learned embeddings of each "label"
+class_table   a fixed table (classes, tokens, class_width) of features of each "label", which a linear layer projects
 """
 
 from __future__ import annotations
 
 import os
 import zipfile
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.linear import Dense
@@ -24,12 +24,38 @@ CONTEXTS = ("class_tokens", "class_table", "text")
 TABLE = "table"  # the array's name in a file of class embeddings
 
 
+def pack(condition: Condition, width: int) -> tuple[jax.Array, jax.Array | None]:
+    """A text's tokens, those under its mask first and zeros after them, and how many those are.
+
+    Attention to a text has no order, and it is fast with a number of keys where it is slow with a mask.
+
+    Args:
+        condition: "tokens" (B, L, width) and maybe "mask" (B, L).
+        width: what the network takes.
+
+    Returns:
+        (B, L, width), (B,) int32; None = all tokens count.
+
+    Raises:
+        UserError: no tokens, or tokens of another width.
+    """
+    tokens = layers.entry(condition, "tokens")
+    if tokens.shape[-1] != width:
+        raise UserError("model.context_width", width, f"is not the width of the tokens, {tokens.shape[-1]}")
+    if "mask" not in condition:
+        return tokens, None
+    mask = condition["mask"].astype(bool)
+    order = jnp.argsort(~mask, axis=1)[..., None]
+    tokens = jnp.where(mask[..., None], tokens, jnp.zeros((), tokens.dtype))
+    return jnp.take_along_axis(tokens, order, axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
 class Context(nn.Module):
-    """Conditions -> tokens and a pooled vector.
+    """Conditions -> tokens, how many of them count, and a pooled vector.
 
     Attributes:
         kind: one of CONTEXTS.
-        num_classes: labels are 0..num_classes-1, the null label is num_classes.
+        num_classes: labels are 0..num_classes-1, the null label is num_classes; texts need none.
         width: of the tokens that come out.
         class_tokens: tokens a class.
         class_width: of the table's features.
@@ -40,7 +66,7 @@ class Context(nn.Module):
     """
 
     kind: str
-    num_classes: int
+    num_classes: int | None
     width: int
     class_tokens: int = 2
     class_width: int = 0
@@ -50,31 +76,41 @@ class Context(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, y: Any) -> tuple[jax.Array, jax.Array | float]:
-        """Labels (B,) int32 or texts -> tokens (B, L, width), vector (B, width)."""
-        tokens = self._text(y) if self.kind == "text" else self._labels(y)
-        pooled = y.get("pooled") if self.kind == "text" else jnp.mean(tokens, axis=1)
-        return tokens, 0.0 if pooled is None else layers.VectorEmbedder(self.width, self.dtype, name="pooled")(pooled)
+    def __call__(self, condition: Condition) -> tuple[jax.Array, jax.Array | None, jax.Array | float]:
+        """Labels or texts -> tokens (B, L, width), how many count (B,) (None = all), vector (B, width).
 
-    def _text(self, y: Any) -> jax.Array:
-        if not isinstance(y, dict) or "tokens" not in y:
-            raise UserError("config.model.context: text needs conditions with tokens and pooled, not labels")
-        expected = {"tokens": self.context_width or self.width} | (
-            {"pooled": self.pooled_width} if self.pooled_width else {}
-        )
-        found = {name: value.shape[-1] for name, value in y.items()}
-        if found != expected:
-            raise UserError(f"conditions of widths {found} do not fit config.model, which takes {expected}")
-        return self._projected(y["tokens"]) if self.context_width else y["tokens"].astype(self.dtype)
+        Raises:
+            UserError: conditions that are missing or of another width.
+        """
+        embed = layers.VectorEmbedder(self.width, self.dtype, name="pooled")
+        if self.kind == "text":
+            tokens, lengths = self._text(condition)
+            return tokens, lengths, embed(self._pooled(condition)) if self.pooled_width else 0.0
+        tokens = self._labels(layers.entry(condition, "label"))
+        return tokens, None, embed(jnp.mean(tokens, axis=1))
+
+    def _text(self, condition: Condition) -> tuple[jax.Array, jax.Array | None]:
+        tokens, lengths = pack(condition, self.context_width or self.width)
+        tokens = self._projected(tokens) if self.context_width else tokens.astype(self.dtype)
+        if lengths is not None:
+            there = jnp.arange(tokens.shape[1]) < lengths[:, None]
+            tokens = jnp.where(there[..., None], tokens, jnp.zeros((), tokens.dtype))
+        return tokens, lengths
+
+    def _pooled(self, condition: Condition) -> jax.Array:
+        pooled = layers.entry(condition, "pooled")
+        if pooled.shape[-1] != self.pooled_width:
+            raise UserError("model.pooled_width", self.pooled_width, f"is not pooled texts' width, {pooled.shape[-1]}")
+        return pooled
 
     def _labels(self, y: jax.Array) -> jax.Array:
-        if self.class_tokens < 1:
-            raise UserError(f"config.model.class_tokens: {self.class_tokens} must be above 0")
+        positive = "must be above 0 for a context of classes"
+        layers.require(self, lambda value: value and value > 0, positive, "num_classes", "class_tokens")
+        assert self.num_classes is not None, "just required"
         if self.kind == "class_tokens":
             shape = (self.num_classes + 1, self.class_tokens, self.width)
             return self.param("class_tokens", layers.small_normal, shape)[y].astype(self.dtype)
-        if self.class_width < 1:
-            raise UserError(f"config.model.class_width: {self.class_width} must be above 0 for context class_table")
+        layers.require(self, lambda width: width > 0, "must be above 0 for context class_table", "class_width")
         shape = (self.num_classes, self.class_tokens, self.class_width)
         table = self.param("frozen_table", lambda key: from_file(self.class_embeddings, shape))
         null = self.param("null_tokens", layers.small_normal, shape[1:])
@@ -98,8 +134,9 @@ def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
         found = read_table(path)
         if found.shape != shape:
             raise UserError(
-                f"config.model.class_embeddings: the table in {path!r} has the shape {found.shape}, but num_classes, "
-                f"class_tokens and class_width are {shape}"
+                "model.class_embeddings",
+                path,
+                f"holds a table of shape {found.shape}, but num_classes, class_tokens and class_width are {shape}",
             )
         return found.astype(np.float32)
 
@@ -112,19 +149,22 @@ def read_table(path: str) -> np.ndarray:
     """(classes, tokens, width) of a file of class embeddings.
 
     Raises:
-        UserError: no such file, or none with such a table.
+        UserError: no such file, or one without such a table.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             table = archive[TABLE]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(
-            f"config.model.class_embeddings: {path!r} is no .npz file with an array {TABLE!r}; make one by "
-            "python -m archirf_jax.prepare_data --class_embeddings"
+            "model.class_embeddings",
+            path,
+            f"is not an .npz file with an array {TABLE!r}; make one by "
+            "python -m archirf_jax.prepare_data --class_embeddings",
         ) from e
     if table.ndim != 3:
         raise UserError(
-            f"config.model.class_embeddings: the table in {path!r} has the shape {table.shape}; it must be "
-            "(classes, tokens, width)"
+            "model.class_embeddings",
+            path,
+            f"holds a table of shape {table.shape}; it must be (classes, tokens, width)",
         )
     return table

@@ -1,11 +1,11 @@
 """DiT (Peebles & Xie 2022, "Scalable Diffusion Models with Transformers", Sec. 3.2, Fig. 3) in its four designs.
 
-An image becomes patches, patches become tokens, a transformer that is told time and label runs over them, and a linear
-layer turns each token back into a patch. The designs differ in how time and label are told:
+An image becomes patches, patches become tokens, a transformer conditioned on time and label runs over them, and a
+linear layer turns each token back into a patch. The designs differ in how time and label condition it:
 
     adaln_zero       norms shifted and scaled by them, every branch behind a gate that starts at zero
     adaln            the same without gates
-    cross_attention  time and label are a sequence of two, which every block attends to
+    cross_attention  time and label are a sequence of two, which every block attends to; a text may follow them
     in_context       time and label are two tokens more
 
 The final layer starts at zero: the network's output is exactly 0 at initialisation. With adaln_zero every block is the
@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
+from archirf_jax.models.conditions import pack
 from archirf_jax.models.linear import Dense
 
 # Peebles & Xie 2022, Table 1: width, depth and heads; "tiny" is this project's own, for 8x8 digits on a CPU.
@@ -37,6 +39,7 @@ SIZES = {
 PRESETS = {f"{size}/{patch}": SIZES[size] | dict(patch_size=patch) for size in SIZES for patch in (2, 4, 8)}
 MODULATIONS = {"adaln_zero": 3, "adaln": 2, "cross_attention": 0, "in_context": 0}  # vectors a branch takes
 POSITIONS = ("sincos", "learned", "rotary")
+NOISE_SCALE = 1000.0  # a process time of 1 is embedded as a network time of this
 Branch = Callable[[jax.Array], jax.Array]
 
 
@@ -51,14 +54,19 @@ class DiTBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, angles: jax.Array | None = None) -> jax.Array:
-        """Tokens x (B, N, D), condition c ((B, D), or (B, 2, D) to attend to), rotary angles -> (B, N, D)."""
+    def __call__(
+        self, x: jax.Array, c: jax.Array, angles: jax.Array | None = None, lengths: jax.Array | None = None
+    ) -> jax.Array:
+        """Tokens x (B, N, D) -> (B, N, D).
+
+        c is (B, D), or (B, M, D) to attend to, of which the first `lengths` (B,) count; angles are rotary positions.
+        """
         width = x.shape[-1]
         attend = attention.SelfAttention(self.num_heads, self.dtype, self.qk_norm, name="attention")
         branches: dict[str, Branch] = {"attention": lambda h: attend(h, angles)}
         if self.conditioning == "cross_attention":
             cross = attention.CrossAttention(self.num_heads, self.dtype, self.qk_norm, name="cross_attention")
-            branches["cross_attention"] = lambda h: cross(h, c)
+            branches["cross_attention"] = lambda h: cross(h, c, lengths)
         branches["mlp"] = layers.Mlp(int(width * self.mlp_ratio), self.dtype, self.mlp, name="mlp")
 
         vectors = MODULATIONS[self.conditioning]
@@ -91,30 +99,34 @@ class FinalLayer(nn.Module):
         return linear(layers.modulate(layers.layer_normalized(x), shift, scale))
 
 
-class DiT(nn.Module):
-    """Class-conditional diffusion transformer; a `ModelFn` once its parameters are bound.
+class DiT(nn.Module, layers.Presets):
+    """Diffusion transformer for images with labels or texts.
 
     Attributes:
-        num_classes: labels are 0..num_classes-1, the null label is num_classes.
+        num_classes: labels are 0..num_classes-1, the null label is num_classes; None = no labels are read.
         patch_size: side of a square patch in pixels; both image sides must be multiples of it.
         hidden_size: token width, a multiple of num_heads and of 4.
         depth: number of blocks.
         num_heads: attention heads per block.
-        conditioning: how blocks are told time and label: a key of MODULATIONS.
+        conditioning: how blocks are conditioned on time and label: a key of MODULATIONS.
         mlp_ratio: width of the MLP's hidden layer over hidden_size.
         mlp: "gelu" or "swiglu".
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
-        registers: learned tokens beside the image's, whose outputs are dropped (Darcet et al. 2023).
+        registers: learned tokens before the image's, whose outputs are dropped (Darcet et al. 2023).
         qk_norm: norm of the queries and keys of each head, learned a channel: "" for none, "rms" or "layer".
         positions: "sincos" (fixed), "learned" (a table) or "rotary" (2-D axial).
         position_size: side of the learned table in patches; smaller images take its middle.
         null_label: whether there is an embedding for the null label.
+        two_times: condition also on the time s that the answer leads to, as t - s.
+        context_width: width of text tokens, which every block attends to; only with conditioning "cross_attention".
+            A label is then read if it is there. None = no text is read.
+        low_res: concatenate the image "low_res" to x's channels and condition on its "noise_level", if it is there.
         remat: keep no activations of blocks for the backward pass.
         scan: compile one block for all; parameters of blocks are stacked.
         dtype: compute dtype; norms, softmax and the final layer stay float32.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     patch_size: int = 2
     hidden_size: int = 384
     depth: int = 12
@@ -128,40 +140,78 @@ class DiT(nn.Module):
     positions: str = "sincos"
     position_size: int = 0
     null_label: bool = True
+    two_times: bool = False
+    context_width: int | None = None
+    low_res: bool = False
     remat: bool = False
     scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    presets = PRESETS
+
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        """Noisy images x (B, H, W, C), network times t (B,), labels y (B,) int32 -> (B, H, W, C or 2C) float32.
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition, s: jax.Array | None = None) -> jax.Array:
+        """Noisy images x (B, H, W, C) at network times t (B,) -> (B, H, W, C or 2C) float32.
+
+        Args:
+            x, t: as above.
+            condition: "label" (B,), "tokens" (B, L, context_width) with "mask" (B, L), "low_res" (B, h, w, C') and
+                "noise_level" (B,), as the attributes above say.
+            s: network times (B,) that the answer leads to; None = t. Only read with two_times.
 
         Raises:
-            UserError: a size that does not divide as the attributes above say, or an unknown name.
+            UserError: a size that does not divide as the attributes above say, an unknown name, a missing condition.
         """
         self._check(*x.shape[1:3])
         p, d = self.patch_size, self.hidden_size
         rows, columns, channels = x.shape[1] // p, x.shape[2] // p, x.shape[3] * (2 if self.learn_sigma else 1)
 
+        if self.low_res:
+            low_res = layers.resized(layers.entry(condition, "low_res").astype(x.dtype), *x.shape[1:3])
+            x = jnp.concatenate([x, low_res], axis=-1)
         x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
-        time = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
-        labels = self.num_classes + self.null_label
-        label = nn.Embed(labels, d, embedding_init=layers.small_normal, name="label_embedding")(y).astype(self.dtype)
+        vectors = [self._time(t, s, condition), *self._label(condition)]
 
         prefix = self._registers(len(x))  # tokens before the image's: (B, R, D)
-        told = time + label if MODULATIONS[self.conditioning] else jnp.stack([time, label], axis=1)
+        c, lengths = (sum(vectors[1:], vectors[0]) if MODULATIONS[self.conditioning] else jnp.stack(vectors, 1)), None
         if self.conditioning == "in_context":
-            prefix = jnp.concatenate([prefix, told], axis=1)
+            prefix = jnp.concatenate([prefix, c], axis=1)
+        if self.context_width is not None:
+            c, lengths = self._with_text(c, condition)
         extra = prefix.shape[1]
         x = jnp.concatenate([prefix, x], axis=1)
         block = functools.partial(
             DiTBlock, self.num_heads, self.conditioning, self.mlp_ratio, self.mlp, self.qk_norm, self.dtype
         )
         angles = self._angles(extra, rows, columns)
-        x = layers.repeat(block, self.depth, x, told, angles, remat=self.remat, scan=self.scan)[:, extra:]
+        x = layers.repeat(block, self.depth, x, c, angles, lengths, remat=self.remat, scan=self.scan)[:, extra:]
         final = FinalLayer(p * p * channels, name="final_layer")  # (B, N, p*p*C')
-        return layers.from_patches(final(x, told if MODULATIONS[self.conditioning] else None), p, rows)
+        return layers.from_patches(final(x, c if MODULATIONS[self.conditioning] else None), p, rows)
+
+    def _time(self, t: jax.Array, s: jax.Array | None, condition: Condition) -> jax.Array:
+        """The embedding (B, D) of all times."""
+        embed = functools.partial(layers.TimestepEmbedder, self.hidden_size, self.dtype)
+        time = embed(name="time_embedding")(t)
+        if self.two_times:
+            time = time + embed(name="interval_embedding")(jnp.zeros_like(t) if s is None else t - s)
+        if self.low_res and "noise_level" in condition:
+            time = time + embed(name="noise_embedding")(NOISE_SCALE * condition["noise_level"])
+        return time
+
+    def _label(self, condition: Condition) -> list[jax.Array]:
+        """The embedding (B, D) of the label, if there is one."""
+        if self.num_classes is None or (self.context_width is not None and "label" not in condition):
+            return []
+        rows = self.num_classes + self.null_label
+        table = nn.Embed(rows, self.hidden_size, embedding_init=layers.small_normal, name="label_embedding")
+        return [table(layers.entry(condition, "label")).astype(self.dtype)]
+
+    def _with_text(self, c: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None]:
+        """A sequence (B, M, D) followed by the text's tokens, and how many count (B,)."""
+        tokens, lengths = pack(condition, self.context_width or 0)
+        text = Dense(self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier, name="context")(tokens)
+        return jnp.concatenate([c, text], axis=1), None if lengths is None else c.shape[1] + lengths
 
     def _registers(self, batch: int) -> jax.Array:
         shape = (self.registers, self.hidden_size)
@@ -180,23 +230,24 @@ class DiT(nn.Module):
         if self.positions != "rotary":
             return None
         angles = attention.rotary_angles(rows, columns, self.hidden_size // self.num_heads)
-        return jnp.asarray(np.pad(angles, ((extra, 0), (0, 0))))  # what is no patch is not turned
+        return jnp.asarray(np.pad(angles, ((extra, 0), (0, 0))))  # only patches are turned
 
     def _check(self, height: int, width: int) -> None:
-        for name in ("hidden_size", "mlp_ratio"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
-        for name in ("depth", "registers", "position_size"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be 0 or more")
+        layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth", "registers", "position_size")
+        layers.require(
+            self, lambda value: value is None or value > 0, "must be above 0", "num_classes", "context_width"
+        )
         layers.check_choices(
             self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS
         )
+        if self.context_width is not None and self.conditioning != "cross_attention":
+            needs = "needs model.conditioning='cross_attention'; texts are not read otherwise"
+            raise UserError("model.context_width", self.context_width, needs)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)
         attention.check_heads(self.hidden_size, self.num_heads)
-        if self.hidden_size % 4:
-            raise UserError(f"config.model.hidden_size: {self.hidden_size} must be a multiple of 4")
+        layers.require(self, lambda value: value % 4 == 0, "must be a multiple of 4", "hidden_size")
 
 
 build = DiT

@@ -2,7 +2,7 @@
 Fig. 21): every layer keeps magnitudes, there are no biases, norms are not learned and weights have one length.
 
 This is the raw network F, whose input a process has already scaled. A gain that starts at 0 stands at the end: the
-output is exactly 0 at initialisation. Training is meant to call `constrained` at the start of each step.
+output is exactly 0 at initialisation. Training calls `normalize_weights` at the start of each step.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models.attention import attend
+from archirf_jax.models import layers
+from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.magnitude import (
     MPConv,
     MPDense,
@@ -44,7 +46,7 @@ RESAMPLING = {"": lambda x, taps: x, "down": halve, "up": double}
 
 
 class Block(nn.Module):
-    """A residual branch that is told the embedding, then self-attention (Karras et al. 2024, Fig. 21).
+    """A residual branch conditioned on the embedding, then self-attention (Karras et al. 2024, Fig. 21).
 
     Attributes:
         features: channels that come out.
@@ -89,16 +91,18 @@ class Block(nn.Module):
         b, rows, columns, d = x.shape
         qkv = MPDense(3 * d, self.dtype, name="qkv")(x).reshape(b, rows * columns, self.heads, d // self.heads, 3)
         q, k, v = jnp.moveaxis(normalized(qkv, axis=-2).astype(self.dtype), -1, 0)  # (B, N, heads, width)
-        return MPDense(d, self.dtype, name="out")(attend(q, k, v, self).reshape(x.shape))
+        sow_logit(self, q, k)
+        return MPDense(d, self.dtype, name="out")(attend(q, k, v).reshape(x.shape))
 
 
-class EDM2UNet(nn.Module):
-    """Magnitude-preserving U-Net; a `ModelFn` once its parameters are bound.
+class EDM2UNet(nn.Module, layers.Presets):
+    """Magnitude-preserving U-Net.
 
     Level l works on images of the height and width of the input over 2^l.
 
     Attributes:
-        num_classes: labels are 0..num_classes-1, the null label is num_classes and adds nothing to the embedding.
+        num_classes: labels are 0..num_classes-1, the null label is num_classes and adds nothing to the embedding. May
+            be None where class_conditional is False.
         class_conditional: False = labels are ignored.
         model_channels: unit of all widths.
         channel_mult: width of each level in units of model_channels.
@@ -120,7 +124,7 @@ class EDM2UNet(nn.Module):
         remat: keep no activations of blocks for the backward pass.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     class_conditional: bool = True
     model_channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
@@ -141,15 +145,17 @@ class EDM2UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    presets = PRESETS
+
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        """Scaled images x (B, H, W, C), network times t (B,), labels y (B,) int32 -> (B, H, W, C) float32.
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        """Scaled images x (B, H, W, C), network times t (B,), "label" (B,) int32 -> (B, H, W, C) float32.
 
         Raises:
-            UserError: a size that does not divide as the attributes above say, or a value out of its range.
+            UserError: a size that does not divide as the attributes above say, a value out of its range, no label.
         """
         self._check(*x.shape[1:3])
-        emb, channels = self._embedding(t, y), x.shape[-1]
+        emb, channels = self._embedding(t, condition), x.shape[-1]
         # The channel of ones stands in for biases.
         x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
         x = self._decoder(*self._encoder(x, emb), emb)
@@ -157,17 +163,18 @@ class EDM2UNet(nn.Module):
         return MPConv(channels, name="out_conv")(x.astype(jnp.float32), gain)
 
     @nn.nowrap
-    def constrained(self, params: Any) -> Any:
-        """The parameters with unit weights; the function they make is the same but for the paper's eps."""
+    def normalize_weights(self, params: Any) -> Any:
+        """Forced weight normalization: unit weights, which make the same function but for the paper's eps."""
         return with_unit_weights(params)
 
-    def _embedding(self, t: jax.Array, y: jax.Array) -> jax.Array:
+    def _embedding(self, t: jax.Array, condition: Condition) -> jax.Array:
         noise = self.model_channels * self.channel_mult_noise or self._widths[0]
         width = self.model_channels * self.channel_mult_emb or max(self._widths)
         emb = MPDense(width, name="noise_embedding")(MPFourier(noise, name="time_features")(t / self.time_scale))
         if self.class_conditional:
+            assert self.num_classes is not None, "checked"
             # Rows of mean square 1 for labels, of zeros for the null label.
-            rows = jax.nn.one_hot(y, self.num_classes) * self.num_classes**0.5
+            rows = jax.nn.one_hot(layers.entry(condition, "label"), self.num_classes) * self.num_classes**0.5
             emb = mp_sum(emb, MPDense(width, name="label_embedding")(rows), self.label_balance)
         return mp_silu(emb)  # (B, E) float32
 
@@ -212,38 +219,28 @@ class EDM2UNet(nn.Module):
     def _heads(self, width: int) -> int:
         heads = width // self.channels_per_head
         if not heads or width % heads:
-            raise UserError(
-                f"config.model.channels_per_head: {self.channels_per_head} makes {heads} heads of {width} channels; "
-                "choose a divisor of the width of every level that attends"
-            )
+            message = f"makes {heads} heads of {width} channels; choose a divisor of the width of levels that attend"
+            raise UserError("model.channels_per_head", self.channels_per_head, message)
         return heads
 
     def _check(self, height: int, width: int) -> None:
-        levels = len(self.channel_mult)
-        for name in ("model_channels", "channels_per_head", "time_scale") + ("num_classes",) * self.class_conditional:
-            _require(self, name, getattr(self, name) > 0, "must be above 0")
-        for name in ("num_blocks", "channel_mult_noise", "channel_mult_emb", "clip_act"):
-            _require(self, name, getattr(self, name) >= 0, "must be 0 or more")
-        for name in ("label_balance", "concat_balance", "res_balance", "attn_balance"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "must be 0 to 1")
-        _require(self, "dropout", 0 <= self.dropout < 1, "must be 0 or more and below 1")
-        _require(self, "channel_mult", levels and min(self.channel_mult) > 0, "must be one or more numbers above 0")
-        inside = all(0 <= level < levels for level in self.attention_levels)
-        _require(self, "attention_levels", inside, f"must be levels 0 to {levels - 1}, as channel_mult has {levels}")
-        taps = self.resample_filter
-        usable = len(taps) > 0 and len(taps) % 2 == 0 and sum(taps) != 0
-        _require(self, "resample_filter", usable, "must be an even number of weights whose sum is not 0")
+        levels, conditional, require = len(self.channel_mult), self.class_conditional, layers.require
+        positive = ("model_channels", "channels_per_head", "time_scale", *("num_classes",) * conditional)
+        require(self, lambda value: value and value > 0, "must be above 0", *positive)
+        counts = ("num_blocks", "channel_mult_noise", "channel_mult_emb", "clip_act")
+        require(self, lambda value: value >= 0, "must be 0 or more", *counts)
+        balances = ("label_balance", "concat_balance", "res_balance", "attn_balance")
+        require(self, lambda value: 0 <= value <= 1, "must be 0 to 1", *balances)
+        require(self, lambda value: 0 <= value < 1, "must be 0 or more and below 1", "dropout")
+        require(self, lambda value: value and min(value) > 0, "must be one or more numbers above 0", "channel_mult")
+        inside = f"must be levels 0 to {levels - 1}, as channel_mult has {levels}"
+        require(self, lambda value: all(0 <= level < levels for level in value), inside, "attention_levels")
+        usable = "must be an even number of weights whose sum is not 0"
+        require(self, lambda taps: taps and len(taps) % 2 == 0 and sum(taps) != 0, usable, "resample_filter")
         step = 2 ** (levels - 1)
         if height % step or width % step:
-            raise UserError(
-                f"config.model.channel_mult: {levels} levels need image sides that are multiples of {step}, "
-                f"not {height}x{width}; take fewer levels or other images"
-            )
-
-
-def _require(model: nn.Module, name: str, holds: Any, rule: str) -> None:
-    if not holds:
-        raise UserError(f"config.model.{name}: {getattr(model, name)} {rule}")
+            message = f"needs image sides that are multiples of {step}, not {height}x{width}; take fewer levels"
+            raise UserError("model.channel_mult", self.channel_mult, message)
 
 
 build = EDM2UNet

@@ -5,8 +5,9 @@ Images are NHWC, token sequences are (batch, tokens, width). Parameters are floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ from einops import rearrange
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.models.linear import Dense
 
-TOLD = "told"  # the collection of what networks tell of a training step beside their answer
+# The two collections of what networks sow besides their answer.
+EXTRAS = "extras"  # arrays (B, ...): heads such as "log_variance", features
+DIAGNOSTICS = "diagnostics"  # scalars such as "attention_logit", of which the largest of all layers is reported
 xavier = nn.initializers.xavier_uniform()
 MLPS = ("gelu", "swiglu")
 small_normal = nn.initializers.normal(0.02)
@@ -44,7 +47,7 @@ def sinusoidal_embedding(t: jax.Array, width: int = 256, max_period: float = 10_
 def sincos_positions_2d(height: int, width: int, channels: int) -> jax.Array:
     """Fixed 2-D sine-cosine position table (He et al. 2021, MAE, appendix A.1).
 
-    The first half of the channels tells the column, the second half the row, each as all sines, then all cosines.
+    The first half of the channels encodes the column, the second half the row, each as all sines, then all cosines.
 
     Args:
         height: tokens per column of the grid.
@@ -86,8 +89,10 @@ def centre_crop(table: jax.Array, rows: int, columns: int) -> jax.Array:
     side = round(table.shape[0] ** 0.5)
     if rows > side or columns > side:
         raise UserError(
-            f"config.model.position_size: an image of {rows}x{columns} patches is larger than the table of "
-            f"{side}x{side} positions; take smaller images, or train with a larger table"
+            "model.position_size",
+            side,
+            f"is the side of a table of positions, and an image of {rows}x{columns} patches is larger; take smaller "
+            "images, or train with a larger table",
         )
     top, left = (side - rows) // 2, (side - columns) // 2
     square = table.reshape(side, side, -1)[top : top + rows, left : left + columns]
@@ -98,15 +103,16 @@ def check_patches(height: int, width: int, size: int) -> None:
     """Raise a UserError unless patches of this size fill the image."""
     if size < 1 or height % size or width % size:
         raise UserError(
-            f"config.model.patch_size: {size} does not divide the image size {height}x{width}; "
-            "choose a patch size that divides both sides"
+            "model.patch_size",
+            size,
+            f"does not divide the image size {height}x{width}; choose a patch size that divides both sides",
         )
 
 
 def check_mlp(width: int, ratio: float) -> None:
     """Raise a UserError unless a perceptron `ratio` times as wide as the tokens has a hidden unit."""
     if int(width * ratio) < 1:
-        raise UserError(f"config.model.mlp_ratio: {ratio} leaves no hidden unit at width {width}")
+        raise UserError("model.mlp_ratio", ratio, f"leaves no hidden unit at width {width}; choose a larger one")
 
 
 def modulate(x: jax.Array, shift: jax.Array | float, scale: jax.Array) -> jax.Array:
@@ -123,13 +129,58 @@ def layer_normalized(x: jax.Array) -> jax.Array:
 
 
 def check_choices(model: nn.Module, **allowed: Collection[str]) -> None:
-    """Raise a UserError if a field of a network is none of the names allowed for it."""
+    """Raise a UserError if a field of a network is not among the names allowed for it."""
     for field, names in allowed.items():
         value = getattr(model, field)
         if value not in names:
-            raise UserError(
-                f"config.model.{field}: {value!r} is not one of {', '.join(map(repr, names))}{nearest(value, names)}"
-            )
+            message = f"is not one of {', '.join(map(repr, names))}{nearest(str(value), names)}"
+            raise UserError(f"model.{field}", value, message)
+
+
+def require(model: nn.Module, holds: Callable[[Any], Any], rule: str, *fields: str) -> None:
+    """Raise a UserError if a value of these fields does not hold to a rule, such as "must be above 0"."""
+    for field in fields:
+        value = getattr(model, field)
+        if not holds(value):
+            raise UserError(f"model.{field}", value, rule)
+
+
+def entry(condition: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """What a condition holds under a name.
+
+    Raises:
+        UserError: nothing.
+    """
+    if name not in condition:
+        raise UserError("condition", sorted(condition), f"lacks {name!r}, which this network reads; add a conditioner")
+    return condition[name]
+
+
+def resized(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Images (B, h, w, C) -> (B, height, width, C): bilinear between pixel centres, constant beyond the outermost."""
+    return jax.image.resize(x, (len(x), height, width, x.shape[-1]), "linear", antialias=False)
+
+
+def takes_second_time(module: nn.Module) -> bool:
+    """Whether a network is called with the time that its answer leads to, `s`."""
+    return "s" in inspect.signature(type(module).__call__).parameters
+
+
+class Presets:
+    """A network with named sizes."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> Self:
+        """The network of a named size, with other fields as given.
+
+        Raises:
+            UserError: there is no such size.
+        """
+        if name not in cls.presets:
+            raise UserError("preset", name, f"is not one of {', '.join(cls.presets)}{nearest(name, cls.presets)}")
+        return cls(**{**cls.presets[name], **fields})
 
 
 def repeat(
@@ -147,7 +198,7 @@ def repeat(
         block: makes one, given its name; its call is (x, *fixed) -> x.
         depth: how many.
         x: what goes through, a pytree.
-        fixed: what every block is given beside it.
+        fixed: further arguments, the same for every block.
         remat: compute activations again in the backward pass instead of keeping them.
         scan: compile one block for all; parameters then lie in blocks_0 with a leading axis of `depth`.
         first: the number of the first block.
@@ -163,7 +214,7 @@ def repeat(
         return x
     loop = nn.scan(
         lambda block, x, _: (call(block, x, *fixed), None),
-        variable_axes={"params": 0, TOLD: 0},
+        variable_axes={"params": 0, DIAGNOSTICS: 0, EXTRAS: 1},  # extras keep their batch in front
         split_rngs={"params": True, "dropout": True},
         length=depth,
     )

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
 from archirf_jax.models.conditions import CONTEXTS, Context
@@ -40,7 +41,7 @@ class Stream(nn.Module):
     Attributes:
         width: of the tokens.
         dual: attend a second time within the stream (Stable Diffusion 3.5 medium).
-        ends: the stream is only looked at and goes no further.
+        ends: the stream is only attended to and goes no further.
         The others as in `MMDiT`.
     """
 
@@ -100,13 +101,19 @@ class JointBlock(nn.Module):
         """The two streams."""
         self.context, self.image = self.stream(ends=self.ends), self.stream(dual=self.dual)
 
-    def __call__(self, tokens: tuple[jax.Array, jax.Array], c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Tokens of context (B, L, D) and image (B, N, D), condition c (B, D) -> both."""
+    def __call__(
+        self, tokens: tuple[jax.Array, jax.Array], c: jax.Array, lengths: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tokens of context (B, L, D) and image (B, N, D), of condition c (B, D) -> both.
+
+        Of the context the first `lengths` (B,) tokens count; None = all.
+        """
         context, image = tokens
         of_context, context_vectors = self.context.before(context, c)
         of_image, image_vectors = self.image.before(image, c)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(of_context, of_image, strict=True))
-        h = attention.attend(q, k, v, self).reshape(*q.shape[:2], -1)
+        attention.sow_logit(self, q, k)
+        h = _attend(q, k, v, context.shape[1], lengths)
         if not self.ends:
             context = self.context.after(context, h[:, : context.shape[1]], context_vectors)
         return context, self.image.after(image, h[:, context.shape[1] :], image_vectors)
@@ -116,23 +123,34 @@ class SingleBlock(nn.Module):
     """Both streams as one, with the same weights (Fal's AuraFlow)."""
 
     stream: functools.partial[Stream]
+    context: int  # how many tokens, L, are the context's
 
     def setup(self) -> None:
         """The one stream."""
         self.tokens = self.stream()
 
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Tokens x (B, L + N, D), condition c (B, D) -> the same."""
+    def __call__(self, x: jax.Array, c: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """Tokens x (B, L + N, D), condition c (B, D), how many tokens of the context count (B,) -> like x."""
         of_tokens, vectors = self.tokens.before(x, c)
         q, k, v = of_tokens
-        return self.tokens.after(x, attention.attend(q, k, v, self).reshape(x.shape), vectors)
+        attention.sow_logit(self, q, k)
+        return self.tokens.after(x, _attend(q, k, v, self.context, lengths), vectors)
 
 
-class MMDiT(nn.Module):
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, context: int, lengths: jax.Array | None) -> jax.Array:
+    """Attention of heads (B, L + N, heads, width), L = context, of which `lengths` (B,) count -> (B, L + N, D)."""
+    if lengths is not None:
+        # Key lengths leave out the last keys, so the context's come after the image's.
+        k, v = (jnp.roll(a, -context, axis=1) for a in (k, v))
+        lengths = k.shape[1] - context + lengths
+    return attention.attend(q, k, v, key_lengths=lengths).reshape(*q.shape[:2], -1)
+
+
+class MMDiT(nn.Module, layers.Presets):
     """Multi-modal diffusion transformer.
 
     Attributes:
-        num_classes: labels are 0..num_classes-1, the null label is num_classes; of no meaning for texts.
+        num_classes: labels are 0..num_classes-1, the null label is num_classes; texts need none.
         context: what the context stream holds, a key of `conditions.CONTEXTS`; its other fields are there.
         class_tokens, class_width, class_embeddings, context_width, pooled_width: see `conditions.Context`.
         patch_size: side of a square patch in pixels; both image sides must be multiples of it.
@@ -158,7 +176,7 @@ class MMDiT(nn.Module):
         dtype: compute dtype; norms, softmax and the final layer stay float32.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     context: str = "class_tokens"
     class_tokens: int = 2
     class_width: int = 0
@@ -185,14 +203,17 @@ class MMDiT(nn.Module):
     scan: bool = False
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        """Noisy images x (B, H, W, C), network times t (B,), labels (B,) or texts y -> (B, H, W, C') float32.
+    presets = PRESETS
 
-        Texts are {"tokens": (B, L, context_width), "pooled": (B, pooled_width)}.
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        """Noisy images x (B, H, W, C) at network times t (B,) -> (B, H, W, C') float32.
+
+        The condition holds "label" (B,), or for texts "tokens" (B, L, context_width), "pooled" (B, pooled_width) and
+        maybe "mask" (B, L).
 
         Raises:
-            UserError: a size that does not divide as the attributes above say, or an unknown name.
+            UserError: a size that does not divide as the attributes above say, an unknown name, a missing condition.
         """
         self._check(*x.shape[1:3])
         p, d = self.patch_size, self.hidden_size
@@ -202,17 +223,18 @@ class MMDiT(nn.Module):
         x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
         c = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
-        context, pooled = self.conditions(name="context")(y)  # (B, L, D), (B, D)
+        context, lengths, pooled = self.conditions(name="context")(condition)  # (B, L, D), (B,), (B, D)
         c = c + pooled
         if self.registers:
             registers = self.param("registers", layers.small_normal, (self.registers, d)).astype(self.dtype)
             context = jnp.concatenate([jnp.broadcast_to(registers, (len(x), *registers.shape)), context], axis=1)
+            lengths = None if lengths is None else lengths + self.registers
 
-        context, x = self._joint_blocks((context, x), c)
+        context, x = self._joint_blocks((context, x), c, lengths)
         if self.depth_single:
-            single = functools.partial(SingleBlock, self._stream())
+            single = functools.partial(SingleBlock, self._stream(), context.shape[1])
             tokens = jnp.concatenate([context, x], axis=1)
-            x = self._repeat(single, self.depth_single, tokens, c, self.depth)[:, context.shape[1] :]
+            x = self._repeat(single, self.depth_single, tokens, c, lengths, self.depth)[:, context.shape[1] :]
         x = FinalLayer(p * p * channels, name="final_layer")(x, c)  # (B, N, p*p*C')
         return layers.from_patches(x, p, rows)
 
@@ -232,26 +254,22 @@ class MMDiT(nn.Module):
             name=name,
         )
 
-    def _joint_blocks(self, tokens: tuple[jax.Array, jax.Array], c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _joint_blocks(
+        self, tokens: tuple[jax.Array, jax.Array], c: jax.Array, lengths: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         last = self.depth - 1 if not self.depth_single else self.depth  # where the context ends
         first = 0
         for (dual, ends), run in itertools.groupby((i in self.dual_layers, i == last) for i in range(self.depth)):
             count = len(list(run))
             block = functools.partial(JointBlock, self._stream(), dual=dual, ends=ends)
-            tokens = self._repeat(block, count, tokens, c, first)
+            tokens = self._repeat(block, count, tokens, c, lengths, first)
             first += count
         return tokens
 
-    def example_condition(self, image_shape: tuple[int, int, int]) -> Any:
-        """A condition without batch axis: a label, or texts of one token."""
-        del image_shape
-        if self.context != "text":
-            return jnp.int32(0)
-        pooled = {"pooled": jnp.zeros(self.pooled_width)} if self.pooled_width else {}
-        return {"tokens": jnp.zeros((1, self.context_width or self.hidden_size))} | pooled
-
-    def _repeat(self, block: functools.partial, depth: int, x: Any, c: jax.Array, first: int) -> Any:
-        return layers.repeat(block, depth, x, c, remat=self.remat, scan=self.scan, first=first)
+    def _repeat(
+        self, block: functools.partial, depth: int, x: Any, c: jax.Array, lengths: jax.Array | None, first: int
+    ) -> Any:
+        return layers.repeat(block, depth, x, c, lengths, remat=self.remat, scan=self.scan, first=first)
 
     def _stream(self) -> functools.partial[Stream]:
         return functools.partial(
@@ -275,22 +293,19 @@ class MMDiT(nn.Module):
         return layers.centre_crop(jax.lax.stop_gradient(table), rows, columns)
 
     def _check(self, height: int, width: int) -> None:
-        for name in ("hidden_size", "mlp_ratio", "depth"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be above 0")
-        for name in ("depth_single", "registers", "position_size", "out_channels"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config.model.{name}: {getattr(self, name)} must be 0 or more")
+        layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio", "depth")
+        counts = ("depth_single", "registers", "position_size", "out_channels")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
         layers.check_choices(self, context=CONTEXTS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS, norm=NORMS)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)
         attention.check_heads(self.hidden_size, self.num_heads)
-        if self.hidden_size % 4:
-            raise UserError(f"config.model.hidden_size: {self.hidden_size} must be a multiple of 4")
+        layers.require(self, lambda value: value % 4 == 0, "must be a multiple of 4", "hidden_size")
         if self.dual_layers and (self.scale_only or not set(self.dual_layers) <= set(range(self.depth))):
             raise UserError(
-                f"config.model.dual_layers: {self.dual_layers} must be numbers of blocks, 0 to {self.depth - 1}, "
-                "and scale_only be off"
+                "model.dual_layers",
+                self.dual_layers,
+                f"must be numbers of blocks, 0 to {self.depth - 1}, and scale_only be off",
             )
 
 

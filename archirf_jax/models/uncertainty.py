@@ -1,4 +1,4 @@
-"""The logarithm of the loss that a network expects at each time, beside what it answers: a network around any other.
+"""The logarithm of the loss that a network expects at each time: a head around any network.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", Sec. 2.2 and App. B.
 """
@@ -9,16 +9,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from archirf_jax.contracts import Condition
+from archirf_jax.models.layers import EXTRAS, takes_second_time
 from archirf_jax.models.magnitude import MPDense, MPFourier, with_unit_weights
 
 
 class Uncertain(nn.Module):
-    """A network and one channel more, which holds u(t) in every pixel: of mean square about 1 before training.
+    """A network's answer, with u(t) sown into EXTRAS as "log_variance" (B,): of mean square about 1 before training.
 
     Attributes:
-        network: any (x, t, y) -> (B, H, W, C').
+        network: any (x, t, condition) -> (B, ...).
         time_scale: what network times are divided by, so that u is smooth over differences of about 1.
         channels: random features of the time that u is a linear function of.
     """
@@ -28,18 +29,20 @@ class Uncertain(nn.Module):
     channels: int = 128
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        """x (B, H, W, C), network times t (B,), conditions y -> (B, H, W, C' + 1) float32."""
-        output = self.network(x, t, y)
+    def __call__(self, x: jax.Array, t: jax.Array, condition: Condition, s: jax.Array | None = None) -> jax.Array:
+        """x (B, ...), network times t (B,), conditions, the time s (B,) that is led to -> the network's answer."""
+        second = {"s": s} if s is not None and takes_second_time(self.network) else {}
+        answer = self.network(x, t, condition, **second)
         features = MPFourier(self.channels, name="uncertainty_features")(t / self.time_scale)
-        u = MPDense(1, name="uncertainty")(features)  # (B, 1)
-        channel = jnp.broadcast_to(u[:, None, None], (*output.shape[:-1], 1))
-        return jnp.concatenate([output, channel], axis=-1)
+        u = MPDense(1, name="uncertainty")(features)[:, 0]
+        if not self.is_initializing():
+            self.sow(EXTRAS, "log_variance", u)
+        return answer
 
     @nn.nowrap
-    def constrained(self, params: Any) -> Any:
-        """The parameters with unit weights, those of the network as far as it says how (`constrained`)."""
-        laws = {"uncertainty": with_unit_weights}
-        if hasattr(self.network, "constrained"):
-            laws["network"] = self.network.constrained
-        return {name: laws[name](part) if name in laws else part for name, part in params.items()}
+    def normalize_weights(self, params: Any) -> Any:
+        """The parameters with unit weights, those of the network if it has forced weight normalization too."""
+        normalize = {"uncertainty": with_unit_weights}
+        if hasattr(self.network, "normalize_weights"):
+            normalize["network"] = self.network.normalize_weights
+        return {name: normalize[name](part) if name in normalize else part for name, part in params.items()}

@@ -18,9 +18,9 @@ IMAGE_WIDTH, DESCRIPTION, ORIENTATION = 0x0100, 0x010E, 0x0112
 GREY, RED = (100, 100, 100), (255, 0, 0)
 
 
-def encode(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(pil_image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    pil_image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -29,9 +29,9 @@ def plain(mode: str, value: Any) -> Image.Image:
 
 
 def palette(*colours: tuple[int, int, int]) -> Image.Image:
-    picture = plain("P", 0)
-    picture.putpalette([channel for colour in colours for channel in colour])
-    return picture
+    pil_image = plain("P", 0)
+    pil_image.putpalette([channel for colour in colours for channel in colour])
+    return pil_image
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -83,8 +83,8 @@ def test_grey_output_weighs_colours_by_brightness() -> None:
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (1, "LA"), (3, "RGB"), (3, "RGBA")])
 def test_an_image_of_the_right_size_keeps_its_exact_values(channels: int, mode: str) -> None:
     values = noise(16, 16, channels)
-    picture = Image.fromarray(values.squeeze()).convert(mode)
-    np.testing.assert_array_equal(decode(encode(picture), 16, channels), values)
+    pil_image = Image.fromarray(values.squeeze()).convert(mode)
+    np.testing.assert_array_equal(decode(encode(pil_image), 16, channels), values)
 
 
 @pytest.mark.parametrize("height, width", [(16, 40), (40, 16), (16, 17), (17, 16)])
@@ -135,32 +135,9 @@ def test_camera_orientation_is_applied(orientation: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_array_and_its_file_give_the_same(channels: int) -> None:
     values = noise(16, 20, channels)
-    np.testing.assert_array_equal(decode(values, 8, channels), decode(encode(Image.fromarray(values.squeeze())), 8, channels))
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: None])
-def test_what_is_not_a_regular_file_is_unreadable_and_never_waited_for(tmp_path: pathlib.Path, make: Any) -> None:
-    make(tmp_path / "x.png")
-    with pytest.raises(OSError):
-        decode(tmp_path / "x.png", 8, 3)
-    with pytest.raises(UserError) as caught:
-        read_image(tmp_path / "x.png", 8, 3, "image")
-    assert caught.value.field == "image" and "x.png" in str(caught.value)
-
-
-def test_floats_and_bytes_are_each_others_inverse_and_reach_minus_one_and_one() -> None:
-    levels = np.arange(256, dtype=np.uint8)
-    x = to_float(levels)
-    assert x.dtype == np.float32 and x[0] == -1 and x[-1] == 1
-    np.testing.assert_array_equal(to_uint8(x), levels)
-    np.testing.assert_array_equal(to_uint8(np.asarray([-3.0, 3.0])), [0, 255])
-    np.testing.assert_array_equal(read_image(np.full((4, 4, 1), 255, np.uint8), 4, 1, "image"), 1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_array_and_its_file_give_the_same(channels: int) -> None:
-    values = noise(16, 20, channels)
-    np.testing.assert_array_equal(decode(values, 8, channels), decode(encode(Image.fromarray(values.squeeze())), 8, channels))
+    np.testing.assert_array_equal(
+        decode(values, 8, channels), decode(encode(Image.fromarray(values.squeeze())), 8, channels)
+    )
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: None])
@@ -207,12 +184,6 @@ BROKEN = {
     "a cut file": WHOLE[: len(WHOLE) // 2],
     "a cut header": WHOLE[:20],
     "a damaged camera tag": text_where_the_camera_writes_a_number(),
-    "PostScript": encode(plain("RGB", RED), "EPS"),
-    "floats of 0 to 255": encode(Image.fromarray(noise(8, 8).astype(np.float32)), "TIFF"),
-    "floats below black": encode(plain("F", -1.0), "TIFF"),
-    "floats that are not numbers": encode(plain("F", float("nan")), "TIFF"),
-    "8 bits in 32-bit integers": encode(Image.fromarray(noise(8, 8).astype(np.int32)), "TIFF"),
-    "integers beyond 16 bits": encode(plain("I", 70_000), "TIFF"),
     "PostScript": encode(plain("RGB", RED), "EPS"),
     "floats of 0 to 255": encode(Image.fromarray(noise(8, 8).astype(np.float32)), "TIFF"),
     "floats below black": encode(plain("F", -1.0), "TIFF"),

@@ -29,9 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def opened(folder: pathlib.Path, cache: int) -> Dataset:
-    return load(
-        settings.data(name=f"folder:{folder}", image_size=4, device_cache_mib=cache, skip_unreadable=True)
-    )
+    return load(settings.data(name=f"folder:{folder}", image_size=4, device_cache_mib=cache, skip_unreadable=True))
 
 
 @pytest.mark.parametrize("cache", [settings.STREAMED, settings.RESIDENT])
