@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from archirf_jax import processes, registry, tasks
+from archirf_jax import processes, registry
 from archirf_jax.errors import UserError
 from archirf_jax.launch import fields
 from archirf_jax.launch.overrides import load_file
 from archirf_jax.models.dit import MODULATIONS
+from archirf_jax.tasks.building import make_task
 from configs import default
 
 FOLDER = pathlib.Path(default.__file__).parent
@@ -55,7 +56,7 @@ def test_it_loads_locks_builds_and_gives_a_loss(name: str, variant: str) -> None
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
 
-    task = registry.build(tasks, "task", config.task, {"config": config})
+    task = make_task(config, {})
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((2, size, size, config.data.channels), jnp.float32)
     batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
