@@ -192,7 +192,7 @@ def test_a_run_without_finite_losses_stops_and_keeps_the_last_good_checkpoint(
 ) -> None:
     workdir = tmp_path / "run"
     wild = (
-        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.learning_rate=1e18",
         "--config.optimizer.clip_norm=None",
         "--config.checkpoint.every_steps=1",
         "--config.guard.patience=3",
