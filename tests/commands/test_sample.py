@@ -168,7 +168,12 @@ def test_a_field_that_has_no_flag_reaches_the_solver(whole_run: pathlib.Path, tm
     edm = ("--solver=edm", "--grid=karras", "--steps=4", "--labels=0,7", "--per_class=2")
     still, *noisy = (
         arrays(whole_run, tmp_path, *edm, *more)[0]
-        for more in ((), ("--sample.solver.churn=40",), ("--churn=40",), ("--churn=40", "--sample.solver.churn_noise=1.5"))
+        for more in (
+            (),
+            ("--sample.solver.churn=40",),
+            ("--churn=40",),
+            ("--churn=40", "--sample.solver.churn_noise=1.5"),
+        )
     )
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert np.max(np.abs(noisy[0] - still)) > 5 and np.max(np.abs(noisy[0] - noisy[2])) > 5
