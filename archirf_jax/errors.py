@@ -23,7 +23,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, field: str, value: Any = UNSAID, message: str | None = None) -> None:
-        self.field, self.value, self.message = (None, UNSAID, field) if message is None else (field, value, message)
+        self.field: str | None = None if message is None else field
+        self.value, self.message = (UNSAID, field) if message is None else (value, message)
         super().__init__(self.render(self.field))
 
     def render(self, name: str | None) -> str:

@@ -58,6 +58,25 @@ def expand(text: str, field: str) -> pathlib.Path:
     return path
 
 
+def check_output(path: pathlib.Path, field: str, *suffixes: str) -> None:
+    """Make sure, before any work, that a file can be written.
+
+    Raises:
+        UserError: it has another suffix, or cannot be written.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(field, str(path), f"must end in {' or '.join(suffixes)}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        part.touch()
+        part.unlink()
+    except OSError as e:
+        raise UserError(field, str(path), f"cannot be written: {e.strerror or e}") from e
+
+
 def check_run_directory(path: pathlib.Path, field: str) -> None:
     """Refuse a directory in which checkpoints could not be read again.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import types
+from typing import Any
 
 from archirf_jax.launch.cli import Command, command_line
 from archirf_jax.launch.distributed import FLAGS
@@ -48,7 +49,9 @@ def train(args: types.SimpleNamespace, profile: object) -> int:
     from archirf_jax.launch.runs import open_run
 
     dataset = load(args.config.data)
-    options = dict(again=command_line(), change_config=args.change_config, profile=profile)
+    options: dict[str, Any] = dict(
+        again=command_line(), change_config=args.change_config, profile=profile, hard_exit=True
+    )
     if not training.train_run(args.config, dataset, args.workdir, **options):
         return RESUME
     made = [
@@ -70,8 +73,8 @@ def replay(args: types.SimpleNamespace) -> int:
     from archirf_jax.training import replay
 
     run = open_run(args.workdir)
-    conclusion = replay.replay(run.task, run.config, args.workdir, run.frozen)
-    replay.report(args.workdir)
+    conclusion = replay.replay(run.task, args.workdir, run.frozen)
+    replay.log_report(args.workdir)
     logging.info("%s", conclusion)
     return 0
 

@@ -63,20 +63,20 @@ def embed_classes(name: str, directory: str, network: pathlib.Path, out: pathlib
 
     from archirf_jax import data
     from archirf_jax.data import class_embeddings
-    from archirf_jax.files import claim_output
+    from archirf_jax.files import check_output
 
-    with claim_output(out, "class_embeddings", ".npz"):
-        compute, images = _network(network, options)
-        known = images.pop("num_classes", None)
-        reading = {key: options[key] for key in ("split", "label_key", "skip_unreadable")}
-        dataset = data.load(name, dir=directory, **reading, **images)
-        if known not in (None, dataset.num_classes):
-            what = f"is a classifier of {known} classes, but {name!r} has {dataset.num_classes}"
-            raise UserError("features", str(network), what)
-        logging.info("features of %d images, %d at a time", len(dataset), options["batch_size"])
-        batches = class_embeddings.parts(dataset, options["batch_size"])
-        table = class_embeddings.class_means(dataset, batches, compute)
-        class_embeddings.write(table, out)
+    check_output(out, "class_embeddings", ".npz")
+    compute, images = _network(network, options)
+    known = images.pop("num_classes", None)
+    reading = {key: options[key] for key in ("split", "label_key", "skip_unreadable")}
+    dataset = data.load(name, dir=directory, **reading, **images)
+    if known not in (None, dataset.num_classes):
+        what = f"is a classifier of {known} classes, but {name!r} has {dataset.num_classes}"
+        raise UserError("features", str(network), what)
+    logging.info("features of %d images, %d at a time", len(dataset), options["batch_size"])
+    batches = class_embeddings.parts(dataset, options["batch_size"])
+    table = class_embeddings.class_means(dataset, batches, compute)
+    class_embeddings.write(table, out)
     logging.info("(classes, tokens, dim) = %s in %s", table.shape, out)
     logging.info(
         "next: train configs/mmdit_rf.py on it with --config.model.context=class_table "

@@ -15,7 +15,6 @@ from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
 
-SEEDS = dict(kind=int, low=0, high=2**31 - 1)
 COMMAND = Command(
     __doc__,
     *RUN,
@@ -24,7 +23,7 @@ COMMAND = Command(
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz", pathlib.Path, "samples.png"),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
-    Flag("to_seed", "go from the noise of --seed to that of this one", **SEEDS),
+    Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
     Flag("image", "start from this image: a file, or the number of a training image"),
     Flag("image_to", "go from --image to this image"),
     Flag("mask", "fill the white part of this image, or left, right, top, bottom of --image"),

@@ -18,6 +18,7 @@ from archirf_jax.data.dataset import Dataset
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
 from archirf_jax.launch import fields
+from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.runs import GIVEN, Run, open_run
 from archirf_jax.launch.training import train_run
 from archirf_jax.processes.base import Process
@@ -74,7 +75,7 @@ def train(
     Raises:
         UserError: something does not fit.
     """
-    config = fields.defaults()
+    config = defaults()
     name = _name(process)
     with config.unlocked():
         config.update(seed=seed, steps=steps, batch_size=batch_size)

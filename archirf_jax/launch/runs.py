@@ -81,7 +81,8 @@ class Run:
     def _restored(self) -> tuple[int, dict[str, Params]]:
         checkpoints = Checkpoints(self.directory / "checkpoints")
         try:
-            return checkpoints.restore_average(self.shapes, self.at, self.average)
+            shapes = self.shapes or checkpoints.average_shapes(self.at, self.average)
+            return checkpoints.restore_average(shapes, self.at, self.average)
         except UserError as e:
             field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
             raise UserError(field, message=str(e)) from e

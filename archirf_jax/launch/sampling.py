@@ -98,7 +98,8 @@ def sample_images(
     if isinstance(run.task, Diffusion):
         program = _program(run.task, request, _task(guides.weak), _task(guides.classifier))
     else:
-        program = _plain_program(run.task, request)
+        task: Any = run.task
+        program = _plain_program(task, request)
     guiding = {name: getattr(guides, name).params for name in ("weak", "classifier") if getattr(guides, name)}
     total, size = len(keys), batch_size if place is not None else min(batch_size, len(keys))
     arrays = dict(arrays or {})

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax import sharding
+from archirf_jax import registry, sharding
 from archirf_jax.contracts import Batch, Frozen, Task
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
@@ -34,6 +34,7 @@ def train_run(
     change_config: bool = False,
     profile: Profile | None = None,
     model: Any = None,
+    hard_exit: bool = False,
 ) -> bool:
     """Train what a configuration describes, from the newest checkpoint in `workdir` where there is one.
 
@@ -47,6 +48,7 @@ def train_run(
         change_config: go on with a run that began with another configuration.
         profile: which steps to record.
         model: a network in place of the one that the configuration names.
+        hard_exit: a second signal ends the process at once, as a command wants it and a notebook does not.
 
     Returns:
         True at the end, False when a signal stopped the run after a save.
@@ -56,26 +58,25 @@ def train_run(
     """
     resolve(config, dataset.num_classes or 1)
     runs = frozen_runs.named(config, workdir)
-    task = make_task(config, runs, model)
+    with registry.refuse_below(workdir, config.data.dir):
+        task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
     check_step(task, config)
     if change_config:
         like = jax.eval_shape(task.init, jax.random.key(0), _shapes(runs))
         Checkpoints(workdir / "checkpoints").check_fits(like)
     with contextlib.ExitStack() as stack:
-        still_ours = None
+        more: dict[str, Any] = {}
         if jax.process_index() == 0:
             found = identity(dataset, runs)
             held = stack.enter_context(configuration.claimed(config, workdir, change_config, found))
             frozen_runs.keep(runs, workdir)
-            still_ours = held.check
+            more["still_ours"] = held.check
         sharding.agreed(0)  # the other processes wait for the copies
         frozen = {name: run.params for name, run in frozen_runs.named(config, workdir).items()}
         if hasattr(task, "examples"):
             task.examples = examples(dataset, config)
-        return train(
-            task, feed, config, workdir, frozen, again=again, profile=profile, **_optional(still_ours=still_ours)
-        )
+        return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
 
 
 def check_step(task: Task, config: Any) -> None:
@@ -116,7 +117,3 @@ def examples(dataset: Dataset, config: Any) -> Batch:
 
 def _shapes(runs: Any) -> Frozen:
     return {name: run.shapes or run.params for name, run in runs.items()}
-
-
-def _optional(**arguments: Any) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if value is not None}

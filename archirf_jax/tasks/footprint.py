@@ -4,8 +4,7 @@ XLA compiles the step for the CPU of this machine and says what the program need
 with four differences taken care of, each measured beside what XLA says when it compiles for an H100 (docs/plan.md):
 
     bfloat16    a CPU keeps it as float32; float16, which is as large, is what the program is compiled with
-    attention   flash attention keeps no weights between pairs of tokens; nor does `flash_like`, which replaces ours
-                where a GPU has it
+    attention   flash attention keeps no weights between pairs of tokens; nor does `flash_like`, which takes its place
     blocks      a CPU's compiler undoes remat outside a loop, so networks that have `scan` are compiled with it
     many parts  what is cut among more devices than a CPU stands for is extrapolated
 """
@@ -177,28 +176,20 @@ def _as_on(device: Device | None, config: Any) -> Iterator[Any]:
         yield config
         return
     half = config.model.get("dtype") in ("bfloat16", "float16")
-    kept = attention.attend
-    if half and device.platform == "gpu":
-        attention.attend = _as_on_gpu
-    try:
-        yield changed(config, {"model.scan": True} | ({"model.dtype": "float16"} if half else {}))
-    finally:
-        attention.attend = kept
+    seen = changed(config, {"model.scan": True} | ({"model.dtype": "float16"} if half else {}))
+    with attention.using(_as_on_gpu) if half and device.platform == "gpu" else contextlib.nullcontext():
+        yield seen
 
 
-_attend = attention.attend
-
-
-def _as_on_gpu(q: jax.Array, k: jax.Array, v: jax.Array, teller: Any = None) -> jax.Array:
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return _attend(q, k, v, teller)
-    attention.tell(q, k, teller)
+def _as_on_gpu(q: jax.Array, k: jax.Array, v: jax.Array, mask: Any = None, key_lengths: Any = None) -> jax.Array:
+    if mask is not None or key_lengths is not None or not attention.flash_fits(q):
+        return attention.plain(q, k, v, mask, key_lengths)
     return flash_like(q, k, v)
 
 
 @jax.custom_vjp
 def flash_like(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attention.attend` that keeps q, k and v alone and never has the weights of more than one head."""
+    """`attention.plain` that keeps q, k and v alone and never has the weights of more than one head."""
     return _of_heads(jax.lax.map(_of_one_head, _by_heads(q, k, v)))
 
 
@@ -217,7 +208,7 @@ flash_like.defvjp(_forward, _backward)
 
 
 def _of_one_head(qkv: Any) -> jax.Array:
-    return _attend(*(each[:, :, None] for each in qkv))[:, :, 0]
+    return attention.plain(*(each[:, :, None] for each in qkv))[:, :, 0]
 
 
 def _by_heads(*arrays: jax.Array) -> tuple[jax.Array, ...]:

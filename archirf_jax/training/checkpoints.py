@@ -196,6 +196,17 @@ class Checkpoints:
             raise self._unusable()
         return found[0], found[1][item]
 
+    def average_shapes(self, step: int | None = None, name: str = "ema") -> Any:
+        """Shapes of the main network's averaged parameters by module, as the newest checkpoint or that of `step` has them.
+
+        Raises:
+            UserError: there is no checkpoint.
+        """
+        if not self.steps():
+            raise self._unusable()
+        asked = step or self.steps()[0]
+        return items.shapes(self.directory / str(asked) / items.average(self.networks(asked)[0], name))
+
     def read(self, name: str, like: Any, step: int, network: str | None = None) -> Any:
         """The average `name` of the checkpoint of `step`, shaped like `like`; of the main network unless named.
 

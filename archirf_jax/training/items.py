@@ -54,6 +54,13 @@ def networks(names: Iterable[str]) -> list[str]:
     return sorted({name.partition(".")[0] for name in names if "." in name})
 
 
+def shapes(folder: pathlib.Path) -> Any:
+    """Shapes of a saved tree."""
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(folder).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), saved)
+
+
 def differences(folder: pathlib.Path, like: Any) -> str:
     """What a saved tree has otherwise than `like`, in words; "" if nothing."""
     with ocp.StandardCheckpointer() as reader:

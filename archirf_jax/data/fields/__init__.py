@@ -46,6 +46,7 @@ class Field(Protocol):
 
 
 Fields = dict[str, Field]
+FIELD = ("draws", "shapes", "decode", "finish")
 
 
 def make_fields(data: Any) -> Fields:
@@ -65,7 +66,7 @@ def make_fields(data: Any) -> Fields:
         if "name" not in options:
             raise UserError(f"data.fields.{name}.name", message="is missing: which kind of field it is")
         given = {option: value for option, value in options.items() if option != "name"}
-        made[name] = registry.build(room, f"data.fields.{name}.name", options["name"], given)
+        made[name] = registry.build(room, f"data.fields.{name}.name", options["name"], given, kind=FIELD)
     _refuse_doubles(made)
     return made
 
