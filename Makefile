@@ -35,10 +35,10 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found; name one: make demo PYTHON=/path/to/python3.12"; exit 2; }
 	@if command -v uv >/dev/null; then uv venv --quiet --seed --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
 
-$(VENV)/.requirements-dev: requirements-openmoji.txt
+$(VENV)/.requirements-dev: requirements-openmoji.txt requirements-diffrax.txt
 
-$(VENV)/.%: %.txt requirements.txt | $(VENV)/bin/python
-	@echo "installing $<"
-	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python -r $<; \
-	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<; fi
+$(VENV)/.%: requirements.txt %.txt | $(VENV)/bin/python
+	@echo "installing $^"
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python $(addprefix -r ,$^); \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$^); fi
 	@touch $@

@@ -6,51 +6,52 @@ its numbers (lr.json). With --plot_schedule: the learning rate of every step of 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import types
 
-from absl import flags
-from ml_collections import config_flags
-
-from archirf_jax import registry, tasks
-from archirf_jax.data.pipeline import load, make_feed
 from archirf_jax.errors import UserError
-from archirf_jax.launch import cli
-from archirf_jax.launch import config as configuration
-from archirf_jax.tasks.building import resolve_class_embeddings
-from archirf_jax.training import range_test
+from archirf_jax.launch.cli import Command, write_json
+from archirf_jax.launch.flags import CONFIG, JSON, Flag
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True
+COMMAND = Command(
+    __doc__,
+    CONFIG,
+    JSON,
+    Flag("min", "first learning rate", float, 1e-6),
+    Flag("max", "last learning rate", float, 1.0),
+    Flag("steps", "optimizer steps from one to the other", int, 300, low=10, high=100_000),
+    Flag("out", "plot to write, .png; default: lr.png, or schedule.png", pathlib.Path),
+    Flag("plot_schedule", "plot the configured schedule instead; opens no data", bool, False),
 )
-MIN = flags.DEFINE_float("min", 1e-6, "first learning rate")
-MAX = flags.DEFINE_float("max", 1.0, "last learning rate")
-STEPS = flags.DEFINE_integer("steps", 300, "optimizer steps from one to the other", lower_bound=10, upper_bound=100_000)
-OUT = flags.DEFINE_string("out", None, "plot to write, .png; default: lr.png, or schedule.png")
-PLOT_SCHEDULE = flags.DEFINE_bool("plot_schedule", False, "plot the configured schedule instead; opens no data")
-flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
+def main(args: types.SimpleNamespace) -> None:
     """Check, then train while the rate grows, or draw the schedule."""
-    del argv
-    config = CONFIG.value
-    out = pathlib.Path(OUT.value or ("schedule.png" if PLOT_SCHEDULE.value else "lr.png")).expanduser()
+    from archirf_jax.data.feeds import make_feed
+    from archirf_jax.data.pipeline import load
+    from archirf_jax.launch import fields, runs
+    from archirf_jax.tasks.building import make_task, resolve
+    from archirf_jax.training import range_test
+
+    out = args.out or pathlib.Path("schedule.png" if args.plot_schedule else "lr.png")
     if out.suffix != ".png":
-        raise UserError(f"--out: {str(out)!r} must end in .png")
-    configuration.check(config)
-    if PLOT_SCHEDULE.value:
-        range_test.draw_schedule(config, out)
+        raise UserError("out", str(out), "must end in .png")
+    fields.check(args.config)
+    if args.plot_schedule:
+        range_test.draw_schedule(args.config, out)
         return
-    range_test.check(MIN.value, MAX.value)
-    config = range_test.prepare(config, STEPS.value)
+    range_test.check(args.min, args.max)
+    config = range_test.prepare(args.config, args.min, args.max, args.steps)
     dataset = load(config.data)
-    configuration.resolve_classes(config, len(dataset.source.class_names))
-    resolve_class_embeddings(config)
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    feed = make_feed(dataset, config)
-    found = range_test.sweep(task, feed, config, MIN.value, MAX.value, STEPS.value)
-    range_test.conclude(found, out)
+    resolve(config, dataset.num_classes or 1)
+    frozen_runs = runs.named(config, pathlib.Path())
+    frozen = {name: run.params for name, run in frozen_runs.items()}
+    found = range_test.sweep(make_task(config, frozen_runs), make_feed(dataset, config), config, frozen)
+    suggestion = range_test.conclude(found, out)
+    if args.json:
+        write_json(dataclasses.asdict(suggestion))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    COMMAND.run(main)

@@ -5,43 +5,46 @@ What a training needs: arithmetic, memory of each device, time, and what makes i
 
 from __future__ import annotations
 
-from absl import flags, logging
-from ml_collections import config_flags
+import dataclasses
+import pathlib
+import types
 
-from archirf_jax.launch import cli
-from archirf_jax.launch import config as configuration
-from archirf_jax.tasks import footprint, planning
-from archirf_jax.tasks.building import resolve_class_embeddings
-from archirf_jax.training import devices
+from archirf_jax.launch.cli import Command, write_json
+from archirf_jax.launch.flags import CONFIG, JSON, Flag
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True
+COMMAND = Command(
+    __doc__,
+    CONFIG,
+    JSON,
+    Flag("device", "h100, h200, a100-80, rtx4090, tpu-v5e, ...", required=True, example="rtx4090"),
+    Flag("devices", "how many of them", int, 1, low=1),
+    Flag("utilisation", "share of their peak that they reach", float, 0.4, low=0.001, high=1),
+    Flag("num_classes", "classes, where config.data.num_classes is None", int, 1000, low=1, high=10_000_000),
+    device=False,
 )
-DEVICE = flags.DEFINE_string("device", None, "h100, h200, a100-80, rtx4090, tpu-v5e, ...", required=True)
-DEVICES = flags.DEFINE_integer("devices", 1, "how many of them", lower_bound=1)
-UTILISATION = flags.DEFINE_float(
-    "utilisation", 0.4, "share of their peak that they reach", lower_bound=0.001, upper_bound=1
-)
-NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", 1000, "classes of the data, where config.data.num_classes is 0", lower_bound=1
-)
-flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
-    """Check, plan, say."""
-    del argv
-    config, device = CONFIG.value, devices.find(DEVICE.value)
-    configuration.check(config)
+def main(args: types.SimpleNamespace) -> None:
+    """Check, plan, report."""
+    from absl import logging
+
+    from archirf_jax.launch import fields, runs
+    from archirf_jax.tasks import footprint, planning
+    from archirf_jax.tasks.building import resolve
+    from archirf_jax.training import devices
+
+    config, device = args.config, devices.find(args.device)
+    fields.check(config)
     footprint.simulate()
-    if not config.data.num_classes:
-        config.data.num_classes = NUM_CLASSES.value
-        logging.info("taking %d classes, as --num_classes says", NUM_CLASSES.value)
-    resolve_class_embeddings(config)
-    plan = planning.make(config, device, DEVICES.value)
-    for line in planning.lines(plan, UTILISATION.value):
+    if config.data.num_classes is None:
+        logging.info("taking %d classes, as --num_classes says", args.num_classes)
+    resolve(config, config.data.num_classes or args.num_classes)
+    plan = planning.make(config, device, args.devices, runs.named(config, pathlib.Path()))
+    for line in planning.lines(plan, args.utilisation):
         logging.info("%s", line)
+    if args.json:
+        write_json(dataclasses.asdict(plan) | {"fits": plan.fits(plan.tried[-1][1])})
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    COMMAND.run(main)

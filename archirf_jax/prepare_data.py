@@ -13,32 +13,40 @@ from __future__ import annotations
 
 import pathlib
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags, logging
-
-from archirf_jax.data import class_embeddings
-from archirf_jax.data.pipeline import Dataset, load
-from archirf_jax.data.preparation import prepare
 from archirf_jax.errors import UserError
-from archirf_jax.launch import cli, features
+from archirf_jax.launch.cli import Command
+from archirf_jax.launch.flags import Flag
 
-NAME = flags.DEFINE_string("name", None, "TFDS name, such as digits, cifar10 or imagenet_resized/64x64", required=True)
-DIR = flags.DEFINE_string("dir", "data", "folder for prepared data sets")
-OUT = flags.DEFINE_string("class_embeddings", None, ".npz file to write: mean features of each class")
-FEATURES = flags.DEFINE_string("features", None, "run of a classifier, or a Python file that defines features(images)")
-OPTIONS = {
-    "image_size": flags.DEFINE_integer("image_size", None, "side of the images for a Python file", lower_bound=1),
-    "channels": flags.DEFINE_integer("channels", None, "of the images for a Python file: 1 or 3; default 3"),
-    "batch_size": flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound=1),
-    "split": flags.DEFINE_string("split", "train", "split whose images are averaged, or a part such as train[:80%]"),
-    "label_key": flags.DEFINE_string("label_key", "label", "feature that holds the class"),
-    "skip_unreadable": flags.DEFINE_bool("skip_unreadable", False, "leave unreadable images of a folder out"),
-}
-RESIDENT_MIB = 2048  # sets whose images take more are decoded batch by batch
+if TYPE_CHECKING:
+    from archirf_jax.data.class_embeddings import Features
+
+OPTIONS = (
+    Flag("image_size", "side of the images for a Python file", int, low=1, high=16_384, field="data.image_size"),
+    Flag("channels", "of the images for a Python file: 1 or 3; default 3", int, field="data.channels"),
+    Flag("batch_size", "images at a time", int, 128, low=1),
+    Flag("split", "split whose images are averaged, or a part such as train[:80%]", str, "train", field="data.split"),
+    Flag("label_key", "feature that holds the class", str, "label", field="data.label_key"),
+    Flag("skip_unreadable", "leave unreadable images of a folder out", bool, False, field="data.skip_unreadable"),
+)
+COMMAND = Command(
+    __doc__,
+    Flag(
+        *("name", "TFDS name, such as digits, cifar10 or imagenet_resized/64x64"),
+        required=True,
+        example="digits",
+        field="data.name",
+    ),
+    Flag("dir", "folder for prepared data sets", pathlib.Path, "data", field="data.dir"),
+    Flag("class_embeddings", ".npz file to write: mean features of each class", pathlib.Path),
+    Flag("features", "run of a classifier, or a Python file that defines features(images)", pathlib.Path),
+    *OPTIONS,
+    device=False,
+)
 
 
-def embed_classes(name: str, directory: str, network: str, out: pathlib.Path, **options: Any) -> None:
+def embed_classes(name: str, directory: str, network: pathlib.Path, out: pathlib.Path, **options: Any) -> None:
     """Write the mean features of each class of a set, which is prepared first if it is not.
 
     Args:
@@ -46,100 +54,83 @@ def embed_classes(name: str, directory: str, network: str, out: pathlib.Path, **
         directory: where prepared sets lie.
         network: run directory of a classifier, or a Python file.
         out: .npz file.
-        options: those of `OPTIONS`.
+        options: those of OPTIONS.
 
     Raises:
         UserError: no such set, network or file, or they do not fit.
     """
-    _claim(out)
-    try:
-        compute, images = _network(pathlib.Path(network).expanduser(), options)
-        if not name.startswith("folder:"):
-            prepare(name, directory)
-        dataset = _open(types.SimpleNamespace(name=name, dir=directory, resident_mib=RESIDENT_MIB, **options | images))
-        _check_classes(dataset, name, images.get("num_classes"))
-        size = options["batch_size"]
-        logging.info("features of %d images, %d at a time", len(dataset.readable), size)
-        batches = class_embeddings.parts(dataset, images["image_size"], images["channels"], size)
+    from absl import logging
+
+    from archirf_jax import data
+    from archirf_jax.data import class_embeddings
+    from archirf_jax.files import claim_output
+
+    with claim_output(out, "class_embeddings", ".npz"):
+        compute, images = _network(network, options)
+        known = images.pop("num_classes", None)
+        reading = {key: options[key] for key in ("split", "label_key", "skip_unreadable")}
+        dataset = data.load(name, dir=directory, **reading, **images)
+        if known not in (None, dataset.num_classes):
+            what = f"is a classifier of {known} classes, but {name!r} has {dataset.num_classes}"
+            raise UserError("features", str(network), what)
+        logging.info("features of %d images, %d at a time", len(dataset), options["batch_size"])
+        batches = class_embeddings.parts(dataset, options["batch_size"])
         table = class_embeddings.class_means(dataset, batches, compute)
         class_embeddings.write(table, out)
-    finally:
-        _part(out).unlink(missing_ok=True)
     logging.info("(classes, tokens, dim) = %s in %s", table.shape, out)
     logging.info(
         "next: train configs/mmdit_rf.py on it with --config.model.context=class_table "
-        "--config.model.class_embeddings=%s --config.model.class_tokens=0",
+        "--config.model.class_embeddings=%s --config.model.class_tokens=None",
         out,
     )
 
 
-def _part(out: pathlib.Path) -> pathlib.Path:
-    return out.with_name(f"{out.name}.part")
-
-
-def _claim(out: pathlib.Path) -> None:
-    """Raise a UserError before the work begins if the file cannot be written after it."""
-    if out.suffix != ".npz":
-        raise UserError(f"--class_embeddings: {str(out)!r} must end in .npz")
-    try:
-        if out.is_dir():
-            raise IsADirectoryError("it is a directory")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _part(out).touch()
-    except OSError as e:
-        raise UserError(f"--class_embeddings: {str(out)!r} cannot be written: {e.strerror or e}") from e
-
-
-def _network(path: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddings.Features, dict[str, Any]]:
+def _network(path: pathlib.Path, options: dict[str, Any]) -> tuple[Features, dict[str, Any]]:
     """(features, what images they take: image_size, channels and, where it is known, num_classes)."""
+    from archirf_jax.launch import features
+
     if path.is_dir():
         return _of_run(path, options)
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--features: {str(path)!r} is neither the run of a classifier nor a Python file")
+        raise UserError("features", str(path), "is neither the run of a classifier nor a Python file")
     if options["image_size"] is None:
-        raise UserError("--image_size: is missing; a Python file does not say the size of the images that it takes")
+        what = "is missing; a Python file does not say the size of the images that it takes"
+        raise UserError("data.image_size", message=what)
     return features.of_file(path), {"image_size": options["image_size"], "channels": options["channels"] or 3}
 
 
-def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[class_embeddings.Features, dict[str, Any]]:
+def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[Features, dict[str, Any]]:
     import jax
+    from absl import logging
 
-    task, step, params, config = features.of_run(workdir)
-    images = {name: config.data[name] for name in ("image_size", "channels", "num_classes")}
+    from archirf_jax.launch import features
+
+    run = features.of_run(workdir)
+    images = {name: run.config.data[name] for name in ("image_size", "channels", "num_classes")}
     for name in ("image_size", "channels"):
         if options[name] not in (None, images[name]):
-            raise UserError(f"--{name}: {options[name]}, but {str(workdir)!r} takes {images[name]}; leave it out")
-    logging.info("features of the classifier in %s at step %d", workdir, step)
+            raise UserError(f"data.{name}", options[name], f"is not the {images[name]} that {str(workdir)!r} takes")
+    logging.info("features of the classifier in %s at step %d", workdir, run.step)
+    task: Any = run.task
     compute = jax.jit(task.features)
-    return lambda x: compute(params, x), images
+    return lambda x: compute(run.params, x), images
 
 
-def _open(data: Any) -> Dataset:
-    try:
-        return load(data)
-    except UserError as e:  # here the fields of config.data are flags
-        raise UserError(str(e).replace("--config.data.", "--").replace("config.data.", "--")) from e
+def main(args: types.SimpleNamespace) -> None:
+    """Prepare a set, or average features over its classes."""
+    from archirf_jax.data.preparation import prepare
 
-
-def _check_classes(dataset: Dataset, name: str, expected: int | None) -> None:
-    found = len(dataset.source.class_names)
-    if expected not in (None, found):
-        raise UserError(f"--features: a classifier of {expected} classes, but {name!r} has {found}")
-
-
-def main(argv: list[str]) -> None:
-    """Flags only."""
-    del argv
-    options = {option: flag.value for option, flag in OPTIONS.items()}
-    if OUT.value is None:
-        given = [name for name, flag in {"features": FEATURES, **OPTIONS}.items() if flag.present]
-        if given:
-            raise UserError(f"--{given[0]}: belongs to --class_embeddings, the file to write; add that")
-        return prepare(NAME.value, DIR.value)
-    if FEATURES.value is None:
-        raise UserError("--features: is missing; give the run of a classifier or a Python file with features(images)")
-    embed_classes(NAME.value, DIR.value, FEATURES.value, pathlib.Path(OUT.value).expanduser(), **options)
+    if args.class_embeddings is None:
+        for flag in ("features", *(option.name for option in OPTIONS)):
+            if flag in args.given:
+                raise UserError(f"--{flag}: belongs to --class_embeddings, the file to write; add that")
+        return prepare(args.name, str(args.dir))
+    if args.features is None:
+        what = "is missing; give the run of a classifier or a Python file with features(images)"
+        raise UserError("features", message=what)
+    options = {option.name: getattr(args, option.name) for option in OPTIONS}
+    embed_classes(args.name, str(args.dir), args.features, args.class_embeddings, **options)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    COMMAND.run(main)

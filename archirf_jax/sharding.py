@@ -23,21 +23,19 @@ SMALL = 2**14  # leaves of fewer numbers lie whole everywhere: fetching them wou
 STACKED = "blocks_"  # begins the names of stacked layers, whose first axis a loop runs over
 
 
-def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `data` x `fsdp` devices; data = 0 takes as many as there are.
+def make_mesh(data: int | None = None, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `data` x `fsdp` devices; data = None takes as many as there are.
 
     Raises:
         UserError: the devices do not divide so, or are too few.
     """
     devices = jax.devices() if devices is None else devices
-    if data == 0 and len(devices) % fsdp:
-        raise UserError(f"config.mesh.fsdp: {fsdp} does not divide the {len(devices)} devices")
-    data = data or len(devices) // fsdp
+    if data is None and len(devices) % fsdp:
+        raise UserError("mesh.fsdp", fsdp, f"does not divide the {len(devices)} devices")
+    data = len(devices) // fsdp if data is None else data
     if data * fsdp > len(devices) or (jax.process_count() > 1 and data * fsdp != len(devices)):
-        raise UserError(
-            f"config.mesh.data: data x fsdp = {data} x {fsdp} = {data * fsdp} of {len(devices)} devices; "
-            "take 0 for as many as there are"
-        )
+        wanted = f"data x fsdp = {data} x {fsdp} = {data * fsdp}"
+        raise UserError("mesh.data", data, f"{wanted} of {len(devices)} devices; None takes as many as there are")
     return Mesh(np.asarray(devices[: data * fsdp]).reshape(data, fsdp), AXES)
 
 
@@ -45,10 +43,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
     """Raise a UserError unless a step's batch divides into parts, and each part among the devices."""
     parts = mesh.size * accumulation
     if batch_size % parts:
-        raise UserError(
-            f"config.batch_size: {batch_size} is no multiple of devices x accumulation = {mesh.size} x {accumulation}"
-            f" = {parts}; take {max(1, round(batch_size / parts)) * parts}"
-        )
+        factors = f"devices x accumulation = {mesh.size} x {accumulation} = {parts}"
+        near = max(1, round(batch_size / parts)) * parts
+        raise UserError("batch_size", batch_size, f"is not a multiple of {factors}; take {near}")
 
 
 def spec(path: Any, shape: Sequence[int], fsdp: int) -> PartitionSpec:
@@ -69,7 +66,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of arrays whose first axis are the images of a batch."""
+    """The sharding of arrays whose first axis are the examples of a batch."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -84,7 +81,7 @@ def from_config(config: Any) -> Mesh:
 
 
 def shaped(like: Any, mesh: Mesh) -> Any:
-    """The shapes of parameters, averages or optimizer state, with the places where they belong."""
+    """The shapes of parameters, averages or optimizer state, with their shardings."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, place(like, mesh)
     )
@@ -105,7 +102,7 @@ def agreed(number: int) -> int:
 
 
 def anywhere(here: bool) -> bool:
-    """Whether it is so in any process; all must ask."""
+    """Whether it is true in any process; all must ask."""
     if jax.process_count() == 1:
         return here
     return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))

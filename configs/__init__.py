@@ -1,1 +1,1 @@
-"""Configurations: each file has get_config(variant); `default` documents every field."""
+"""Configurations: each file can be read alone and has get_config(variant); `default` documents every field."""

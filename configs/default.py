@@ -1,45 +1,107 @@
-"""Every field of a configuration, its unit and its default. A configuration starts from here and sets what differs."""
+"""Every field of a configuration, its unit and its default; and what all configurations say alike of a data set.
+
+A configuration starts from `get_config` and sets what differs. In the groups model, process, objective, first_stage,
+conditioners, frozen, networks, data.fields, sample.solver, sample.grid and sample.guidance the command line may add
+fields that are not listed: those of the chosen file. A name with dots is a module of your own. None means "not".
+"""
+
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
+# Data, length and periods of a training on each data set.
+DATA = {
+    "digits": {"steps": 2000, "checkpoint.every_steps": 500, "sample.every_steps": 200},
+    "mnist": {"data.name": "mnist", "data.image_size": 28, "steps": 20_000},
+    "cifar10": {
+        "data.name": "cifar10",
+        "data.image_size": 32,
+        "data.channels": 3,
+        "data.flip": True,
+        "steps": 200_000,
+        "batch_size": 256,
+        "checkpoint.every_steps": 5000,
+        "sample.every_steps": 5000,
+    },
+    "openmoji": {
+        "data.name": "openmoji",
+        "data.image_size": 64,
+        "data.channels": 3,
+        "steps": 50_000,
+        "checkpoint.every_steps": 2500,
+        "sample.every_steps": 2000,
+    },
+    "imagenet64": {
+        "data.name": "imagenet_resized/64x64",
+        "data.image_size": 64,
+        "data.channels": 3,
+        "data.flip": True,
+        "steps": 400_000,
+        "batch_size": 256,
+        "checkpoint.every_steps": 5000,
+        "sample.every_steps": 10_000,
+    },
+}
 
-def get_config() -> ConfigDict:
-    """The defaults, locked: a name that is not listed here is an error. `model` is filled by each configuration."""
+
+def choose(variant: str, variants: Iterable[str]) -> str:
+    """The variant.
+
+    Raises:
+        ValueError: it is not one of the variants; lists them.
+    """
+    if variant not in variants:
+        raise ValueError(f"there is no variant {variant!r}; choose one of {', '.join(variants)}")
+    return variant
+
+
+def get_config(data_set: str = "") -> ConfigDict:
+    """The defaults, with the fields of one of the sets of DATA; locked: a name that is not listed is an error."""
     config = ConfigDict()
     config.task = "diffusion"  # what is trained: a file of archirf_jax/tasks
     config.seed = 0  # of parameters, order of examples, noise
     config.steps = 10_000  # optimizer steps
-    config.batch_size = 128  # images a step
-    config.accumulation = 1  # parts that a batch is computed in, one after the other, to save memory
-    config.steps_per_dispatch = 50  # most steps the device runs between two words from the host
+    config.batch_size = 128  # examples a step, on all devices together
+    config.accumulation = 1  # parts in which a batch is computed, one after the other, to save memory
+    config.steps_per_dispatch = 50  # most steps that the device runs before the host looks again
 
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH
     data.dir = "data"  # folder of prepared TFDS sets
     data.split = "train"  # TFDS split or part of one, such as train[:80%]
-    data.label_key = "label"  # TFDS feature with the class; "" = no labels, one class
+    data.label_key = "label"  # TFDS feature with the class; None = no labels, one class
     data.image_size = 8  # pixels a side after crop and resize
     data.channels = 1  # 1 grey, 3 RGB
-    data.num_classes = 0  # 0 = as many as the set has; the run's saved configuration holds the number
+    data.num_classes = None  # None = as many as the set has; the run's saved configuration holds the number
     data.flip = False  # mirror images at random
-    data.resident_mib = 2048  # sets whose decoded images take at most this many MiB lie on the device
+    data.device_cache_mib = 2048  # MiB; sets whose decoded images take at most this much lie on the device
     data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing
+    data.fields = ConfigDict()  # further fields of a batch by name, such as {"caption": {"name": "my_lab.captions"}}
 
-    config.model = ConfigDict()
-    config.model.name = "dit"  # a file of archirf_jax/models; the other fields are its attributes
+    config.first_stage = ConfigDict({"name": "image"})  # what is diffused: a file of archirf_jax/first_stages
+    config.conditioners = ConfigDict({"label": {"name": "label"}})  # files of archirf_jax/conditioners; all are merged
+    config.frozen = ConfigDict()  # name -> directory of a run that the task needs and never changes
+
+    config.model = ConfigDict({"name": "dit"})  # a file of archirf_jax/models, and its attributes
 
     config.process = process = ConfigDict()
-    process.name = "rectified_flow"  # a file of archirf_jax/processes; the other fields are its attributes
-    process.path = "linear"  # from image to noise: linear (rectified flow), vp or gvp
-    process.prediction = "velocity"  # what the network learns: velocity, x0, eps or v
-    process.time_distribution = "logit_normal"  # training times: uniform, logit_normal, mode or cosmap
-    process.logit_mean = 0.0  # mean of logit(t), for logit_normal
-    process.logit_std = 1.0  # standard deviation of logit(t)
-    process.mode_scale = 1.29  # weight of the middle, for mode
-    process.shift = 1.0  # SD3's timestep shift of the training times; 1 = none
-    process.weigh_as = ""  # weigh losses as if times came from this distribution; "" = no weights
-    process.time_scale = 1000.0  # the network is told time_scale * t
-    process.condition_dropout = 0.1  # share of images trained without label
+    process.name = "rectified_flow"  # a file of archirf_jax/processes, and its attributes
+    process.path = "linear"  # from data to noise: linear (rectified flow), vp or gvp
+    process.prediction = "velocity"  # what the network predicts: velocity, x0, eps or v
+    process.time_scale = 1000.0  # the network is conditioned on time_scale * t
+
+    config.objective = objective = ConfigDict()
+    objective.name = "regression"  # a file of archirf_jax/objectives, and its attributes
+    objective.time_distribution = (
+        "logit_normal"  # training times: uniform, logit_normal, mode, cosmap; log_normal, steps
+    )
+    objective.logit_mean = 0.0  # mean of logit(t), for logit_normal
+    objective.logit_std = 1.0  # standard deviation of logit(t), for logit_normal
+    objective.mode_scale = 1.29  # weight of the middle, for mode
+    objective.shift = 1.0  # SD3's timestep shift of the training times; 1 = none
+    objective.loss_weighting = None  # weigh losses as if times came from this distribution
+    objective.loss_space = None  # the loss compares x0, eps, v or velocity; None = what the network predicts
+    objective.condition_dropout = 0.1  # share of examples trained without condition; {"a,b": 0.1, "c": 0.2} = by key
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, adam, lion, muon (of hidden matrices, AdamW of the rest) or schedule_free_adamw
@@ -50,8 +112,8 @@ def get_config() -> ConfigDict:
     optimizer.moment_dtype = "float32"  # of the first moment: float32 or bfloat16
     optimizer.muon_momentum = 0.95  # decay of muon's moment
     optimizer.weight_decay = 0.0  # of the parameters that the next field names
-    optimizer.decayed = "(.*/)?kernel"  # regular expression of whole names, such as block_0/mlp/hidden/kernel
-    optimizer.clip_norm = 1.0  # longest gradient; 0 = no clipping
+    optimizer.weight_decay_mask = "(.*/)?kernel"  # regular expression of whole names, such as block_0/mlp/hidden/kernel
+    optimizer.clip_norm = 1.0  # largest norm of the gradient; None = no clipping
 
     config.schedule = schedule = ConfigDict()
     schedule.name = "constant"  # after the warm-up: constant, cosine or linear down to 0 at the end, or inverse_sqrt
@@ -61,45 +123,44 @@ def get_config() -> ConfigDict:
     config.ema = ema = ConfigDict()
     ema.decay = 0.9999  # of the parameters' moving average, which samples are drawn with
     ema.more_decays = ()  # of further averages, for `sample --ema`
-    ema.stds = ()  # widths of power-function averages (EDM2), such as (0.05, 0.1), for `posthoc_ema`
+    ema.sigma_rel = ()  # relative widths of power-function averages (EDM2), such as (0.05, 0.1), for `posthoc_ema`
     ema.snapshot_steps = 1000  # steps between two snapshots of those
 
     config.guard = guard = ConfigDict()
     guard.patience = 10  # updates in a row that may be skipped, because loss or gradient are not finite, before a stop
-    guard.jump = 0.0  # stop at a loss this many standard deviations above its running mean; 0 = never
+    guard.jump = None  # stop at a loss this many standard deviations above its running mean; None = never
+
+    config.networks = ConfigDict()  # network's name -> {"optimizer": {...}, "schedule": ..., "ema": ..., "guard": ...}
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = 0  # devices among which batches are cut; 0 = all that fsdp leaves
-    mesh.fsdp = 1  # devices among which batches and parameters are cut
+    mesh.data = None  # devices among which batches are divided; None = all that fsdp leaves
+    mesh.fsdp = 1  # devices among which batches and parameters are divided
 
     config.log = ConfigDict()
     config.log.every_steps = 100  # steps between two rows of metrics, which are means over them
-    config.log.tensorboard = True  # TensorBoard events beside metrics.jsonl
+    config.log.tensorboard = True  # write TensorBoard events as well as metrics.jsonl
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 1000  # steps between two checkpoints
     checkpoint.keep = 3  # newest ones
-    checkpoint.keep_best = 0  # and those with the lowest `best_metric`
+    checkpoint.keep_best = 0  # and as many with the lowest `best_metric`
     checkpoint.best_metric = "loss"  # a name in metrics.jsonl
-    checkpoint.keep_every = 0  # and those of every multiple of so many steps; 0 = none
+    checkpoint.keep_every = None  # and those of every multiple of so many steps
     checkpoint.required = True  # stop when one cannot be written, instead of training on
 
     config.sample = sample = ConfigDict()
     sample.every_steps = 1000  # steps between two sample grids
-    sample.solver = "dpmpp_2m"  # a file of archirf_jax/samplers/solvers
-    sample.steps = 20  # solver steps
-    sample.grid = "uniform"  # times they visit: a name or respacing in archirf_jax/samplers/grids.py
-    sample.shift = 1.0  # SD3's timestep shift, for the grid shifted; 1 = none
-    sample.eta = -1.0  # noise of ddim (0 to 1) and euler_maruyama; below 0 = the solver's own
-    sample.churn = 0.0  # noise of edm; 0 = none
-    sample.guidance = "classifier_free"  # or adaptive_projected
-    sample.guidance_scale = 1.5  # 1 = off
-    sample.guidance_interval = (0.0, 1.0)  # times in which classifier_free acts
-    sample.guidance_rescale = 0.0  # 0 to 1: pulls the contrast of classifier_free back
-    sample.guidance_parallel = 0.0  # adaptive_projected: share of the part along the image
-    sample.guidance_longest = 0.0  # adaptive_projected: length the difference is cut to; 0 = never
-    sample.guidance_momentum = 0.0  # adaptive_projected: weight of earlier differences
-    sample.threshold = "none"  # predicted images: none, static (cut to [-1, 1]) or dynamic (Imagen)
     sample.classes = 10  # rows of a grid, at most
     sample.per_class = 8  # columns of a grid
+    sample.steps = 20  # solver steps
+    sample.solver = ConfigDict({"name": "dpmpp_2m"})  # a file of archirf_jax/samplers/solvers, and its attributes
+    sample.grid = ConfigDict({"name": "uniform"})  # times that are visited: see docs/samplers.md
+    sample.guidance = guidance = ConfigDict()
+    guidance.name = "classifier_free"  # or adaptive_projected, autoguidance
+    guidance.scale = 1.5  # 1 = off
+    guidance.interval = None  # two times between which guidance acts, such as (0.2, 0.8); None = always
+    sample.threshold = None  # of predicted images: static (cut to [-1, 1]) or dynamic (Imagen)
+
+    if data_set:
+        config.update_from_flattened_dict(DATA[data_set])
     return config.lock()

@@ -1,1 +1,6 @@
-"""Data: sources, order, decoding, feeds, and this project's TFDS builders."""
+"""Data: sources of examples, the fields that a batch holds of them, their order, and feeds for training."""
+
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.library import folder, from_arrays, load
+
+__all__ = ["Dataset", "folder", "from_arrays", "load"]

@@ -1,4 +1,4 @@
-"""One image: bytes or file -> a square uint8 array of the wanted size and channels."""
+"""One image: bytes, a file or an array -> a square uint8 array of the wanted size and channels; uint8 <-> float."""
 
 from __future__ import annotations
 
@@ -12,62 +12,92 @@ from PIL import Image, ImageOps
 
 from archirf_jax.errors import UserError
 
+RawImage = bytes | pathlib.Path | np.ndarray  # an encoded image, its file, or (H, W, C) uint8
 MODES = {1: "L", 3: "RGB"}
+# Raster formats alone: Pillow hands PostScript to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow raises, by format and by place of the damage.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
+HALF_A_LEVEL = 0.5 / 255
 
 
-def decode(image: bytes | pathlib.Path, size: int, channels: int) -> np.ndarray:
-    """A picture of any size and mode as uint8 (size, size, channels).
+def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
+    """An image of any size and mode as uint8 (size, size, channels).
 
     Camera orientation is applied, transparency is laid on white, the largest centred square is cut out and resized
-    with an antialiasing (Lanczos) filter; a picture that already has the size keeps its exact values.
+    with an antialiasing (Lanczos) filter; an image that already has the size keeps its exact values.
 
     Args:
-        image: encoded bytes or a path.
+        image: encoded bytes, a path, or an array (H, W, 1 or 3) uint8.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
 
     Raises:
         OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError: what Pillow says of
-            an unreadable file.
+            an unreadable file; also not a regular file, not a raster format, or levels out of range.
     """
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        picture = ImageOps.exif_transpose(opened)
-    picture = _on_white(_eight_bits(picture)).convert(MODES[channels])
-    side = min(picture.size)
-    if picture.size != (side, side):
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
+    pil_image = _on_white(_eight_bits(_opened(image))).convert(MODES[channels])
+    side = min(pil_image.size)
+    if pil_image.size != (side, side):
+        left, top = (pil_image.width - side) // 2, (pil_image.height - side) // 2
+        pil_image = pil_image.crop((left, top, left + side, top + side))
     if side != size:
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(size, size, channels)
+        pil_image = pil_image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(pil_image).reshape(size, size, channels)
 
 
-def read_image(image: bytes | pathlib.Path, size: int, channels: int, flag: str) -> np.ndarray:
-    """`decode` as float32 in [-1, 1], for a picture that a person named by a flag.
+def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndarray:
+    """`decode` as float32 in [-1, 1], for an image that a person named.
 
     Raises:
-        UserError: no such file, or not readable.
+        UserError: about `field`: no such file, or not readable.
     """
     try:
-        return decode(image, size, channels).astype(np.float32) / 127.5 - 1
+        return to_float(decode(image, size, channels))
     except UNREADABLE as e:
-        name = "the training image" if isinstance(image, bytes) else repr(str(image))
-        raise UserError(f"--{flag}: {name} is no readable picture: {' '.join(str(e).split())}") from e
+        name = f"{str(image)!r} " if isinstance(image, pathlib.Path) else ""
+        raise UserError(field, message=f"{name}is not a readable image: {' '.join(str(e).split())}") from e
 
 
-def _eight_bits(picture: Any) -> Any:
+def to_float(images: Any) -> Any:
+    """uint8 0..255 -> float32 [-1, 1], of numpy or JAX arrays alike."""
+    # In this order -1 and 1 come out exactly, also where XLA multiplies by the reciprocal.
+    return (images.astype(np.float32) - 127.5) / 127.5
+
+
+def to_uint8(images: Any) -> np.ndarray:
+    """Images around [-1, 1] -> uint8, rounded and cut to 0..255."""
+    return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def _opened(image: RawImage) -> Any:
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if isinstance(image, pathlib.Path) and not image.is_file():
+        raise OSError("it is not a regular file" if image.exists() else "there is no such file")
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
+def _eight_bits(pil_image: Any) -> Any:
     """16-bit and 32-bit greys as 8-bit grey; Pillow's own conversion would clip them."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    values = np.asarray(picture, np.float64)
-    top = 65535.0 if picture.mode.startswith("I") else 1.0
+    if not pil_image.mode.startswith(("I", "F")):
+        return pil_image
+    values = np.asarray(pil_image, np.float64)
+    top = 65535.0 if pil_image.mode.startswith("I") else 1.0
+    least, most = values.min() / top, values.max() / top
+    # 32-bit integers are often 8-bit levels in a larger type, which would all become black.
+    too_dark = pil_image.mode == "I" and 0 < most < 256 / top
+    if not (-HALF_A_LEVEL <= least and most <= 1 + HALF_A_LEVEL) or too_dark:
+        raise ValueError(
+            f"its levels lie between {values.min():g} and {values.max():g}, where 0 is black and {top:g} is white; "
+            "convert it to 8 bits"
+        )
     return Image.fromarray(np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
 
 
-def _on_white(picture: Any) -> Any:
-    if "transparency" not in picture.info and "A" not in picture.getbands():
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+def _on_white(pil_image: Any) -> Any:
+    if "transparency" not in pil_image.info and "A" not in pil_image.getbands():
+        return pil_image
+    pil_image = pil_image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pil_image.size, "white"), pil_image)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from absl import logging
 
-from archirf_jax.data.sources import load_builder
+from archirf_jax.data.sources import FOLDER, expand
+from archirf_jax.data.tfds_source import how_to_prepare, load_builder, one_line, read_first
 from archirf_jax.errors import UserError
 
 
@@ -15,31 +15,48 @@ def prepare(name: str, directory: str) -> None:
     """Write the set `name` under `directory`; a set already there is left as it is.
 
     Raises:
-        UserError: unknown name, a package or files needed and absent, or the download failed.
+        UserError: unknown name, a package or files needed and absent, the download failed, or what is there is damaged.
     """
-    if name.startswith("folder:"):
-        raise UserError(f"--name: {name!r} needs no preparation; train with --config.data.name={name}")
-    builder = load_builder(name, os.path.expanduser(directory), "--name")
+    if name.startswith(FOLDER):
+        raise UserError("data.name", name, "is a folder of images and needs no preparation; train on it as it is")
+    folder = str(expand(directory, "data.dir"))
+    builder = load_builder(name, folder)
     try:
         builder.download_and_prepare()
     except _expected_errors() as e:
         reason = _reason(e, builder)
         if reason is None:
             raise
-        raise UserError(f"--name: {name!r} {reason}") from e
+        raise UserError("data.name", name, reason) from e
+    _check_prepared(name, folder)
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     logging.info("%s is ready in %s: %s", name, builder.data_path, splits)
+
+
+def _check_prepared(name: str, directory: str) -> None:
+    """Raise a UserError unless the set opens: TFDS takes any folder of the set's name for a prepared one."""
+    builder = load_builder(name, directory)
+    if not builder.info.splits:
+        raise UserError(
+            "data.name",
+            name,
+            f"is incomplete; delete {str(builder.data_path)!r}, then {how_to_prepare(name, directory)}",
+        )
+    for split, info in builder.info.splits.items():
+        if info.num_examples:
+            read_first(builder, split, name, directory)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     from tensorflow_datasets import download
 
     checksum, extraction = download.download_manager.NonMatchingChecksumError, download.extractor.ExtractError
-    return ImportError, AssertionError, OSError, download.DownloadError, checksum, extraction
+    # array_record raises RuntimeError where the disk is full.
+    return ImportError, AssertionError, OSError, RuntimeError, download.DownloadError, checksum, extraction
 
 
 def _reason(error: Exception, builder: Any) -> str | None:
-    """What a person has to know; None where it is no fault of theirs."""
+    """What a person has to know; None where it is not their fault."""
     if isinstance(error, ImportError):
         package = _missing(error)
         if package == "tensorflow":
@@ -48,7 +65,7 @@ def _reason(error: Exception, builder: Any) -> str | None:
     # TFDS asserts that the files which only a person can fetch are there.
     if isinstance(error, AssertionError) and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return None
-    return f"could not be prepared: {' '.join(str(error).split())[:300]}"
+    return f"could not be prepared: {one_line(error)}"
 
 
 def _missing(error: BaseException | None) -> str | None:

@@ -1,4 +1,4 @@
-"""How far two sets of images are from each other, told by their features."""
+"""How far two sets of images are from each other, by their features."""
 
 from __future__ import annotations
 

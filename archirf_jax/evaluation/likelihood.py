@@ -1,15 +1,13 @@
-"""How many bits per dimension a model needs to tell images apart that it did not make."""
+"""Bits per dimension of images under a model: what it costs to code images that it did not make."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import numpy as np
 
+from archirf_jax.contracts import Condition, Denoiser
 from archirf_jax.processes.base import Process
-from archirf_jax.samplers import grids
-from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.samplers.grids.base import pairs
 from archirf_jax.samplers.likelihood import Likelihood, bits_per_dim
 
 FIRST = 50.0  # sigma / alpha at which the steps begin that are even in its logarithm
@@ -27,8 +25,8 @@ def last_ratio(levels: int) -> float:
 
 
 def of_ode(
-    keys: jax.Array, denoise: Denoiser, x0: jax.Array, y: Any, *, levels: int, steps: int = 200, probes: int = 8
+    keys: jax.Array, denoise: Denoiser, x0: jax.Array, condition: Condition, *, levels: int, steps: int = 200, probes: int = 8
 ) -> Likelihood:
     """`samplers.likelihood.bits_per_dim` along such times."""
-    grid = grids.pairs(times(denoise.process, levels, steps))
-    return bits_per_dim(keys, denoise, x0, y, grid=grid, probes=probes, levels=levels)
+    grid = pairs(times(denoise.process, levels, steps))
+    return bits_per_dim(keys, denoise, x0, condition, grid=grid, probes=probes, levels=levels)

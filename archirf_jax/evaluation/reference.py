@@ -34,7 +34,7 @@ class Sample:
     Attributes:
         moments: of the features of all.
         features: (M, D) float32, of the first ones.
-        log_p: (M, K) of the same, None where no class is told.
+        log_p: (M, K) of the same, None where there are no classes.
     """
 
     moments: Moments
@@ -67,13 +67,13 @@ def digest(batches: Iterable[np.ndarray]) -> str:
 
 
 def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size: int, place: Any = None) -> Sample:
-    """Look at all images.
+    """The features of all images.
 
     Args:
         batches: uint8 images (b, H, W, C), b at most `size`.
-        extractor: sees them.
+        extractor: gives their features.
         keep: how many of the first features to keep.
-        size: images that are looked at at a time; smaller batches are filled up, so that one program serves all.
+        size: images at a time; smaller batches are filled up, so that one program serves all.
         place: where a batch lies; None = on one device.
 
     Raises:
@@ -86,7 +86,9 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
     for images in batches:
         count = len(images)
         filled = images if count == size else images[np.arange(size) % count]
-        seen = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], extractor.look(jax.device_put(filled, place)))
+        seen = jax.tree.map(
+            lambda x, count=count: np.asarray(x)[:count], extractor.extract(jax.device_put(filled, place))
+        )
         _check(seen.features, features, extractor)
         part = moments(seen.features)
         total = part if total is None else merged(total, part)
@@ -95,7 +97,7 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
         log_p += [] if seen.log_p is None else [seen.log_p[:take]]
         kept += take
     if total is None:
-        raise ValueError("there are no images to look at")
+        raise ValueError("there are no images")
     return Sample(total, np.concatenate(features), np.concatenate(log_p) if log_p else None)
 
 
@@ -103,20 +105,21 @@ def _check(found: np.ndarray, before: list[np.ndarray], extractor: Extractor) ->
     width = found.shape[1]
     if width > WIDEST:
         raise UserError(
-            f"--features: {extractor.name} gave {width} numbers for an image; at most {WIDEST} are compared"
+            "features", message=f"{extractor.name} gave {width} numbers for an image; at most {WIDEST} are compared"
         )
     if before and before[0].shape[1] != width:
         raise UserError(
-            f"--features: {extractor.name} gave {before[0].shape[1]} numbers for one image and {width} for another"
+            "features",
+            message=f"{extractor.name} gave {before[0].shape[1]} numbers for one image and {width} for another",
         )
     if not np.all(np.isfinite(found)):
-        raise UserError(f"--features: {extractor.name} gave nan or infinity for an image")
+        raise UserError("features", message=f"{extractor.name} gave nan or infinity for an image")
 
 
 def recall(folder: pathlib.Path, data: str, extractor: Extractor, keep: int, make: Callable[[], Sample]) -> Sample:
     """The sample of the images whose digest is `data`: from `folder`, or made and kept there.
 
-    A folder that cannot be written costs time alone, and so does an extractor that nobody knows.
+    A folder that cannot be written costs time alone, and so does an extractor whose identity is unknown.
     """
     if not extractor.identity:
         return make()

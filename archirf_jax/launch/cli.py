@@ -1,85 +1,159 @@
-"""How every command starts and ends: flags, messages, the compilation cache, errors as one line and exit code 2."""
+"""How every command starts and ends: flags, messages, signals, errors as one line and exit code 2.
+
+A command is a function of parsed flags, and nothing happens when its module is imported:
+
+    COMMAND = Command(__doc__, Flag("workdir", "run directory", pathlib.Path, required=True))
+
+    def main(args):
+        from archirf_jax.tasks import run        # what needs jax comes here, so that signals are taken before
+
+    if __name__ == "__main__":
+        COMMAND.run(main)
+
+A test or another command calls `main(COMMAND.parse(["--workdir=runs/x"]))` and gets exceptions.
+"""
 
 from __future__ import annotations
 
+import json
 import logging as std_logging
+import math
 import os
 import pathlib
-import re
 import shlex
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import jax
-from absl import app, flags, logging
+from absl import flags as absl_flags
+from absl import logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.launch.config import CONFIG_FILE_ERRORS, explain
+from archirf_jax.launch import flags
+from archirf_jax.launch.flags import Flag
+from archirf_jax.launch.signals import FAILED, leave_at_once
 
 PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
-FAILED = 2
 CLOSED_LOOP = "Event loop is closed"
+HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Run a command's `main(argv)` and exit: 0 on success, 2 after one line for a person's mistake."""
-    # absl leaves a wrong flag's usage page to us: a person wants the one line.
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+class Command:
+    """The flags of a command, and how it is run.
+
+    Args:
+        usage: the docstring of its module, for --help.
+        flags: what it takes.
+        resumable: whether a signal before the first save ends it with code 75, as a run that goes on later.
+        device: whether JAX's devices are looked for before it begins; several processes join each other first.
+    """
+
+    def __init__(self, usage: str | None, *flags: Flag, resumable: bool = False, device: bool = True) -> None:
+        self.usage, self.flags, self.resumable, self.device = usage or "", flags, resumable, device
+
+    def parse(self, argv: Sequence[str]) -> types.SimpleNamespace:
+        """The values of the flags by name, and `given`, those that were given.
+
+        Raises:
+            UserError: an unknown, missing or wrong flag, or a wrong field of the configuration.
+        """
+        return flags.parse(self.flags, argv)
+
+    def render(self, error: UserError) -> str:
+        """The error's line, in which its field is the flag that sets it or a field of the configuration."""
+        return error.render(error.field and flags.name_of(error.field, self.flags))
+
+    def run(self, main: Callable[[types.SimpleNamespace], int | None]) -> NoReturn:
+        """Call main(flags) with the arguments of this process and exit: 0, main's own code, or 2 after one line."""
+        _set_up_streams()
+        leave_at_once(self.resumable)
+        if any(argument in HELP for argument in sys.argv[1:]):
+            sys.stdout.write(f"{self.usage.strip()}\n\n{flags.describe(self.flags)}\n")
+            sys.exit(0)
+        try:
+            args = self.parse(sys.argv[1:])
+            _set_up_messages()
+            _silence_closed_event_loops()
+            _set_up_jax()
+            if self.device:
+                check_devices()
+            code = main(args)
+        except UserError as e:
+            _fail(self.render(e))
+        except OSError as e:
+            _fail(str(e))
+        except MemoryError:
+            _fail("the machine has not enough memory for this")
+        sys.exit(code)
+
+
+def check_devices() -> None:
+    """Raise a UserError if JAX has no device to compute on."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as e:
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = f"JAX_PLATFORMS={asked} is not there; unset it or name another, such as cpu" if asked else str(e)
+        raise UserError(f"JAX finds no device to compute on: {reason}") from e
 
 
 def command_line() -> str:
     """The command that started this process, for "run this again" messages."""
     module = sys.modules["__main__"].__spec__
-    start = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
+    start = f"python -m {module.name}" if module else f"python {shlex.quote(sys.argv[0])}"
     return f"{start} {shlex.join(sys.argv[1:])}"
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, *CONFIG_FILE_ERRORS) as e:
-        _fail(explain(argv[1:]) or _explain_flag(e))
-    if "config" in flags.FLAGS and (wrong := explain(argv[1:])):
-        _fail(wrong)
-    if len(rest) > 1:
-        _fail(f"unexpected argument {rest[1]!r}; every argument is a flag, --name=value")
-    return rest
+def write_json(figures: Mapping[str, Any]) -> None:
+    """Write one JSON object to standard output: for programs, while messages go to standard error.
+
+    Args:
+        figures: values that JSON has, arrays, numpy's numbers and paths; numbers that are not finite become null.
+    """
+    sys.stdout.write(json.dumps(_plain(figures), allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
-def _explain_flag(error: Exception) -> str:
-    if early := re.match(r"Found (--config\.\S+) in argv before", str(error)):
-        return f"--config: must come before its fields; move it before {early[1]}"
-    missing = re.match(r"flag --(\w+)=None", str(error))
-    if not missing:
-        return str(error)
-    examples = {"config": "configs/dit_rf.py", "workdir": "runs/dit_rf", "name": "digits", "source": "dit"}
-    examples |= {"checkpoint": "weights.safetensors", "std": "0.05,0.10", "device": "rtx4090"}
-    name = missing[1]
-    return f"--{name} is missing" + (f"; give one, such as --{name}={examples[name]}" if name in examples else "")
+def cache(name: str) -> pathlib.Path:
+    """The folder of this name in the user's cache directory, for things that can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    return pathlib.Path(home) / "archirf_jax" / name
 
 
-def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int | None:
-    _set_up_messages()
-    _silence_closed_event_loops()
-    _set_up_compilation_cache()
-    try:
-        return main(argv)
-    except (UserError, OSError) as e:
-        _fail(str(e))
-    except KeyboardInterrupt:
-        _fail("interrupted; what had been saved is intact, and the same command may be given again")
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, pathlib.Path) else value
 
 
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.stderr.flush()
-    os._exit(FAILED)  # without the farewells of libraries, which on a full disk fail again, at length
+    os._exit(FAILED)  # libraries that say goodbye would fail again on a full disk, at length
+
+
+def _set_up_streams() -> None:
+    """Messages to a closed stream are lost and end nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
 
 
 def _set_up_messages() -> None:
-    """This package's messages as plain lines, none of the libraries' beside them: what fails there is raised here."""
+    """Print this package's log messages without a prefix and hide those of other libraries."""
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS.mark_as_parsed()  # the flags that libraries define keep their defaults
+    logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.pathname.startswith(PACKAGE))
     handler.setFormatter(std_logging.Formatter("%(message)s"))
@@ -88,7 +162,7 @@ def _set_up_messages() -> None:
 
 
 def _silence_closed_event_loops() -> None:
-    """When a read or write of Orbax fails, the others under way report to an event loop that is gone: no news."""
+    """When a read or write of Orbax fails, others under way report to an event loop that is closed: this is no news."""
     report_exception, report_unraisable = sys.excepthook, sys.unraisablehook
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -103,13 +177,10 @@ def _silence_closed_event_loops() -> None:
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
 
 
-def cache(name: str) -> pathlib.Path:
-    """The folder of this name in the user's cache directory, where things lie that can be made again."""
-    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    return pathlib.Path(home) / "archirf_jax" / name
+def _set_up_jax() -> None:
+    """Compute in 32 bits always, and keep compiled programs (JAX_COMPILATION_CACHE_DIR says where)."""
+    import jax
 
-
-def _set_up_compilation_cache() -> None:
-    """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR moves the place."""
+    jax.config.update("jax_enable_x64", False)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache("xla")))

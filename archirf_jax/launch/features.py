@@ -1,4 +1,4 @@
-"""A network that sees features in images, as --features names it: a classifier's run, or somebody's Python file."""
+"""Networks that give features of images: a classifier's run, or a Python file of the user's own."""
 
 from __future__ import annotations
 
@@ -12,27 +12,24 @@ from typing import Any
 import numpy as np
 
 from archirf_jax.errors import UserError
-from archirf_jax.launch import config as configuration
+from archirf_jax.launch.runs import Run, open_run
+from archirf_jax.tasks.classifier import Classifier
 
 
-def of_run(workdir: pathlib.Path) -> tuple[Any, int, Any, Any]:
-    """(its task, step, averaged parameters, configuration) of a classifier's run.
+def of_run(workdir: pathlib.Path) -> Run:
+    """A classifier's run.
 
     Raises:
-        UserError: no run, of something else, or without a checkpoint.
+        UserError: no run, or of another task.
     """
-    from archirf_jax import registry, tasks
-    from archirf_jax.launch.sampling import restore
-
-    config = configuration.load(workdir, "features")
-    if config.task != "classifier":
+    run = open_run(workdir, field="features")
+    if not isinstance(run.task, Classifier):
         raise UserError(
-            f"--features: {str(workdir)!r} is the run of a {config.task}; give one of a classifier, trained by "
-            "configs/adm_classifier.py, or a Python file"
+            *("features", str(workdir)),
+            f"is the run of the task {run.config.task}; give one of a classifier, trained by "
+            "configs/adm_classifier.py, or a Python file",
         )
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    step, params = restore(workdir, task, None, "features")
-    return task, step, params, config
+    return run
 
 
 def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
@@ -51,7 +48,7 @@ def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
     except Exception as e:
         raise _failed(path, e) from e
     if not callable(getattr(module, "features", None)):
-        raise UserError(f"--features: {str(path)!r} defines no function features(images)")
+        raise UserError("features", str(path), "does not define a function features(images)")
 
     def compute(images: Any) -> np.ndarray:
         try:
@@ -69,10 +66,13 @@ def _numbers(found: Any) -> np.ndarray:
             raise TypeError("they are complex")
         return np.asarray(found, np.float64)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise UserError(f"--features: gave {type(found).__name__}, which is no array of numbers: {e}") from e
+        raise UserError(
+            "features", message=f"gave {type(found).__name__}, which is not an array of numbers: {e}"
+        ) from e
 
 
 def _failed(path: pathlib.Path, error: Exception) -> UserError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
-    return UserError(f"--features: {path} fails{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    said = " ".join(str(error).split())[:300]
+    return UserError("features", message=f"{path} fails{where}: {type(error).__name__}: {said}")

@@ -1,251 +1,312 @@
-"""A run and how to sample it, as flags say it: what `sample` and `evaluate` have in common."""
+"""Samples of a run: one function, which commands, notebooks and previews of edits share."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+import numpy as np
 
-from archirf_jax import registry, tasks
+from archirf_jax.contracts import Batch, Condition, Frozen
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.fields import finish
+from archirf_jax.data.images import to_uint8
+from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
-from archirf_jax.launch import config as configuration
-from archirf_jax.samplers.choice import Choice
-from archirf_jax.tasks.building import make_process
+from archirf_jax.launch.runs import Run
+from archirf_jax.samplers import edits
+from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks.classifier import Classifier
 from archirf_jax.tasks.conditions import read as read_conditions
-from archirf_jax.tasks.diffusion import NOTHING, Diffusion, Inputs, Judge
-from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.tasks.diffusion import Diffusion, class_grid
+from archirf_jax.training.state import purpose_key
 
-flags.disclaim_key_flags()  # the flags below belong to the command that asks for them
-
-# Fields of the process and data in which a second run may differ.
-DIFFERING = {
-    "weak_workdir": (),
-    "classifier": ("process.condition_dropout", "process.variance", "process.bound_weight", "process.likelihood"),
-}
+CHANNELS = (1, 3)  # of what can be looked at; anything else stays float32
+EDITS = ("between_noises", "between_images", "from_image", "fill")
+# Fields of process and data in which a run that guides may differ from the guided one.
+DIFFERING = {"weak_workdir": (), "classifier": ("process.variance",)}
 SAME_DATA = ("num_classes", "channels", "image_size")
-# What a choice brings with it: what the run set for its own does not follow to another.
-OPTIONS = {
-    "solver": ("eta", "churn"),
-    "grid": ("shift",),
-    "guidance": ("guidance_rescale", "guidance_interval", "guidance_parallel", "guidance_longest", "guidance_momentum"),
-}
-EDITS = ("strength", "image_to")  # flags of `sample` that are about a field of `Choice` or what it leads to
 
 
-class Opened(NamedTuple):
-    """A run that can be drawn from.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is drawn, as far as a program is compiled for it.
 
     Attributes:
-        step: of its checkpoint.
-        params: the average that was asked for.
-        choice: how to sample.
-        inputs: weaker network, classifier and conditions, where they are asked for.
-        weaker: the task of the weaker network.
-        log_p: makes log p(y | x_t) of the classifier's parameters; None without one.
+        config: how to sample.
+        edit: one of EDITS; None = fresh images.
+        stride: of the states that are returned too; 0 = none.
     """
 
-    step: int
-    params: Any
-    choice: Choice
-    inputs: Inputs
-    weaker: Diffusion
-    log_p: Judge | None
+    config: SamplerConfig
+    edit: str | None = None
+    stride: int = 0
 
 
-class Flags:
-    """The flags, defined for the command that makes this once, when it is imported."""
+class Guides(NamedTuple):
+    """What else guides, each None where it does not.
 
-    def __init__(self) -> None:
-        text, number, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-        self._workdir = text("workdir", None, "run directory", required=True)
-        self._step = number("step", None, "checkpoint to use; default: the newest")
-        average = "which average to draw with, such as decay_0.999; default: config.ema.decay's"
-        self.ema = text("ema", "ema", average)
-        self.seed = number("seed", 0, "of the noise", lower_bound=0, upper_bound=2**31 - 1)
-        self.batch_size = number("batch_size", 128, "images drawn at a time", lower_bound=1)
-        # How to sample; what is not given is the run's config.sample.
-        self.choice = {
-            "solver": text("solver", None, "euler, heun, ddim, ...: a file of archirf_jax/samplers/solvers"),
-            "steps": number("steps", None, "solver steps", lower_bound=1, upper_bound=1_000_000),
-            "grid": text("grid", None, "uniform, shifted, karras, trailing, ... or a respacing such as 250"),
-            "shift": real("shift", None, "SD3's timestep shift, for the grid 'shifted'"),
-            "eta": real("eta", None, "noise of ddim (0 to 1) and euler_maruyama", lower_bound=0),
-            "churn": real("churn", None, "noise of edm (S_churn)", lower_bound=0),
-            "guidance": text("guidance", None, "classifier_free, adaptive_projected or autoguidance"),
-            "guidance_scale": real("guidance_scale", None, "1 is off", lower_bound=0),
-            "guidance_interval": text("guidance_interval", None, "times in which guidance acts, such as 0.2,0.8"),
-            "guidance_rescale": real("guidance_rescale", None, "0 to 1, against too much contrast"),
-            "guidance_parallel": real("guidance_parallel", None, "adaptive_projected: share along the image"),
-            "guidance_longest": real("guidance_longest", None, "adaptive_projected: length to cut to; 0 = never"),
-            "guidance_momentum": real("guidance_momentum", None, "adaptive_projected: weight of the past"),
-            "classifier_scale": real("classifier_scale", None, "of the gradient of --classifier", lower_bound=0),
-            "threshold": text("threshold", None, "none, static or dynamic"),
-        }
-        self._weak_workdir = text("weak_workdir", None, "autoguidance: run of the weaker network; default: this run")
-        self._weak_step = number("weak_step", None, "autoguidance: its checkpoint")
-        self._classifier = text("classifier", None, "guide by the noisy classifier of this run")
-        rows = ".npz of what a network takes beside labels, such as tokens and pooled; --labels are its rows"
-        self._conditions = text("conditions", None, rows)
+    Attributes:
+        weak: the run of the weaker network of autoguidance.
+        classifier: the run of a classifier.
+        null: conditions that stand for none in place of the conditioners' own, without batch axis.
+    """
 
-    @property
-    def workdir(self) -> pathlib.Path:
-        """The run directory."""
-        return pathlib.Path(self._workdir.value).expanduser()
+    weak: Run | None = None
+    classifier: Run | None = None
+    null: Condition | None = None
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """The flags that say how to sample and were given, by name."""
-        beside = (self._weak_workdir, self._weak_step, self._classifier, self._conditions)
-        return {flag.name: flag.value for flag in (*self.choice.values(), *beside) if flag.present}
 
-    def task(self) -> tuple[Any, Any]:
-        """(configuration, task) of the run.
+ALONE = Guides()
 
-        Raises:
-            UserError: there is no run, or its configuration does not fit together.
-        """
-        config = configuration.load(self.workdir)
-        return config, registry.build(tasks, "config.task", config.task, {"config": config})
 
-    def check(self) -> None:
-        """Raise a UserError for flags that do not go together."""
-        weak = (self._weak_workdir.value, self._weak_step.value)
-        if weak != (None, None) and self.choice["guidance"].value != "autoguidance":
-            raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
-        if self.choice["classifier_scale"].value is not None and self._classifier.value is None:
-            raise UserError("--classifier_scale: needs a classifier; name its run by --classifier")
+def sample_images(
+    run: Run,
+    batch: Batch,
+    keys: jax.Array,
+    request: Request,
+    *,
+    arrays: Mapping[str, Any] | None = None,
+    guides: Guides = ALONE,
+    batch_size: int = 128,
+    place: Any = None,
+) -> Iterator[np.ndarray]:
+    """Images of a run, a batch at a time.
 
-    def chosen(self, task: Diffusion, **changes: Any) -> Choice:
-        """The run's way to sample, with the flags' changes and these.
+    Args:
+        run: whose network it is.
+        batch: the fields (N, ...) that conditions are made of, such as {"label": labels}.
+        keys: (N,) one an image, so that an image does not depend on the batch that it is drawn in.
+        request: how.
+        arrays: what an edit takes: leaves (N, ...), except `image`, `images` and `mask`, which all images share.
+        guides: other runs that guide.
+        batch_size: images at a time.
+        place: where a batch lies, which batch_size fits; None = on one device.
 
-        Raises:
-            UserError: a value out of range, or two that do not fit.
-        """
-        given: dict[str, Any] = {name: flag.value for name, flag in self.choice.items() if flag.value is not None}
-        if "guidance_interval" in given:
-            given["guidance_interval"] = parse_interval(given["guidance_interval"])
-        for name, options in OPTIONS.items():
-            if given.get(name, getattr(task.choice, name)) != getattr(task.choice, name):
-                given = {option: getattr(Choice, option) for option in options} | given
-        return dataclasses.replace(task.choice, **given | changes)
+    Yields:
+        (n, H, W, C), with a stride (states, n, H, W, C); uint8 for 1 or 3 channels, else float32.
 
-    def open(self, task: Diffusion, **changes: Any) -> Opened:
-        """Everything that is needed to draw; `changes` are of the choice.
+    Raises:
+        UserError: nan or infinity in an image, or parts that do not fit together.
+    """
+    if isinstance(run.task, Diffusion):
+        program = _program(run.task, request, _task(guides.weak), _task(guides.classifier))
+    else:
+        program = _plain_program(run.task, request)
+    guiding = {name: getattr(guides, name).params for name in ("weak", "classifier") if getattr(guides, name)}
+    total, size = len(keys), batch_size if place is not None else min(batch_size, len(keys))
+    arrays = dict(arrays or {})
+    shared = {name: arrays.pop(name) for name in ("image", "images", "mask") if name in arrays}
+    for first in range(0, total, size):
+        rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
+        mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (batch, keys, arrays))
+        mine = mine if place is None else jax.device_put(mine, place)
+        images = np.asarray(program(run.params, run.frozen, *mine, shared, guiding, guides.null))
+        if not np.all(np.isfinite(images)):
+            what = "the images hold nan or infinity; try a lower guidance scale, another solver or another checkpoint"
+            raise UserError(what)
+        images = to_uint8(images) if images.shape[-1] in CHANNELS else images
+        yield images[..., : total - first, :, :, :]
 
-        Raises:
-            UserError: as `chosen`, or a run or file that is missing or does not fit.
-        """
-        choice = self.chosen(task, **changes)
-        step, params = self.restore(task)
-        given = self._read_conditions(task, choice)
-        weak, weaker = self._weaker(task, choice)
-        classifier, judging = self._judge()
-        given = given._replace(weak=weak, classifier=classifier)
-        return Opened(step, params, choice, given, weaker, judging.log_p if judging else None)
 
-    def restore(self, task: Any) -> tuple[int, Any]:
-        """(step, the average that was asked for) of the run."""
-        return restore(self.workdir, task, self._step.value, item=self.ema.value)
+def sample_run(
+    run: Run,
+    labels: Iterable[int] | None = None,
+    per_class: int = 8,
+    seed: int = 0,
+    *,
+    conditions: str | pathlib.Path | None = None,
+    batch_size: int = 128,
+    **how: Any,
+) -> np.ndarray:
+    """Fresh images of a run.
 
-    def as_flag(self, error: UserError) -> UserError:
-        """The same with the name of the flag, where it is about a field of `Choice`."""
-        field, colon, rest = str(error).removeprefix("config.sample.").partition(":")
-        if field == "respacing":
-            field, rest = "grid", f" a respacing,{rest}"
-        return UserError(f"--{field}{colon}{rest}") if field in {*self.choice, *EDITS} else error
+    Args:
+        run: whose network it is.
+        labels: classes in the order of the images, or rows of `conditions`; None = all, at most ten.
+        per_class: images each.
+        seed: of the noise.
+        conditions: .npz file of what the network takes besides labels.
+        batch_size: images at a time.
+        how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see
+            `SamplerConfig.replace`.
 
-    def _weaker(self, task: Diffusion, choice: Choice) -> tuple[Any, Diffusion]:
-        """Parameters and task of the weaker network, where autoguidance asks for one; it may be another network."""
-        named, step = self._weak_workdir.value, self._weak_step.value
-        if choice.guidance != "autoguidance" or (named, step) == (None, None):
-            return None, task
-        place = pathlib.Path(named).expanduser() if named else self.workdir
-        other: Diffusion = beside(self.workdir, place, "weak_workdir")
-        return restore(place, other, step, "weak_")[1], other
+    Returns:
+        (N, H, W, C) uint8; float32 for data that is not an image.
+    """
+    task = diffusion(run)
+    request = Request(task.sampling.replace(**how))
+    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null)
+    parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)
+    return np.concatenate(list(parts))
 
-    def _judge(self) -> tuple[Any, Classifier | None]:
-        """Parameters and task of the classifier that guides, if one does."""
-        if self._classifier.value is None:
-            return None, None
-        place = pathlib.Path(self._classifier.value).expanduser()
-        other = beside(self.workdir, place, "classifier")
-        if not isinstance(other, Classifier):
+
+class Rows(NamedTuple):
+    """Conditions for a sheet of images, one row a label.
+
+    Attributes:
+        labels: one a row.
+        batch: fields (N, ...) that conditions are made of, row after row.
+        keys: (N,) one an image.
+        null: from a file of conditions, else None.
+    """
+
+    labels: list[int]
+    batch: Batch
+    keys: jax.Array
+    null: Condition | None
+
+
+def rows(
+    run: Run,
+    labels: Iterable[int] | None,
+    per_class: int,
+    seed: int,
+    conditions: str | pathlib.Path | None = None,
+    needs_null: bool = False,
+) -> Rows:
+    """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
+
+    A network that is conditioned on labels takes them; another one takes the rows of `conditions`, or, without such a
+    file, those of examples of each class from the run's data set.
+
+    Raises:
+        UserError: a label or row that does not exist, or a file that the network does not need.
+    """
+    task = diffusion(run)
+    plain = task.needs <= {"label"}
+    if conditions is not None and plain:
+        raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
+    table: Batch | None = None
+    null = None
+    if conditions is not None:
+        table, null = read_conditions(pathlib.Path(conditions), task, needs_null)
+    count = task.num_classes if table is None else len(next(iter(table.values())))
+    chosen = list(range(min(count, 10))) if labels is None else [int(label) for label in labels]
+    for label in chosen:
+        if not 0 <= label < count:
+            raise UserError("labels", label, f"is out of range; this run has the labels 0-{count - 1}")
+    numbers, keys = class_grid(purpose_key(seed, "sample"), chosen, per_class)
+    if table is not None:
+        return Rows(chosen, jax.tree.map(lambda leaf: leaf[numbers], table), keys, null)
+    batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
+    return Rows(chosen, batch, keys, None)
+
+
+def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
+    """Fields of the first `per_class` examples of each label in the run's data set, over again where it has fewer.
+
+    Raises:
+        UserError: there is no such set, or it has no example of a label.
+    """
+    dataset = run.data or load(run.config.data)
+    if "label" not in dataset.fields:
+        order = [np.arange(len(labels) * per_class) % len(dataset)]
+    else:
+        known = dataset_labels(dataset)
+        order = [np.flatnonzero(known == label) for label in labels]
+        for label, found in zip(labels, order, strict=True):
+            if not len(found):
+                raise UserError("labels", label, "has no example in the data set, from which conditions are taken")
+        order = [np.resize(found, per_class) for found in order]
+    decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
+    arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
+    return finish(dataset.fields, arrays, jax.random.key(0))
+
+
+def dataset_labels(dataset: Dataset) -> np.ndarray:
+    """(N,) the label of every readable example; no image is decoded."""
+    if dataset.arrays is not None:
+        return dataset.arrays["label"]
+    return np.asarray([dataset.source[int(number)]["label"] for number in dataset.readable])
+
+
+def diffusion(run: Run) -> Diffusion:
+    """The task of a run that draws images.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if not isinstance(run.task, Diffusion):
+        what = f"is the run of the task {run.config.task}, which does not draw images"
+        raise UserError(run.field, str(run.directory), what)
+    return run.task
+
+
+def _task(run: Run | None) -> Any:
+    return None if run is None else run.task
+
+
+@functools.cache
+def _plain_program(task: Any, request: Request) -> Any:
+    """The same of a task with a sampler of its own, which takes no edits and no guides."""
+    sampler = task.sampler(request.config)
+    return jax.jit(lambda params, frozen, batch, keys, *rest: sampler(params, frozen, batch, keys))
+
+
+@functools.cache
+def _program(task: Diffusion, request: Request, weak: Diffusion | None, classifier: Classifier | None) -> Any:
+    """The compiled (params, frozen, batch, keys, arrays, shared, guiding, null) -> images (B, H, W, C)."""
+    config = request.config
+    grid = config.make_grid(task.process)
+    task.check_guidance(config)
+
+    def run(
+        params: Any, frozen: Frozen, batch: Batch, keys: jax.Array, arrays: Any, shared: Any, guiding: Any, null: Any
+    ) -> jax.Array:
+        log_p = None if classifier is None else classifier.log_p(guiding["classifier"])
+        weaker = None if weak is None else weak.network_denoiser(guiding["weak"])
+        denoise = task.denoiser(config, params, frozen, null, weaker, log_p)
+        condition = task.conditioner(frozen, batch, keys)
+        how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(log_p))
+        x0 = _draw(task, request, keys, denoise, condition, how, arrays | shared)
+        return task.decode(frozen, x0)
+
+    return jax.jit(run)
+
+
+def _draw(task: Diffusion, request: Request, keys: Any, denoise: Any, condition: Any, how: Any, given: Any) -> Any:
+    shape = task.shape
+    if request.edit == "between_noises":
+        return edits.between_noises(keys, given["other_keys"], given["weights"], denoise, condition, shape, **how)
+    if request.edit == "between_images":
+        return edits.between_images(keys, given["images"], given["weights"], denoise, condition, **how)
+    if request.edit == "from_image":
+        return edits.from_image(keys, given["image"], denoise, condition, shape, **how)
+    if request.edit == "fill":
+        return edits.fill(keys, given["image"], given["mask"], denoise, condition, shape, **how)
+    return sample(keys, denoise, condition, shape, stride=request.stride, **how)
+
+
+def check_guide(run: Run, other: Run, field: str) -> None:
+    """Raise a UserError unless a run that guides is about the same noise, classes and images.
+
+    Args:
+        run: the guided one.
+        other: the one that guides.
+        field: how it is called: a key of DIFFERING.
+    """
+    if field == "classifier" and not isinstance(other.task, Classifier):
+        what = "is not the run of a classifier; train one by configs/adm_classifier.py"
+        raise UserError(field, str(other.directory), what)
+    for name, ours in _compared(run).items():
+        theirs = _compared(other).get(name)
+        if name not in DIFFERING[field] and ours != theirs:
             raise UserError(
-                f"--classifier: {str(place)!r} is no classifier's run; train one by configs/adm_classifier.py"
+                *(field, str(other.directory)),
+                f"must have the process, classes and image size of the guided run, but {name} is {theirs!r} there and "
+                f"{ours!r} here",
             )
-        return restore(place, other, None, "classifier")[1], other
-
-    def _read_conditions(self, task: Diffusion, choice: Choice) -> Inputs:
-        """What a network takes beside labels, from a file: its arrays, and null_... for those without.
-
-        Raises:
-            UserError: the network takes no such thing, none is given, or it has another shape.
-        """
-        names = sorted(task.example) if task.takes_conditions else []
-        if not names and self._conditions.value is None:
-            return NOTHING
-        if not names or self._conditions.value is None:
-            what = f"needs {', '.join(names)}; give an .npz file" if names else "takes labels alone; leave it out"
-            raise UserError(f"--conditions: this network {what}")
-        path = pathlib.Path(self._conditions.value).expanduser()
-        rows, null = read_conditions(path, task, choice.asks_null())
-        return NOTHING._replace(conditions=rows, null=null)
 
 
-def parse_interval(text: str) -> tuple[float, float]:
-    """ "0.2,0.8" -> (0.2, 0.8).
-
-    Raises:
-        UserError: not two numbers.
-    """
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError as e:
-        raise UserError(f"--guidance_interval: {text!r} is no pair of times such as 0.2,0.8") from e
-    return low, high
-
-
-def restore(
-    workdir: pathlib.Path, task: Diffusion | Classifier, step: int | None, flag: str = "", item: str = "ema"
-) -> tuple[int, Any]:
-    """(step, averaged parameters) of a run, which flags called --`flag`workdir or --`flag`step, or --`flag`, named."""
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like)
-    try:
-        return Checkpoints(workdir / "checkpoints").restore_ema(like, step, item)
-    except UserError as e:
-        named = flag if flag in ("classifier", "features") else f"{flag}{'workdir' if step is None else 'step'}"
-        raise UserError(f"--{named}: {e}") from e
-
-
-def beside(workdir: pathlib.Path, place: pathlib.Path, flag: str) -> Any:
-    """The task of a second run, which must be about the same noise, classes and images.
-
-    Raises:
-        UserError: they differ.
-    """
-    here, there = configuration.load(workdir), configuration.load(place, flag)
-    for fields in (_names_and_sizes, _process_as_built):
-        ours, theirs = fields(here), fields(there)
-        for name in ours:
-            if name not in DIFFERING[flag] and ours[name] != theirs[name]:
-                raise UserError(
-                    f"--{flag}: {str(place)!r} must have the process, classes and image size of --workdir, "
-                    f"but config.{name} is {theirs[name]!r} there and {ours[name]!r} here"
-                )
-    return registry.build(tasks, "config.task", there.task, {"config": there})
-
-
-def _names_and_sizes(config: Any) -> dict[str, Any]:
-    return {"process.name": config.process.name} | {f"data.{name}": config.data[name] for name in SAME_DATA}
-
-
-def _process_as_built(config: Any) -> dict[str, Any]:
-    # A run need not have written down the fields that are as always.
-    process: Any = make_process(config)
-    return {f"process.{field.name}": getattr(process, field.name) for field in dataclasses.fields(process)}
+def _compared(run: Run) -> dict[str, Any]:
+    process: Any = run.task.process  # type: ignore[attr-defined]
+    fields = {f"process.{field.name}": getattr(process, field.name) for field in dataclasses.fields(process)}
+    data = {f"data.{name}": run.config.data[name] for name in SAME_DATA}
+    return {"process.name": run.config.process.name} | data | fields

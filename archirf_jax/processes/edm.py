@@ -1,5 +1,4 @@
-"""EDM (Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models") and EDM2's uncertainty
-(Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models").
+"""EDM (Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models").
 
     x = x0 + sigma eps
     D(x, sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4)       a wrapper around any network F
@@ -11,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.contracts import Prediction
 from archirf_jax.errors import UserError
-from archirf_jax.processes.base import Prediction, Process, Times, backend, check_positive, expand
+from archirf_jax.processes.base import Process, Times, backend, check_positive, expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +29,8 @@ class EDM(Process):
         sigma_data: standard deviation of the images.
         sigma_min: smallest sigma that is sampled with.
         sigma_max: sigma at t = 1.
-        log_mean: mean of ln(sigma) in training (EDM -1.2, EDM2 -0.4).
-        log_std: standard deviation of ln(sigma) in training (EDM 1.2, EDM2 1.0).
-        time_scale: the network is told time_scale ln(sigma) / 4; 1 as published, more for networks whose time
+        time_scale: the network is given time_scale ln(sigma) / 4; 1 as published, more for networks whose time
             embedding expects numbers up to 1000.
-        uncertainty: the network answers one channel more: u, the logarithm of the expected loss, which learns
-            loss / exp(u) + u (EDM2, Eq. 15).
-        uncertainty_channels: random features of the time that u is a linear function of.
 
     Raises:
         UserError: a field out of its range.
@@ -45,17 +39,12 @@ class EDM(Process):
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    log_mean: float = -1.2
-    log_std: float = 1.2
     time_scale: float = 1.0
-    uncertainty: bool = False
-    uncertainty_channels: int = 128
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "sigma_data", "sigma_min", "sigma_max", "log_std", "time_scale", "uncertainty_channels")
+        check_positive("process", self, "sigma_data", "sigma_min", "sigma_max", "time_scale")
         if self.sigma_min >= self.sigma_max:
-            raise UserError(f"config.process.sigma_min: {self.sigma_min} must be below sigma_max={self.sigma_max}")
+            raise UserError("process.sigma_min", self.sigma_min, f"must be below sigma_max={self.sigma_max}")
 
     @functools.cached_property
     def _last(self) -> float:
@@ -74,21 +63,13 @@ class EDM(Process):
         return ratio / (1 + ratio) / self._last
 
     def network_time(self, t: Times) -> Times:
-        """time_scale ln(sigma) / 4."""
-        return self.time_scale / 4 * backend(t).log(self.sigma(t))
-
-    def time(self, network_time: Times) -> Times:
-        """The inverse of `network_time`."""
-        return self.time_of_ratio(backend(network_time).exp(4 / self.time_scale * network_time))
+        """time_scale ln(sigma) / 4, at the data that of a hundredth of sigma_min."""
+        xp = backend(t)
+        return self.time_scale / 4 * xp.log(xp.maximum(self.sigma(t), self.sigma_min / 100))
 
     def network_input(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """c_in x, of variance 1."""
         return x / expand(jnp.hypot(self.sigma(t), self.sigma_data), x)
-
-    def sample_times(self, key: jax.Array, batch: int, memory: object = ()) -> tuple[jax.Array, jax.Array]:
-        """(batch,) times with normal ln(sigma), and weights of 1."""
-        sigma = jnp.exp(self.log_mean + self.log_std * jax.random.normal(key, (batch,)))
-        return self.time_of_ratio(sigma), jnp.ones_like(sigma)
 
     def target(self, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """(x0 - c_skip x) / c_out = (sigma x0 - sigma_data^2 eps) / (sigma_data sqrt(sigma^2 + sigma_data^2))."""
@@ -97,28 +78,10 @@ class EDM(Process):
 
     def interpret(self, output: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
         """D and (x - D) / sigma, the latter without its cancellation at small sigma."""
-        sigma, f = expand(self.sigma(t), x), output[..., : x.shape[-1]]
+        sigma = expand(self.sigma(t), x)
         total = jnp.hypot(sigma, self.sigma_data)
-        x0 = (self.sigma_data / total) ** 2 * x + self.sigma_data * sigma / total * f
-        return Prediction(x0=x0, eps=sigma / total**2 * x - self.sigma_data / total * f)
-
-    def uncertainty_head(self) -> dict[str, Any]:
-        """Its scale of times and number of features, where the uncertainty is learned."""
-        return dict(time_scale=self.time_scale, channels=self.uncertainty_channels) if self.uncertainty else {}
-
-    def output_channels(self, channels: int) -> int:
-        """One more for the uncertainty."""
-        return channels + self.uncertainty
-
-    def error(
-        self, output: jax.Array, x0: jax.Array, eps: jax.Array, x: jax.Array, t: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean square of F's error, under its own uncertainty where that is learned."""
-        losses, aux = super().error(output[..., : x0.shape[-1]], x0, eps, x, t)
-        if not self.uncertainty:
-            return losses, aux
-        u = jnp.mean(output[..., -1], axis=(1, 2))
-        return losses / jnp.exp(u) + u, aux | {"uncertainty": u}
+        x0 = (self.sigma_data / total) ** 2 * x + self.sigma_data * sigma / total * output
+        return Prediction(x0=x0, eps=sigma / total**2 * x - self.sigma_data / total * output)
 
 
 build = EDM

@@ -1,7 +1,7 @@
 """Perfect networks: for data that is a mixture of normal distributions the best denoiser is a closed form.
 
-E[x0 | x_t] under p(x0) = sum_i w_i N(m_i, s_i^2 I) is a weighted mean of what each component says. A sampler that is
-given it makes no error but its own. A component with s = 0 is a single image.
+E[x0 | x_t] under p(x0) = sum_i w_i N(m_i, s_i^2 I) is the weighted mean of the components' own. The only error of a
+sampler that is given it is the sampler's. A component with s = 0 is a point. Data may have any rank.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax.processes.base import ModelFn, Process, expand
+from archirf_jax.contracts import Condition, Extras, ModelFn
+from archirf_jax.processes.base import Process, Times, backend, expand
 from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.edm import EDM
+from archirf_jax.processes.rectified_flow import RectifiedFlow
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Normal distributions around images.
+    """A mixture of normal distributions.
 
     Attributes:
-        means: (K, H, W, C).
-        stds: (K,), 0 or more.
-        weights: (K,), adding up to 1.
+        means: (K, ...), or (B, K, ...) for examples that have mixtures of their own; stds and weights likewise.
+        stds: (K,) or (B, K), 0 or more.
+        weights: (K,) or (B, K), adding up to 1.
     """
 
     means: np.ndarray
@@ -32,42 +35,42 @@ class Mixture:
     weights: np.ndarray
 
     def denoise(self, x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """E[x0 | x] for x (B, H, W, C) at alpha (B,), sigma (B,)."""
-        means, stds = jnp.asarray(self.means, x.dtype), jnp.asarray(self.stds, x.dtype)
-        a, s = alpha[:, None], sigma[:, None]
-        variance = a**2 * stds**2 + s**2  # (B, K)
-        distance = x[:, None] - a[..., None, None, None] * means
-        gain = (a * stds**2 / variance)[..., None, None, None]
-        share = jax.nn.softmax(self._log_joint(distance, variance), axis=1)
-        return jnp.einsum("bk,bkhwc->bhwc", share, means + gain * distance)
+        """E[x0 | x] for x (B, ...) at alpha (B,), sigma (B,)."""
+        distance, variance, log_joint = self._log_joint(x, alpha, sigma)
+        gain = alpha[:, None] * jnp.asarray(self.stds, x.dtype) ** 2 / variance
+        share = _expand(jax.nn.softmax(log_joint, axis=1), distance)
+        means = jnp.asarray(self.means, x.dtype)
+        return jnp.sum(share * (means + _expand(gain, distance) * distance), axis=1)
 
     def log_prob(self, x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-        """(B,) log-density of x (B, H, W, C) = alpha x0 + sigma eps."""
-        a, s = alpha[:, None], sigma[:, None]
-        distance = x[:, None] - a[..., None, None, None] * jnp.asarray(self.means, x.dtype)
-        variance = a**2 * jnp.asarray(self.stds, x.dtype) ** 2 + s**2
-        return jax.nn.logsumexp(self._log_joint(distance, variance), axis=1)
+        """(B,) log-density of x (B, ...) = alpha x0 + sigma eps."""
+        return jax.nn.logsumexp(self._log_joint(x, alpha, sigma)[2], axis=1)
 
     def log_posterior(self, x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
         """(B, K) log-probabilities that x came from each component: the perfect noisy classifier."""
-        a, s = alpha[:, None], sigma[:, None]
-        distance = x[:, None] - a[..., None, None, None] * jnp.asarray(self.means, x.dtype)
-        variance = a**2 * jnp.asarray(self.stds, x.dtype) ** 2 + s**2
-        return jax.nn.log_softmax(self._log_joint(distance, variance), axis=1)
+        return jax.nn.log_softmax(self._log_joint(x, alpha, sigma)[2], axis=1)
 
     def sample(self, key: jax.Array, count: int) -> jax.Array:
-        """(count, H, W, C) independent draws."""
+        """(count, ...) independent draws."""
         key_component, key_noise = jax.random.split(key)
         component = jax.random.choice(key_component, len(self.weights), (count,), p=jnp.asarray(self.weights))
         noise = jax.random.normal(key_noise, (count, *self.means.shape[1:]))
         std = expand(jnp.asarray(self.stds)[component], noise)
         return jnp.asarray(self.means)[component] + std * noise
 
-    def _log_joint(self, distance: jax.Array, variance: jax.Array) -> jax.Array:
-        dimensions = distance[0, 0].size
-        square = jnp.sum(jnp.square(distance), axis=(2, 3, 4)) / variance
-        log_density = -0.5 * (square + dimensions * jnp.log(2 * jnp.pi * variance))
-        return jnp.log(jnp.asarray(self.weights, distance.dtype)) + log_density
+    def _log_joint(self, x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Distances from the means (B, K, ...), variances (B, K) and log-densities of component and x (B, K)."""
+        a, s = alpha[:, None], sigma[:, None]
+        distance = x[:, None] - _expand(a, x[:, None]) * jnp.asarray(self.means, x.dtype)
+        variance = a**2 * jnp.asarray(self.stds, x.dtype) ** 2 + s**2
+        square = jnp.sum(jnp.square(distance), axis=tuple(range(2, distance.ndim))) / variance
+        log_density = -0.5 * (square + x[0].size * jnp.log(2 * jnp.pi * variance))
+        return distance, variance, jnp.log(jnp.asarray(self.weights, x.dtype)) + log_density
+
+
+def _expand(values: jax.Array, like: jax.Array) -> jax.Array:
+    """(B, K) values with trailing axes of size 1, to broadcast against `like` (B, K, ...)."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 2))
 
 
 def gaussian(mean: Any, std: float, shape: tuple[int, ...] = (1, 1, 1)) -> Mixture:
@@ -76,20 +79,31 @@ def gaussian(mean: Any, std: float, shape: tuple[int, ...] = (1, 1, 1)) -> Mixtu
 
 
 def network(process: Process, data: Mixture) -> ModelFn:
-    """The ModelFn that training `process` on `data` would end in; it ignores conditions.
+    """The ModelFn that training `process` on `data` would end in; it ignores conditions and sows nothing.
 
-    A learned variance is the posterior's own (-1, the lower end), an uncertainty is 0.
+    Further channels, which are a learned variance, are -1: the posterior's own variance.
     """
 
-    def model_fn(x_in: jax.Array, network_time: jax.Array, y: Any) -> jax.Array:
-        t = process.time(network_time)
-        x = x_in / process.network_input(jnp.ones_like(x_in), t)
+    def model_fn(
+        x: jax.Array, t: jax.Array, condition: Condition, *, s: jax.Array | None = None
+    ) -> tuple[jax.Array, Extras]:
+        t = process_time(process, t)
+        x = x / process.network_input(jnp.ones_like(x), t)
         alpha, sigma = process.alpha(t), process.sigma(t)
         x0 = data.denoise(x, alpha, sigma)
         eps = (x - expand(alpha, x) * x0) / expand(sigma, x)
-        answer = process.target(x0, eps, t)
         more = process.output_channels(x.shape[-1]) - x.shape[-1]
-        extra = jnp.full((*x.shape[:-1], more), -1.0 if isinstance(process, DDPM) else 0.0, x.dtype)
-        return jnp.concatenate([answer, extra], axis=-1)
+        learned = jnp.full((*x.shape[:-1], more), -1.0, x.dtype)
+        return jnp.concatenate([process.target(x0, eps, t), learned], axis=-1), {}
 
     return model_fn
+
+
+def process_time(process: Process, network_time: Times) -> Times:
+    """The times t at which `process.network_time` has these values."""
+    if isinstance(process, DDPM):
+        return (network_time + 1) / process.steps
+    if isinstance(process, EDM):
+        return process.time_of_ratio(backend(network_time).exp(4 / process.time_scale * network_time))
+    assert isinstance(process, RectifiedFlow), process
+    return network_time / process.time_scale

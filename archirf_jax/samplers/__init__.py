@@ -1,1 +1,1 @@
-"""Samplers: the scan driver, time grids, guidance, and a folder of solvers. Pure functions of a ModelFn."""
+"""Samplers: the scan driver, denoisers with guidance and thresholds, and folders of solvers, grids and guidance."""

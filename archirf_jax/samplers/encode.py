@@ -1,32 +1,33 @@
-"""The noise an image comes from: the deterministic sampler run backwards (Song et al. 2020, "DDIM", Sec. 4.3)."""
+"""The noise that data comes from: the deterministic sampler run backwards (Song et al. 2020, "DDIM", Sec. 4.3)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.contracts import Condition, Denoiser
+from archirf_jax.samplers.flow import velocity
 
 
-def encode(denoise: Denoiser, x0: jax.Array, y: Any, *, grid: np.ndarray, iterations: int = 4) -> jax.Array:
-    """x at the first time of the grid from which Euler's steps (DDIM's with eta 0) lead to x0.
+def encode(
+    denoise: Denoiser, x0: jax.Array, condition: Condition, *, grid: np.ndarray, iterations: int = 4
+) -> jax.Array:
+    """x at the first time of the grid from which Euler's steps (DDIM's with eta = 0) lead to x0.
 
     Each step is undone as it was made: x with x + (tau_next - tau) velocity(x, t) = x_next is a fixed point, found by
-    repeating. One iteration is the usual approximation, which asks the network about the later state at the earlier
+    iteration. One iteration is the usual approximation, which asks the network about the later state at the earlier
     time; more make the round trip exact. The network is never asked about t = 0.
 
     Args:
-        denoise: without memory.
-        x0: (B, H, W, C) images in [-1, 1].
-        y: conditions, a pytree with leading axis B.
+        denoise: without state.
+        x0: (B, ...) data in [-1, 1].
+        condition: its leaves have leading axis B.
         grid: (N, 2) steps as for sampling.
         iterations: evaluations a step, 1 or more.
     """
     process = denoise.process
-    memory = denoise.init(x0)
+    state = denoise.init(x0)
 
     def back(x_next: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         t, t_next = step
@@ -34,8 +35,8 @@ def encode(denoise: Denoiser, x0: jax.Array, y: Any, *, grid: np.ndarray, iterat
         tau, tau_next = process.flow_time(t), process.flow_time(t_next)
 
         def closer(_: int, x: jax.Array) -> jax.Array:
-            prediction, _memory = denoise(x, t, y, memory)
-            return scale * (x_next / scale_next + (tau - tau_next) * (prediction.eps - prediction.x0))
+            prediction, _state = denoise(x, t, condition, state, s=t_next)
+            return scale * (x_next / scale_next + (tau - tau_next) * velocity(prediction))
 
         return jax.lax.fori_loop(0, iterations, closer, x_next * (scale / scale_next)), None
 

@@ -1,36 +1,20 @@
-"""The scan driver: noise to images along a grid, with any denoiser and solver; one compiled program."""
+"""The scan driver: from noise to data along a grid, with any denoiser and solver, as one compiled program."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax.samplers.denoisers import Denoiser
-
-
-class Solver(Protocol):
-    """The contract of `samplers.solvers`."""
-
-    def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
-        """The memory before the first step; the denoiser's own is part of it.
-
-        Raises:
-            UserError: the solver cannot take these steps with this denoiser.
-        """
-
-    def step(
-        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
-    ) -> tuple[jax.Array, Any]:
-        """x at t -> x at t_next with the fresh noise z, and the memory for the next step."""
+from archirf_jax.contracts import Condition, Denoiser, Solver
 
 
 def sample(
     keys: jax.Array,
     denoise: Denoiser,
-    y: Any,
+    condition: Condition,
     shape: tuple[int, ...],
     *,
     grid: np.ndarray,
@@ -38,20 +22,20 @@ def sample(
     start: jax.Array | None = None,
     stride: int = 0,
 ) -> jax.Array:
-    """Images for the conditions y.
+    """Samples for the conditions.
 
     Args:
-        keys: (B,) one key an image, so that a picture does not depend on the batch it is drawn in.
+        keys: (B,) one key an example, so that a sample does not depend on the batch it is drawn in.
         denoise: what the solver asks.
-        y: conditions, a pytree with leading axis B.
-        shape: of one image, (H, W, C).
+        condition: its leaves have leading axis B.
+        shape: of one example, such as (H, W, C).
         grid: (N, 2) steps, see `samplers.grids`.
         solver: see `samplers.solvers`.
-        start: (B, H, W, C) x at the first time of the grid; None = the process's noise.
-        stride: 0, or return also the start and every stride-th state, and the last one.
+        start: (B, *shape) x at the first time of the grid; None = the process's noise.
+        stride: 0, or return also the start, every stride-th state and the last one.
 
     Returns:
-        (B, H, W, C) images around [-1, 1]; with a stride (1 + ceil(N / stride), B, H, W, C), the start first.
+        (B, *shape) around [-1, 1]; with a stride (1 + ceil(N / stride), B, *shape), the start first.
 
     Raises:
         UserError: grid, solver and process do not fit.
@@ -66,13 +50,13 @@ def sample(
     kept = jnp.zeros((-(-len(grid) // stride), *x.shape), x.dtype) if stride else None
 
     def body(carry: tuple[jax.Array, Any, Any], step: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any, Any], None]:
-        x, memory, kept = carry
+        x, solver_state, kept = carry
         i, t, t_next = step
-        z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape, x.dtype))(step_keys)
-        x, memory = solver.step(z, denoise, x, t, t_next, y, memory)
+        fresh = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape, x.dtype))(step_keys)
+        x, solver_state = solver.step(fresh, denoise, x, t, t_next, condition, solver_state)
         if kept is not None:  # a state is overwritten until its stride is full, so the last one always stays
             kept = kept.at[i // stride].set(x)
-        return (x, memory, kept), None
+        return (x, solver_state, kept), None
 
     carry = (x, solver.init(denoise, grid, x), kept)
     (x_end, _, kept), _ = jax.lax.scan(body, carry, (jnp.arange(len(grid)), times[:, 0], times[:, 1]))
@@ -80,5 +64,5 @@ def sample(
 
 
 def noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """(B, *shape) the standard normal noise that `sample` would start from with these keys, before its scale."""
+    """(B, *shape) the standard normal noise that `sample` starts from with these keys, before its scale."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.split(key)[0], shape))(keys)

@@ -1,4 +1,4 @@
-"""Conditions from a file: what a network takes beside labels, one row each, and their unconditional twins."""
+"""Conditions from a file: fields of a batch that no data set gives, one row an image, and what stands for none."""
 
 from __future__ import annotations
 
@@ -6,73 +6,87 @@ import pathlib
 import zipfile
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Batch, Condition
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.diffusion import Diffusion
 
+FIELD = "conditions"
+NULL = "null_"
 NO_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
-def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Any, Any]:
-    """(tables with a row a condition, their null row), both shaped like `task.example`.
+def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, Condition]:
+    """(fields with a row an image, what stands for none).
 
     Args:
-        path: .npz file with an array for each name of the example, and null_NAME for its twin.
+        path: .npz file with an array for each field that the conditions are made of, and null_NAME for its null.
         task: whose network takes conditions.
-        needs_null: whether the twins must be there; one that is not is 0.
+        needs_null: whether the nulls must be there; one that is absent is 0.
 
     Raises:
         UserError: no such file, or an array that is missing or that the network does not take.
     """
-    names = sorted(task.example)
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
-        rows = {name: _checked(name, found[name], task) for name in names}
     except NO_ARCHIVE as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"--conditions: {str(path)!r} is no .npz file with {', '.join(names)}: {e}") from e
-    if len({len(table) for table in rows.values()}) != 1 or not len(rows[names[0]]):
-        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items())
-        raise UserError(f"--conditions: {str(path)!r} must have equally many rows of each, not {counts}")
-    absent = [f"null_{name}" for name in names if f"null_{name}" not in found]
+        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {' '.join(str(e).split())}") from e
+    rows = {name: _checked(name, table, task) for name, table in found.items() if not name.startswith(NULL)}
+    if len({len(table) for table in rows.values()}) != 1 or not len(next(iter(rows.values()))):
+        counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items()) or "nothing"
+        raise UserError(FIELD, str(path), f"must have equally many rows of each field, not {counts}")
+    _check_complete(path, rows, task)
+    droppable = sorted(task.null_names & rows.keys())
+    absent = [f"{NULL}{name}" for name in droppable if f"{NULL}{name}" not in found]
     if absent and needs_null:
-        raise UserError(
-            f"--conditions: guidance needs {', '.join(absent)} beside the rows, shaped like one row; add them, or "
-            "sample with --guidance_scale=1"
-        )
-    null = {name: _null(name, found.get(f"null_{name}"), table) for name, table in rows.items()}
-    return rows, null
+        what = f"lacks {', '.join(absent)}, each like one row, which guidance needs; or set the guidance scale to 1"
+        raise UserError(FIELD, str(path), what)
+    return rows, {name: _null(name, found.get(f"{NULL}{name}"), rows[name]) for name in droppable}
+
+
+def _check_complete(path: pathlib.Path, rows: Batch, task: Diffusion) -> None:
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(rows.values())))))
+    try:
+        found = jax.eval_shape(task.conditioner, task.frozen_shapes, rows, keys)
+    except KeyError as e:
+        what = f"lacks {e.args[0]}; conditions are made of {', '.join(sorted(task.needs))}"
+        raise UserError(FIELD, str(path), what) from e
+    unused = rows.keys() - task.needs
+    if unused or not found:
+        what = f"holds {', '.join(sorted(unused))}, which conditions are not made of; they are made of "
+        raise UserError(FIELD, str(path), what + ", ".join(sorted(task.needs)))
 
 
 def _checked(name: str, table: np.ndarray, task: Diffusion) -> jnp.ndarray:
     """(rows, ...) of the example's type; only the last axis has the example's length."""
-    example = task.example[name]
+    example = task.condition_shapes.get(name)
+    if example is None:
+        return jnp.asarray(table)
     label = jnp.issubdtype(example.dtype, jnp.integer)
-    kinds, width = ("iu", ()) if label else ("biuf", example.shape[-1:])
+    kinds, width = ("iu", ()) if label else ("biuf", example.shape[1:][-1:])
     if table.dtype.kind not in kinds:
-        raise UserError(f"--conditions: {name} holds {table.dtype}, not {'integers' if label else 'numbers'}")
-    if table.ndim != example.ndim + 1 or table.shape[table.ndim - len(width) :] != width:
-        between = ["any"] * (example.ndim - len(width))
+        raise UserError(FIELD, name, f"holds {table.dtype}, not {'integers' if label else 'numbers'}")
+    if table.ndim != len(example.shape) or table.shape[table.ndim - len(width) :] != width:
+        between = ["any"] * (len(example.shape) - 1 - len(width))
         expected = ", ".join(map(str, ["rows", *between, *width]))
-        raise UserError(f"--conditions: {name} has the shape {table.shape}; this network takes ({expected})")
+        raise UserError(FIELD, name, f"has the shape {table.shape}; this network takes ({expected})")
     if not np.all(np.isfinite(table)):
-        raise UserError(f"--conditions: {name} holds nan or infinity")
-    if label and table.size and not 0 <= table.min() <= table.max() <= task.null:
+        raise UserError(FIELD, name, "holds nan or infinity")
+    classes = task.num_classes
+    if label and table.size and not 0 <= table.min() <= table.max() <= classes:
         wrong = table.min() if table.min() < 0 else table.max()
-        raise UserError(f"--conditions: {name} {wrong} is out of range; this run has 0-{task.null - 1}")
+        raise UserError(FIELD, name, f"{wrong} is out of range; this run has 0-{classes - 1}")
     return jnp.asarray(table.astype(example.dtype))
 
 
-def _null(name: str, given: np.ndarray | None, table: jnp.ndarray) -> jnp.ndarray:
+def _null(name: str, given: np.ndarray | None, table: Any) -> jnp.ndarray:
     if given is None:
         return jnp.zeros_like(table[0])
     if given.shape != table.shape[1:] or given.dtype.kind not in "biuf":
-        raise UserError(
-            f"--conditions: null_{name} is {given.dtype} of shape {given.shape}; it must be like one row of {name}, "
-            f"{table.shape[1:]}"
-        )
+        what = f"is {given.dtype} of shape {given.shape}; it must be like one row of {name}, {table.shape[1:]}"
+        raise UserError(FIELD, f"null_{name}", what)
     return jnp.asarray(given.astype(table.dtype))

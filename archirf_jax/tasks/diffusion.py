@@ -1,10 +1,9 @@
-"""Training and sampling an image model: where a network meets a process, an optimizer and a sampler."""
+"""Training and sampling a diffusion model: a network meets a process, an objective, conditions and a first stage."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,227 +11,305 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax import sharding
-from archirf_jax.data.pipeline import Batch
+from archirf_jax.contracts import (
+    Batch,
+    Condition,
+    Denoiser,
+    Frozen,
+    Losses,
+    Metrics,
+    ModelFn,
+    Models,
+    Setting,
+    TrainState,
+)
+from archirf_jax.data.fields import make_fields, shapes
+from archirf_jax.data.images import to_uint8
 from archirf_jax.errors import UserError
-from archirf_jax.models.uncertainty import Uncertain
-from archirf_jax.processes.base import Draw, ModelFn
-from archirf_jax.samplers.choice import Choice
-from archirf_jax.samplers.denoisers import Inpaint, LogProbability
-from archirf_jax.samplers.encode import encode
-from archirf_jax.samplers.sample import noise, sample
-from archirf_jax.tasks.building import apply_telling, dropout_rngs, make_model, make_process
-from archirf_jax.training.state import TrainState
-from archirf_jax.training.update import Losses, Metrics, Update
-from archirf_jax.visuals.pictures import to_uint8
+from archirf_jax.models import binding
+from archirf_jax.objectives.dropping import drops
+from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.samplers.denoisers import NetworkDenoiser
+from archirf_jax.samplers.sample import sample
+from archirf_jax.tasks import building
+from archirf_jax.training.update import Update, commit
+
+MODEL = "model"
+Params = dict[str, Any]
+Sampler = Callable[[Params, Frozen, Batch, jax.Array], jax.Array]
 
 
-class Inputs(NamedTuple):
-    """What sampling may be given besides conditions; images (H, W, C) in [-1, 1].
+class Traced(NamedTuple):
+    """Shapes of x0 and conditions for one example, and the fields of the batch that the conditions are made of."""
 
-    Attributes:
-        start: (B, H, W, C) x at the first time of the grid, instead of noise.
-        image: an image to start from, noised to the first time.
-        known: an image whose pixels hold where `mask` is 0.
-        mask: (H, W, 1), 1 where pixels are to be made.
-        weak: parameters of the weaker network of autoguidance.
-        classifier: parameters of a classifier that guides.
-        conditions: what labels stand for, a pytree of tables with a row a label; without it they are classes.
-        null: the unconditional twin of a row of `conditions`.
-    """
-
-    start: jax.Array | None = None
-    image: jax.Array | None = None
-    known: jax.Array | None = None
-    mask: jax.Array | None = None
-    weak: Any = None
-    classifier: Any = None
-    conditions: Any = None
-    null: Any = None
+    x0: jax.ShapeDtypeStruct
+    condition: dict[str, jax.ShapeDtypeStruct]
+    fields: frozenset[str]
 
 
-NOTHING = Inputs()
-Judge = Callable[[Any], LogProbability]
-# (params, keys (B,), labels (B,), inputs) -> images (B, H, W, C); with a stride the states on the way before them.
-Sampler = Callable[..., jax.Array]
+class Recording(dict):
+    """A batch that keeps which fields are asked for."""
+
+    def __init__(self, batch: Batch, asked: set[str]) -> None:
+        super().__init__(batch)
+        self._asked = asked
+
+    def __getitem__(self, name: str) -> jax.Array:
+        self._asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._asked.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field, or `default`."""
+        return self[name] if name in self else default
 
 
 class Diffusion:
     """The task of a resolved configuration (data.num_classes known).
 
     Raises:
-        UserError: a name, field or size that does not fit.
+        UserError: a name or field that does not fit.
 
     Attributes:
-        image_shape: (H, W, C) of one image.
-        model: the network.
-        process: what it learns.
-        null: the null label, () int32.
-        choice: how it is sampled unless somebody says otherwise.
-        example: a condition without batch axis; a label, unless the network takes texts or pictures.
+        frozen: runs by name; one called "teacher" is handed to the objective as a denoiser.
+        model: the network. module: the same with the heads that the objective trains.
+        process, objective, conditioner, first_stage: see `contracts`.
+        fields: of the data, by name.
+        sampling: how it is sampled unless somebody asks for something else.
+        examples: a batch of data for previews of networks that are conditioned on more than labels; None without.
     """
 
-    use = "--workdir={workdir}"  # what `sample` is told of a run
+    main = MODEL  # the module that is exported
+    use = "--workdir={workdir}"  # how `sample` is given a run
 
-    def __init__(self, config: Any) -> None:
-        data = config.data
-        self.image_shape = (data.image_size, data.image_size, data.channels)
-        self.model, self.process = make_model(config), make_process(config)
-        self.null = np.int32(data.num_classes)
-        example = getattr(self.model, "example_condition", lambda shape: jnp.int32(0))
-        self.example = example(self.image_shape)
-        if head := self.process.uncertainty_head():
-            self.model = Uncertain(self.model, **head)
-        self.choice = _choice(config.sample)
-        self._samplers = functools.cache(self._make_sampler)
+    def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
+        self.frozen = dict(runs)
+        self.process = building.make_process(config)
+        self.objective = building.make_objective(config, self.process, runs)
+        self.model = building.make_model(config, model)
+        self.module = self.objective.wrap(self.model)
+        self.conditioner = building.make_conditioner(config, self.process, runs)
+        self.first_stage = building.make_first_stage(config, runs)
+        self.fields = make_fields(config.data)
+        self.sampling = SamplerConfig.from_config(config.sample)
+        self.examples: Batch | None = None
         self._config = config
-        # What does not fit is known before a run begins.
-        jax.eval_shape(self._dry_run)
-        self._preview = self.sampler(self.choice)
-        self._animation = self.sampler(self.choice, stride=1)
+        self._samplers = functools.cache(self._make_sampler)
 
-    @property
-    def takes_conditions(self) -> bool:
-        """Whether the network is told more than a label."""
-        return isinstance(self.example, dict)
+    def step(self, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        """One update of the network, and its metrics."""
+        drawn, losses = self.losses(state, frozen, batch, key, MODEL)
+        gradient = self.updates[MODEL].gradient(state.networks[MODEL], drawn, losses)
+        return commit(state, self.updates, {MODEL: gradient})
 
-    def model_fn(self, params: Any, dropout: jax.Array | None = None) -> ModelFn:
-        """The network with its parameters bound; with a key for dropout as it is trained."""
-        rngs = None if dropout is None else {"dropout": dropout}
-        return lambda x, t, y: self.model.apply({"params": params}, x, t, y, rngs=rngs)
+    def losses(
+        self, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array, network: str, train: bool = True
+    ) -> tuple[Any, Losses]:
+        """(what is drawn for a batch, the losses of it); without `train` no units are dropped."""
+        kept = state.networks[network]
+        x0, condition = self.encoded(frozen, batch, key)
+        setting = Setting(self.process, self.conditioner.null(frozen), state.step, kept.objective_state)
+        drawn = self.objective.draw(key, setting, x0, condition)
+
+        def losses(params: Params, drawn: Any, part: Any) -> Any:
+            dropout = building.dropout_key(key, part) if train else None
+            average = self.model_fn(kept.averages["ema"], dropout) if kept.averages else None
+            models = Models(self.model_fn(params, dropout), average, self.teacher(frozen))
+            return self.objective.losses(models, setting, drawn)
+
+        return drawn, losses
+
+    def encoded(self, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
+        """(x0, conditions) of a batch; frozen networks see it in as many parts as the gradient is computed in."""
+        count = len(next(iter(batch.values())))
+
+        def encode(batch: Batch, first: jax.Array, second: jax.Array) -> Any:
+            return self.first_stage.encode(frozen, batch, first), self.conditioner(frozen, batch, second)
+
+        keys = (building.example_keys(key, purpose, count) for purpose in ("first_stage", "condition"))
+        parts = self._config.get("accumulation", 1) if frozen else 1
+        x0, condition = building.in_parts(encode, parts if count % parts == 0 else 1, batch, *keys)
+        return x0, condition
 
     @functools.cached_property
-    def update(self) -> Update:
-        """How parameters are trained; only a run that trains needs to know."""
-        if hasattr(self.model, "constrained") and self._config.optimizer.name == "schedule_free_adamw":
+    def updates(self) -> dict[str, Update]:
+        """How the network is trained; only a run that trains needs to know."""
+        normalize = getattr(self.module, "normalize_weights", None)
+        if normalize is not None and self._config.optimizer.name == "schedule_free_adamw":
             raise UserError(
-                "config.optimizer.name: schedule_free_adamw averages weights, which this network holds at a size; "
-                "take adam"
+                *("optimizer.name", "schedule_free_adamw"),
+                "averages weights, and this network's are normalized; take adam",
             )
-        return Update(self._config)
 
-    def init_params(self, key: jax.Array) -> Any:
-        """Fresh parameters."""
-        x = jnp.zeros((1, *self.image_shape))
-        return self.model.init(key, x, jnp.zeros(1), _batch_of_one(self.example))["params"]
+        def project(params: Params, objective_state: Any) -> Params:
+            del objective_state
+            return params if normalize is None else {MODEL: normalize(params[MODEL])}
 
-    def init(self, key: jax.Array) -> TrainState:
+        return {MODEL: Update(self._config, MODEL, project=project, remember=self.objective.remember)}
+
+    def init_params(self, key: jax.Array, frozen: Frozen) -> Params:
+        """Fresh parameters, by module."""
+        batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes(self.fields, 1))
+        x0, condition = self.encoded(frozen, batch, key)
+        return {MODEL: binding.init(self.module, key, jnp.zeros_like(x0), jnp.zeros(1), condition)}
+
+    def init(self, key: jax.Array, frozen: Frozen) -> TrainState:
         """The state before the first step."""
-        return self.update.init(self.init_params(key), self.process.init_memory())
+        network = self.updates[MODEL].init(self.init_params(key, frozen), self.objective.init())
+        return TrainState(step=jnp.zeros((), jnp.int32), networks={MODEL: network})
 
-    def step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """One update and its metrics."""
-        drawn = self.draw(state, batch, key)
-        return self.update(state, drawn, self.losses(key), self.constrained, self.process.remember)
+    def model_fn(self, params: Params, dropout: jax.Array | None = None) -> ModelFn:
+        """The network with its parameters bound; with a key for dropout as it is trained."""
+        higher = self.objective.higher_derivatives
+        return binding.bind(self.module, params[MODEL], dropout=dropout, higher_derivatives=higher)
 
-    def draw(self, state: TrainState, batch: Batch, key: jax.Array) -> Draw:
-        """What the losses of a batch are computed from."""
-        return self.process.draw(key, batch.image, batch.label, self.null, state.memory)
+    def network_denoiser(self, params: Params) -> Denoiser:
+        """The network as a denoiser, without guidance."""
+        return NetworkDenoiser(self.process, self.model_fn(params))
 
-    def losses(self, key: jax.Array | None) -> Losses:
-        """The losses of what was drawn; `key` is the step's, None = without dropout."""
+    def teacher(self, frozen: Frozen) -> Denoiser | None:
+        """The frozen run called "teacher", where there is one."""
+        if "teacher" not in self.frozen:
+            return None
+        teacher: Denoiser = self.frozen["teacher"].task.network_denoiser(frozen["teacher"])
+        return teacher
 
-        def losses(params: Any, drawn: Draw, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            told: dict[str, jax.Array] = {}
-
-            def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-                output, numbers = apply_telling(self.model, params, x, t, y, rngs=dropout_rngs(key, part))
-                told.update(numbers)
-                return output
-
-            each, aux = self.process.losses(model_fn, drawn)
-            return each, aux | {name: jnp.full_like(each, value) for name, value in told.items()}
-
-        return losses
-
-    def constrained(self, params: Any) -> Any:
-        """The parameters as a step begins with: networks may hold theirs to a law, such as weights of unit variance."""
-        return self.model.constrained(params) if hasattr(self.model, "constrained") else params
-
-    def sampler(
-        self, choice: Choice, stride: int = 0, weaker: Diffusion | None = None, judge: Judge | None = None
-    ) -> Sampler:
-        """A compiled sampler, the same one again for the same; with a stride it also returns the start and every
-        stride-th state.
+    def denoiser(
+        self,
+        config: SamplerConfig,
+        params: Params,
+        frozen: Frozen,
+        null: Condition | None = None,
+        weak: Denoiser | None = None,
+        log_p: Any = None,
+    ) -> Denoiser:
+        """The network under the guidance and threshold of `config`.
 
         Args:
-            choice: how.
-            stride: 0 = images alone.
-            weaker: the task whose network has the weaker parameters of autoguidance; None = this one.
-            judge: makes log p(y | x_t) of the parameters of a classifier that guides.
+            config: how.
+            params: by module.
+            frozen: parameters of the frozen runs.
+            null: what stands for no condition; None = the conditioners' own.
+            weak: the weaker network of autoguidance.
+            log_p: the classifier that guides, (x, process time, condition) -> (B,).
 
         Raises:
-            UserError: parts of the choice that do not fit this process.
+            UserError: guidance that this network cannot have.
         """
-        return self._samplers(choice, stride, weaker, judge)
+        self.check_guidance(config)
+        null = self.conditioner.null(frozen) if null is None else null
+        return config.make_denoiser(self.network_denoiser(params), null, weak, log_p)
 
-    def _make_sampler(self, choice: Choice, stride: int, weaker: Diffusion | None, judge: Judge | None) -> Sampler:
-        plain, grid = choice.make_solver(), choice.make_grid(self.process)
-        if choice.asks_null():
-            self.check_null(f"guidance_scale: {choice.guidance_scale:g}")
+    def check_guidance(self, config: SamplerConfig) -> None:
+        """Raise a UserError if `config` asks the network for images without condition, which it never saw."""
+        if config.asks_null:
+            self.check_null("sample.guidance.scale", config.guidance_scale)
 
-        def run(params: Any, keys: jax.Array, labels: jax.Array, inputs: Inputs = NOTHING) -> jax.Array:
-            weak_fn = None if inputs.weak is None else (weaker or self).model_fn(inputs.weak)
-            log_p = None if inputs.classifier is None or judge is None else judge(inputs.classifier)
-            solver = plain if log_p is None else choice.make_solver(log_p)
-            y, null = labels, self.null
-            if inputs.conditions is not None:
-                y, null = jax.tree.map(lambda table: table[labels], inputs.conditions), inputs.null
-            denoise = choice.make_denoiser(self.process, self.model_fn(params), null, weak_fn, log_p)
-            if inputs.mask is not None and inputs.known is not None:
-                denoise = Inpaint(denoise, inputs.known, inputs.mask)
-            start = inputs.start
-            if inputs.image is not None:
-                start = self.process.noised(inputs.image, noise(keys, self.image_shape), jnp.asarray(grid[0, 0]))
-            return sample(keys, denoise, y, self.image_shape, grid=grid, solver=solver, start=start, stride=stride)
-
-        return jax.jit(run)
-
-    def encoder(self, choice: Choice) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-        """Compiled (params, images (B, H, W, C), labels (B,)) -> x at the first time of the choice's grid."""
-        grid = choice.make_grid(self.process)
-
-        def run(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-            denoise = choice.make_denoiser(self.process, self.model_fn(params), self.null)
-            return encode(denoise, images, labels, grid=grid)
-
-        return jax.jit(run)
-
-    def check_null(self, what: str) -> None:
-        """Raise a UserError if the network never saw images without condition, which `what` asks it for."""
-        if not self.process.condition_dropout:
+    def check_null(self, field: str, value: Any) -> None:
+        """Raise a UserError about `field` if the network never saw images without condition."""
+        if self.objective.guidance != "outside":
+            what = f"must be 1: this network was trained with guidance {self.objective.guidance}"
+            raise UserError(field, value, what)
+        if not drops(getattr(self.objective, "condition_dropout", 1.0)):
             raise UserError(
-                f"{what} needs a network that was also trained without labels, and config.process.condition_dropout is "
-                "0; train with 0.1, or sample with guidance_scale 1"
+                *(field, value),
+                "needs a network that was also trained without conditions, and objective.condition_dropout is 0; train "
+                "with 0.1, or sample with a guidance scale of 1",
             )
 
-    def preview(self, state: TrainState, key: jax.Array) -> np.ndarray:
-        """(classes, per_class, H, W, C) uint8 samples of the EMA, one row a class, the same noise for the same key."""
-        return self._pictures(self._preview, state, key)
+    def sampler(self, config: SamplerConfig, stride: int = 0) -> Sampler:
+        """A compiled (params, frozen, batch, keys (B,)) -> x0 (B, ...), the same one again for the same arguments.
 
-    def animate(self, state: TrainState, key: jax.Array) -> np.ndarray:
-        """(steps + 1, classes, per_class, H, W, C) uint8: the same pictures on their way from noise."""
-        return self._pictures(self._animation, state, key)
+        Args:
+            config: how.
+            stride: 0, or return also the start and every stride-th state before it, as `samplers.sample`.
 
-    def _pictures(self, sampler: Sampler, state: TrainState, key: jax.Array) -> np.ndarray:
-        rows, columns = min(self._config.sample.classes, int(self.null)), self._config.sample.per_class
+        Raises:
+            UserError: parts of the description that do not fit this process or network.
+        """
+        self.check_guidance(config)
+        return self._samplers(config, stride)
+
+    def _make_sampler(self, config: SamplerConfig, stride: int) -> Sampler:
+        solver, grid = config.make_solver(), config.make_grid(self.process)
+
+        def run(params: Params, frozen: Frozen, batch: Batch, keys: jax.Array) -> jax.Array:
+            denoise = self.denoiser(config, params, frozen)
+            condition = self.conditioner(frozen, batch, keys)
+            return sample(keys, denoise, condition, self.shape, grid=grid, solver=solver, stride=stride)
+
+        return jax.jit(run)
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of one x0."""
+        return tuple(self._traced.x0.shape[1:])
+
+    @functools.cached_property
+    def needs(self) -> frozenset[str]:
+        """The fields of a batch that the conditions are made of."""
+        return self._traced.fields
+
+    @functools.cached_property
+    def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of conditions for one example, with its leading axis."""
+        return self._traced.condition
+
+    @functools.cached_property
+    def null_names(self) -> frozenset[str]:
+        """The keys of conditions that may be dropped."""
+        return frozenset(jax.eval_shape(self.conditioner.null, self.frozen_shapes))
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0..num_classes-1."""
+        return int(self._config.data.num_classes)
+
+    @property
+    def frozen_shapes(self) -> dict[str, Any]:
+        """Shapes of the frozen runs' parameters, by name."""
+        return {name: run.shapes or run.params for name, run in self.frozen.items()}
+
+    @functools.cached_property
+    def _traced(self) -> Traced:
+        read: set[str] = set()
+
+        def trace(frozen: Frozen, batch: Batch, keys: jax.Array) -> Any:
+            x0 = self.first_stage.encode(frozen, batch, keys)
+            return x0, self.conditioner(frozen, Recording(batch, read), keys)
+
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        x0, condition = jax.eval_shape(trace, self.frozen_shapes, shapes(self.fields, 1), keys)
+        return Traced(x0, condition, frozenset(read))
+
+    def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
+        """(rows, columns, H, W, C) uint8 samples of the average, one row a class, the same noise for the same key.
+
+        With a stride (frames, rows, columns, H, W, C) on their way from noise. A network that is conditioned on more
+        than labels takes its conditions from `examples`.
+        """
+        rows, columns = self._grid()
         labels, keys = class_grid(key, range(rows), columns)
-        images = to_uint8(sharding.fetch(sampler(state.ema, keys, labels)))
-        return images.reshape(*images.shape[:-4], rows, columns, *self.image_shape)
+        batch: Batch = {"label": labels}
+        if not self.needs <= {"label"}:
+            if self.examples is None:
+                return None
+            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), self.examples)
+        x0 = self.sampler(self.sampling, stride)(state.networks[MODEL].averages["ema"], frozen, batch, keys)
+        images = to_uint8(sharding.fetch(self.decode(frozen, x0)))
+        return images.reshape(*images.shape[:-4], rows, columns, *images.shape[-3:])
 
-    def _dry_run(self) -> None:
-        key, y = jax.random.key(0), _batch_of_one(self.example)
-        params, images = self.init_params(key), jnp.zeros((1, *self.image_shape))
-        null = self.example if self.takes_conditions else self.null
-        self.process.loss(key, self.model_fn(params), images, y, null, self.process.init_memory())
-        inputs = NOTHING._replace(conditions=y, null=self.example) if self.takes_conditions else NOTHING
-        try:
-            self.sampler(self.choice)(params, key[None], jnp.zeros(1, jnp.int32), inputs)
-        except UserError as e:
-            raise _of_sample(e) from e
+    def decode(self, frozen: Frozen, x0: jax.Array) -> jax.Array:
+        """Images (..., H, W, C) of x0 (..., B, ...)."""
+        flat = x0.reshape(-1, *self.shape)
+        images = self.first_stage.decode(frozen, flat)
+        return images.reshape(*x0.shape[: x0.ndim - len(self.shape)], *images.shape[1:])
 
-
-def _batch_of_one(example: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[None], example)
+    def _grid(self) -> tuple[int, int]:
+        return min(self._config.sample.classes, self._config.data.num_classes), self._config.sample.per_class
 
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
@@ -243,23 +320,6 @@ def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array,
     return labels, keys
 
 
-def _choice(config: Any) -> Choice:
-    fields = {field.name for field in dataclasses.fields(Choice)}
-    given = {key: value for key, value in config.items() if key in fields}
-    interval = tuple(given.get("guidance_interval", (0.0, 1.0)))
-    if len(interval) != 2 or not all(isinstance(time, (int, float)) for time in interval):
-        raise UserError(f"config.sample.guidance_interval: {interval} must be two times such as (0.2, 0.8)")
-    if "grid" not in given and given.get("shift", 1.0) != 1:  # saved when there was one grid, which was shifted
-        given["grid"] = "shifted"
-    try:
-        return Choice(**given | {"guidance_interval": interval})
-    except UserError as e:
-        raise _of_sample(e) from e
-
-
-def _of_sample(error: UserError) -> UserError:
-    """The same of a field of the configuration; where a choice is made nobody knows who made it."""
-    return UserError(f"config.sample.{str(error).removeprefix('config.sample.')}")
-
-
-build = Diffusion
+def build(config: Any, runs: Mapping[str, Any], model: Any = None) -> Diffusion:
+    """The task of a resolved configuration."""
+    return Diffusion(config, runs, model)

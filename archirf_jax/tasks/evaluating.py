@@ -1,10 +1,10 @@
-"""How good a run is: its loss and likelihood on given images, and its pictures beside them."""
+"""How good a run is: its loss and likelihood on given images, and its samples compared with them."""
 
 from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,21 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from archirf_jax.contracts import Batch, Network, TrainState
 from archirf_jax.data import passes
-from archirf_jax.data.pipeline import Batch, Dataset, finish
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.fields import finish
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, likelihood, neighbours, reference
 from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.reference import Sample
 from archirf_jax.processes.ddpm import DDPM
-from archirf_jax.samplers.choice import Choice
-from archirf_jax.tasks.classifier import Classifier
-from archirf_jax.tasks.diffusion import Diffusion, Inputs
-from archirf_jax.tasks.edits import Sheet
-from archirf_jax.training.state import TrainState
-from archirf_jax.training.update import INNER, LARGEST, by_time
+from archirf_jax.processes.variational_bound import bits_per_dim as variational_bits
+from archirf_jax.tasks.diffusion import Diffusion
 
-BYTE = 256  # grey levels
+LEVELS_OF_A_BYTE = 256
 
 
 class Figure(NamedTuple):
@@ -40,19 +38,17 @@ Figures = dict[str, Figure]
 Halves = dict[str, dict[str, float]]  # "samples" and "real" -> figures of half as many
 
 
-class Pictures(NamedTuple):
+class RealImages(NamedTuple):
     """Real images, in an order that has no meaning, so that the first ones stand for all.
 
     Attributes:
-        dataset: loaded. size: pixels a side. channels: 1 or 3.
+        dataset: loaded.
         classes: that the network knows; where it knows one, all labels are 0.
-        batch_size: images looked at at a time.
+        batch_size: images at a time.
         place: where a batch lies; None = on one device.
     """
 
     dataset: Dataset
-    size: int
-    channels: int
     classes: int
     batch_size: int
     place: Any = None
@@ -60,159 +56,195 @@ class Pictures(NamedTuple):
     @property
     def order(self) -> np.ndarray:
         """Every example once."""
-        return np.random.default_rng(0).permutation(len(self.dataset.readable))
+        return np.random.default_rng(0).permutation(len(self.dataset))
 
-    def batches(self, count: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """uint8 images (b, H, W, C) and labels (b,): the first `count`, from the start again where there are fewer."""
+    def batches(self, count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """Decoded fields (b, ...): the first `count` examples, from the start again where there are fewer."""
         order = self.order if count is None else np.resize(self.order, count)
-        for images, labels in passes.batches(self.dataset, order, self.batch_size, self.size, self.channels):
-            yield images, self._known(labels)
+        for arrays in passes.batches(self.dataset, order, self.batch_size):
+            yield arrays | self._known(arrays)
+
+    def images(self, count: int | None = None) -> Iterator[np.ndarray]:
+        """uint8 images (b, H, W, C) of `batches`."""
+        return (arrays["image"] for arrays in self.batches(count))
 
     def labels(self, count: int) -> np.ndarray:
-        """(count,) int32, those of `batches`; no image is decoded."""
-        order, numbers = np.resize(self.order, count), self.dataset.readable
-        if self.dataset.labels is not None:
-            return self._known(self.dataset.labels[order])
-        return self._known(np.asarray([self.dataset.source[int(numbers[index])][1] for index in order]))
+        """(count,) int32, those of `batches`."""
+        if "label" not in self.dataset.fields:
+            return np.zeros(count, np.int32)
+        order, arrays = np.resize(self.order, count), self.dataset.arrays
+        if arrays is not None:
+            return self._known({"label": arrays["label"][order]})["label"]
+        source, readable = self.dataset.source, self.dataset.readable
+        return self._known({"label": np.asarray([source[int(readable[i])]["label"] for i in order])})["label"]
 
-    def full_batches(self, count: int, key: jax.Array, what: str) -> Iterator[tuple[int, Batch, jax.Array]]:
-        """(how many of them count, images, one key an image) in batches of one size; `what` is said of the progress."""
-        done = 0
-        for images, labels in self.batches(count):
-            count_here = len(images)
-            filled = np.arange(self.batch_size) % count_here
-            keys = _keys(key, done + filled)
-            seen, told, keys = jax.device_put((images[filled], labels[filled], keys), self.place)
-            yield count_here, finish(seen, told, False, key), keys
-            done += count_here
+    def finished(self, count: int, key: jax.Array, what: str) -> Iterator[tuple[int, Batch, jax.Array]]:
+        """(how many of them count, a batch, one key an example) in batches of one size; `what` names the progress."""
+        fields, done = self.dataset.fields, 0
+        compute = jax.jit(lambda arrays: finish(fields, arrays, key))
+        for arrays in self.batches(count):
+            found = len(arrays["image"])
+            rows = np.arange(self.batch_size) % found
+            keys = _keys(key, done + rows)
+            mine, keys = jax.device_put(({name: array[rows] for name, array in arrays.items()}, keys), self.place)
+            yield found, compute(mine), keys
+            done += found
             logging.log_every_n_seconds(logging.INFO, "%s: %d of %d images", 10, what, done, count)
 
     def mean(self, values: np.ndarray) -> Figure:
-        """The mean of values of the first (N,) images; what is known of one image twice counts once in its error."""
-        image = np.arange(len(values)) % len(self.dataset.readable)
+        """The mean of values of the first (N,) images; an image that is there twice counts once in the error."""
+        image = np.arange(len(values)) % len(self.dataset)
         each = np.bincount(image, values) / np.bincount(image)
         error = np.std(each, ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
         return Figure(float(np.mean(values)), float(error))
 
-    def _known(self, labels: np.ndarray) -> np.ndarray:
-        return np.zeros(len(labels), np.int32) if self.classes == 1 else labels.astype(np.int32)
+    def _known(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if "label" not in arrays:
+            return {}
+        labels = arrays["label"].astype(np.int32)
+        return {"label": np.zeros_like(labels) if self.classes == 1 else labels}
 
 
-def loss(task: Diffusion | Classifier, params: Any, pictures: Pictures, count: int, key: jax.Array) -> Figures:
-    """The loss that training lowers, without dropout, and what goes with it; one time and noise an image.
+def loss(task: Any, state: TrainState, frozen: Any, images: RealImages, count: int, key: jax.Array) -> Figures:
+    """The loss that training lowers, of each network, without dropout; one time and noise an image.
 
-    The same key draws the same for any parameters, so that smaller differences of two runs count than the errors say.
+    The same key gives the same times and noise for any parameters, so two runs can be compared more finely than the
+    standard errors suggest.
+
+    Args:
+        task: of the run.
+        state: with the averages as parameters.
+        frozen: parameters of the frozen runs.
+        images: real ones.
+        count: how many of them.
+        key: of times and noise.
     """
-    state = TrainState(jnp.int32(0), params={}, ema={}, opt=(), memory=task.process.init_memory())
+    figures: Figures = {}
+    for i, network in enumerate(state.networks):
+        found = _loss(task, state, frozen, images, count, key, network)
+        figures |= {name if i == 0 else f"{network}/{name}": figure for name, figure in found.items()}
+    return figures
 
-    def draw(key: jax.Array, image: jax.Array, label: jax.Array) -> Any:
-        return task.draw(state, Batch(image[None], label[None]), key)
 
-    @jax.jit
-    def compute(params: Any, batch: Batch, keys: jax.Array) -> Any:
-        drawn = jax.tree.map(lambda x: x[:, 0], jax.vmap(draw)(keys, *batch))  # whatever batch an image came in
-        each, aux = task.losses(None)(params, drawn, 0)
-        return each, {name: jnp.asarray(value, jnp.float32) for name, value in aux.items()}
+def _loss(
+    task: Any, state: TrainState, frozen: Any, images: RealImages, count: int, key: jax.Array, network: str
+) -> Figures:
+    def each(state: TrainState, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        one = jax.tree.map(lambda leaf: leaf[None], batch)
+        drawn, losses = task.losses(state, frozen, one, key, network, train=False)
+        found, reported, _ = losses(state.networks[network].params, drawn, 0)
+        return found[0], reported
 
+    # An example at a time, so that what is drawn for it does not depend on its batch.
+    compute = jax.jit(jax.vmap(each, in_axes=(None, None, 0, 0)))
     found = []
-    for n, batch, keys in pictures.full_batches(count, key, "loss"):
-        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(params, batch, keys)))
-    each, aux = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-    quarters = {name: np.asarray(pair) for name, pair in by_time(aux, each).items()}
-    others = {name: pictures.mean(value) for name, value in aux.items() if name not in (*INNER, *LARGEST)}
-    by_quarter = {name: Figure(float(total / weight)) for name, (total, weight) in quarters.items() if weight}
-    return {"loss": pictures.mean(each)} | others | by_quarter
+    for n, batch, keys in images.finished(count, key, "loss"):
+        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(state, frozen, batch, keys)))
+    losses, reported = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    pairs = {name: np.sum(pair, axis=0) for name, pair in reported.items()}
+    others = {name: Figure(float(total / weight)) for name, (total, weight) in pairs.items() if weight}
+    return {"loss": images.mean(losses)} | others
+
+
+def evaluated_state(task: Any, params: Any) -> TrainState:
+    """A state of a task's main network whose parameters and average are `params`, by module; it cannot be trained."""
+    objective_state = task.objective.init() if hasattr(task, "objective") else ()
+    network = Network(params=params, averages={"ema": params}, opt=(), objective_state=objective_state)
+    return TrainState(jnp.int32(0), {next(iter(task.updates)): network})
 
 
 def check_levels(process: Any, levels: int) -> None:
-    """Raise a UserError if images of so many levels have less noise than the network was ever told of."""
+    """Raise a UserError if images of so many levels have less noise than the network ever saw."""
     least = process.ratio(np.asarray(1 / process.steps)) if isinstance(process, DDPM) else 0
-    if levels != BYTE and likelihood.last_ratio(levels) < least:
+    if levels != LEVELS_OF_A_BYTE and likelihood.last_ratio(levels) < least:
         most = next(n for n in range(levels, 1, -1) if n == 2 or likelihood.last_ratio(n) >= least)
         raise UserError(
-            f"--levels: {levels} are too fine for this DDPM, whose least noise is {least:.2g} of the image; at most "
-            f"{most}, or {BYTE} for its variational bound"
+            *("levels", levels),
+            f"are too fine for this DDPM, whose least noise is {least:.2g} of the image; take at most {most}, or "
+            f"{LEVELS_OF_A_BYTE} for its variational bound",
         )
 
 
 def bits_per_dim(
-    task: Diffusion, params: Any, pictures: Pictures, count: int, key: jax.Array, levels: int, steps: int, probes: int
+    task: Diffusion,
+    params: Any,
+    frozen: Any,
+    images: RealImages,
+    count: int,
+    key: jax.Array,
+    levels: int,
+    steps: int,
+    probes: int,
 ) -> Figures:
-    """Bits per dimension of images with `levels` grey levels, told their labels.
+    """Bits per dimension of images with `levels` grey levels, with their conditions.
 
     Along the probability-flow ODE; by DDPM's variational bound where there are 256 levels, whose half is less noise
-    than a DDPM was ever told of. The noise of the bound is a batch's.
+    than a DDPM ever saw. The noise of the bound is a batch's.
     """
     process = task.process
-    choice, bound = Choice(guidance_scale=1.0), isinstance(process, DDPM) and levels == BYTE
+    bound = isinstance(process, DDPM) and levels == LEVELS_OF_A_BYTE
 
     @jax.jit
-    def compute(params: Any, batch: Batch, keys: jax.Array) -> Any:
+    def compute(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> Any:
+        condition = task.conditioner(frozen, batch, keys)
         if isinstance(process, DDPM) and bound:
-            return process.bits_per_dim(keys[0], task.model_fn(params), *batch)[0], jnp.zeros(len(keys))
-        denoise = choice.make_denoiser(process, task.model_fn(params), task.null)
-        found = likelihood.of_ode(keys, denoise, *batch, levels=levels, steps=steps, probes=probes)
+            model_fn = task.model_fn(params)
+            return variational_bits(process, keys[0], model_fn, batch["image"], condition)[0], jnp.zeros(len(keys))
+        denoise = task.network_denoiser(params)
+        ode = dict(levels=levels, steps=steps, probes=probes)
+        found = likelihood.of_ode(keys, denoise, batch["image"], condition, **ode)
         return found.value, found.step_error
 
     found = []
-    for n, batch, keys in pictures.full_batches(count, key, "likelihood"):
-        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(params, batch, keys)))
+    for n, batch, keys in images.finished(count, key, "likelihood"):
+        found.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:n], compute(params, frozen, batch, keys)))
     values, step_errors = (np.concatenate(parts) for parts in zip(*found, strict=True))
     if bound:
-        return {"bits_per_dim_bound": pictures.mean(values)}
-    steps_alone = Figure(float(np.mean(step_errors)))
-    return {"bits_per_dim": pictures.mean(values), "bits_per_dim_step_error": steps_alone}
+        return {"bits_per_dim_bound": images.mean(values)}
+    return {"bits_per_dim": images.mean(values), "bits_per_dim_step_error": Figure(float(np.mean(step_errors)))}
 
 
-def look(pictures: Pictures, extractor: Extractor, count: int, folder: pathlib.Path) -> tuple[Sample, str]:
-    """(what is seen in the real images, with the features of `count` of them; their digest).
-
-    It is kept in `folder` for the next time.
-    """
-    digest = reference.digest(images for images, _ in pictures.batches())
+def features_of_real(images: RealImages, extractor: Extractor, count: int, folder: pathlib.Path) -> tuple[Sample, str]:
+    """(features of the real images, `count` of them one by one; the images' digest), kept in `folder` for later."""
+    digest = reference.digest(images.images())
 
     def make() -> Sample:
-        images = (images for images, _ in pictures.batches())
-        return reference.gather(images, extractor, count, pictures.batch_size, pictures.place)
+        return reference.gather(images.images(), extractor, count, images.batch_size, images.place)
 
     real = reference.recall(folder, digest, extractor, count, make)
     width = real.features.shape[1]
     if len(real.features) < neighbours.FEWEST:
-        raise UserError(f"--data: {len(real.features)} images are too few; at least {neighbours.FEWEST} are needed")
+        raise UserError(
+            "data.name", message=f"{len(real.features)} images are too few; take {neighbours.FEWEST} or more"
+        )
     logging.info("%d real images, %d features by %s", real.moments.images, width, extractor.name)
     if min(count, real.moments.images) <= width:
-        logging.warning("--images: no more than features, so that the Frechet distance tells mostly of their number")
+        logging.warning("there are no more images than features, so the Frechet distance mostly shows their number")
     return real, digest
 
 
-def labels_of(pictures: Pictures, inputs: Inputs, count: int) -> np.ndarray:
-    """(count,) labels as often as the real images have them; where labels are rows of conditions, each in turn."""
-    if inputs.conditions is not None:
-        return np.arange(count, dtype=np.int32) % len(jax.tree.leaves(inputs.conditions)[0])
-    return pictures.labels(count)
+def features_of_samples(
+    batches: Iterable[np.ndarray], count: int, extractor: Extractor, batch_size: int, place: Any
+) -> Sample:
+    """Features of `count` generated images, given a batch at a time."""
 
-
-def draw(sheet: Sheet, labels: np.ndarray, extractor: Extractor) -> Sample:
-    """What is seen in one picture a label, the i-th drawn with the i-th key."""
-    keys = _keys(sheet.key, np.arange(len(labels)))
-
-    def batches() -> Iterator[np.ndarray]:
+    def counted() -> Iterator[np.ndarray]:
         done = 0
-        for images in sheet.batches(jnp.asarray(labels), keys):
+        for images in batches:
             yield images
             done += len(images)
-            logging.log_every_n_seconds(logging.INFO, "drawn: %d of %d images", 10, done, len(labels))
+            logging.log_every_n_seconds(logging.INFO, "drawn: %d of %d images", 10, done, count)
 
-    return reference.gather(batches(), extractor, len(labels), sheet.batch_size, sheet.place)
+    return reference.gather(counted(), extractor, count, batch_size, place)
 
 
-def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor: Extractor) -> tuple[Figures, Halves]:
-    """(figures of each sheet's samples beside the real images: their mean and standard deviation; of halves)."""
+def of_samples(
+    sets: Iterable[Sample], labels: np.ndarray | None, real: Sample, extractor: Extractor
+) -> tuple[Figures, Halves]:
+    """(figures of sets of samples compared with the real images: their mean and standard deviation; of halves)."""
     rows, of_halves = [], []
-    for sheet in sheets:
-        drawn = draw(sheet, labels, extractor)
-        classes = labels if sheet.given.conditions is None else None
-        rows.append(compare(real, drawn) | score(drawn, classes, extractor))
+    for drawn in sets:
+        rows.append(compare(real, drawn) | score(drawn, labels, extractor))
         of_halves.append(halves(real, drawn))
     spread = _each(rows, lambda values: np.std(values, ddof=1) if len(values) > 1 else math.nan)
     figures = {name: Figure(value, spread[name]) for name, value in _each(rows, np.mean).items()}
@@ -220,7 +252,7 @@ def of_samples(sheets: list[Sheet], labels: np.ndarray, real: Sample, extractor:
 
 
 def compare(real: Sample, drawn: Sample) -> dict[str, float]:
-    """How far the drawn images are from the real ones, and what their neighbourhoods tell; at least six of each."""
+    """Distances of the drawn images from the real ones, and how their neighbourhoods overlap; at least six of each."""
     return {
         "frechet": distances.frechet(drawn.moments, real.moments),
         "kernel": distances.kernel(drawn.features, real.features, drawn.within, real.within),
@@ -229,7 +261,7 @@ def compare(real: Sample, drawn: Sample) -> dict[str, float]:
 
 
 def score(drawn: Sample, labels: np.ndarray | None, extractor: Extractor) -> dict[str, float]:
-    """What the extractor's classes tell: the share of images that are what was asked for, or the inception score."""
+    """The share of images that a classifier gives the asked label, or the inception score."""
     if drawn.log_p is None:
         return {}
     if not extractor.labelled:
@@ -238,7 +270,7 @@ def score(drawn: Sample, labels: np.ndarray | None, extractor: Extractor) -> dic
 
 
 def halves(real: Sample, drawn: Sample) -> Halves:
-    """`compare` of as many images on both sides: half of what is drawn, and of the real ones, beside the other half."""
+    """`compare` of half of the samples, and of as many real images, with the other half of the real images."""
     middle = min(len(real.features), len(drawn.features)) // 2
     if middle < neighbours.FEWEST:
         return {}

@@ -20,19 +20,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from archirf_jax import registry, sharding, tasks
-from archirf_jax.data.pipeline import Batch
+from archirf_jax import sharding
+from archirf_jax.contracts import Batch
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention
+from archirf_jax.tasks.building import Runs, make_task
 from archirf_jax.training.devices import Device
 
 SIMULATED = 8  # devices that this machine's CPU stands for
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class MemoryPlan:
     """What trades speed for memory.
 
     Attributes:
@@ -55,14 +56,16 @@ class Memory:
     """Bytes of one device at the fullest moment of a step.
 
     Attributes:
-        parameters, averages, optimizer: the state, as it is cut.
-        gradients: one set, as it is cut.
+        parameters, averages, optimizer: the state of all networks, as it is cut.
+        frozen: parameters of the frozen runs, as they are cut.
+        gradients: one set of every network's, as it is cut: a step takes them all before it applies any.
         activations: everything else: activations, what is computed in between, the batch.
     """
 
     parameters: int
     averages: int
     optimizer: int
+    frozen: int
     gradients: int
     activations: int
 
@@ -80,38 +83,45 @@ def simulate() -> None:
             jax.config.update("jax_num_cpu_devices", SIMULATED)
 
 
-def measure(config: Any, way: Way, devices: int, device: Device | None = None) -> Memory:
+def measure(
+    config: Any, plan: MemoryPlan, devices: int, device: Device | None = None, runs: Runs | None = None
+) -> Memory:
     """What one of `devices` takes for a step of a configuration whose data.num_classes is known.
 
     Args:
         config: is left as it is.
-        way: what of it to change.
+        plan: what of it to change.
         devices: among which a batch is cut.
         device: their kind; without one they are CPUs, and nothing is replaced.
+        runs: frozen ones, by name.
 
     Raises:
         UserError: the batch does not divide among them, or the configuration does not build.
     """
-    share, rest = divmod(config.batch_size, devices * way.accumulation)
+    share, rest = divmod(config.batch_size, devices * plan.accumulation)
     if rest:
         raise UserError(
-            f"--devices: {devices} times accumulation={way.accumulation} does not divide batch_size="
-            f"{config.batch_size}; take a --config.batch_size that is a multiple of {devices * way.accumulation}"
+            "batch_size",
+            config.batch_size,
+            f"must be a multiple of {devices * plan.accumulation}, {devices} devices times accumulation="
+            f"{plan.accumulation}",
         )
-    if devices % way.fsdp:
-        raise UserError(f"config.mesh.fsdp: {way.fsdp} does not divide --devices={devices}")
-    cut = max(n for n in range(1, len(jax.devices()) + 1) if way.fsdp % n == 0)
-    fields = way.fields() | {"batch_size": share * way.accumulation * cut, "mesh.data": 1, "mesh.fsdp": cut}
+    if devices % plan.fsdp:
+        raise UserError("mesh.fsdp", plan.fsdp, f"does not divide {devices} devices")
+    cut = max(n for n in range(1, len(jax.devices()) + 1) if plan.fsdp % n == 0)
+    fields = plan.fields() | {"batch_size": share * plan.accumulation * cut, "mesh.data": 1, "mesh.fsdp": cut}
     with _as_on(device, changed(config, fields)) as seen:
-        task = registry.build(tasks, "config.task", seen.task, {"config": seen})
-        taken, state = _step(task, sharding.make_mesh(1, cut), seen.batch_size)
-    gradients = held(state.params, cut)
+        task = make_task(seen, runs)
+        taken, state, frozen = _step(task, sharding.make_mesh(1, cut), seen.batch_size)
+    networks = state.networks.values()
+    params = [network.params for network in networks]
     return Memory(
-        parameters=held(state.params, way.fsdp),
-        averages=held((state.ema, state.averages), way.fsdp),
-        optimizer=held(state.opt, way.fsdp),
-        gradients=held(state.params, way.fsdp),
-        activations=max(0, taken - held(state, cut) - gradients),
+        parameters=held(params, plan.fsdp),
+        averages=held([network.averages for network in networks], plan.fsdp),
+        optimizer=held([network.opt for network in networks], plan.fsdp),
+        frozen=held(frozen, plan.fsdp),
+        gradients=held(params, plan.fsdp),
+        activations=max(0, taken - held((state, frozen), cut) - held(params, cut)),
     )
 
 
@@ -136,21 +146,28 @@ def held(tree: Any, fsdp: int) -> int:
     )
 
 
-def _step(task: Any, mesh: Any, batch_size: int) -> tuple[int, Any]:
-    """(bytes on each device of the mesh for a step of so many images in all, the shapes of the state)."""
-    key = jax.eval_shape(jax.random.key, 0)
-    state = sharding.shaped(jax.eval_shape(task.init, key), mesh)
-    shape: Any = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
-    batch = Batch(shape((batch_size, *task.image_shape), np.float32), shape((batch_size,), np.int32))
+def frozen_shapes(task: Any) -> dict[str, Any]:
+    """Shapes of the parameters of a task's frozen runs, by name."""
+    return {name: run.shapes or run.params for name, run in task.frozen.items()}
 
-    def step(state: Any, batch: Batch, key: jax.Array) -> Any:
-        after, metrics = task.step(state, batch, key)
+
+def _step(task: Any, mesh: Any, batch_size: int) -> tuple[int, Any, Any]:
+    """(bytes on each device of the mesh for a step of so many images in all, shapes of state and frozen parameters)."""
+    key = jax.eval_shape(jax.random.key, 0)
+    frozen = sharding.shaped(frozen_shapes(task), mesh)
+    state = sharding.shaped(jax.eval_shape(task.init, key, frozen), mesh)
+    cut: Any = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
+    batch = jax.tree.map(lambda leaf: cut(leaf.shape, leaf.dtype), shapes(task.fields, batch_size))
+
+    def step(state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
+        after, metrics = task.step(state, frozen, batch, key)
         return jax.lax.with_sharding_constraint(after, sharding.place(after, mesh)), metrics
 
-    told = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile().memory_analysis()
-    assert told is not None, "XLA tells it on every platform that this project runs on"
-    written = told.output_size_in_bytes - told.alias_size_in_bytes
-    return told.argument_size_in_bytes + told.temp_size_in_bytes + written, state
+    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch, key).compile()
+    taken = compiled.memory_analysis()
+    assert taken is not None, "XLA answers on every platform that this project runs on"
+    written = taken.output_size_in_bytes - taken.alias_size_in_bytes
+    return taken.argument_size_in_bytes + taken.temp_size_in_bytes + written, state, frozen
 
 
 @contextlib.contextmanager

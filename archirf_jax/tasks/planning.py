@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from archirf_jax import registry, tasks
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
-from archirf_jax.tasks.footprint import Memory, Way, held, measure
+from archirf_jax.tasks.building import Runs, make_task
+from archirf_jax.tasks.footprint import Memory, MemoryPlan, frozen_shapes, held, measure
 from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
 
@@ -44,23 +44,23 @@ class Plan:
     batch_size: int
     steps: int
     scan: bool | None
-    tried: tuple[tuple[Way, Memory], ...]
+    tried: tuple[tuple[MemoryPlan, Memory], ...]
 
     def fits(self, memory: Memory) -> bool:
         """Whether a device has room for it."""
         return memory.total <= USABLE * self.device.memory
 
-    def training(self, way: Way) -> float:
+    def training(self, way: MemoryPlan) -> float:
         """Floating-point operations for one image in training; remat runs forward twice."""
         return self.forward * (TRAINING + way.remat)
 
-    def seconds(self, way: Way, utilisation: float) -> float:
+    def seconds(self, way: MemoryPlan, utilisation: float) -> float:
         """Of a step on devices that do this share of their peak."""
         peak = self.device.peak(self.dtype) * self.devices
         return self.training(way) * self.batch_size / (peak * utilisation)
 
 
-def make(config: Any, device: Device, devices: int) -> Plan:
+def make(config: Any, device: Device, devices: int, runs: Runs | None = None) -> Plan:
     """The plan of a configuration (data.num_classes known) on so many devices of a kind.
 
     Raises:
@@ -69,33 +69,37 @@ def make(config: Any, device: Device, devices: int) -> Plan:
     """
     mesh = config.mesh
     if mesh.data and mesh.data * mesh.fsdp != devices:
-        raise UserError(
-            f"config.mesh.data: {mesh.data} x fsdp={mesh.fsdp} are not --devices={devices}; take 0 for all of them"
-        )
+        raise UserError("mesh.data", mesh.data, f"x fsdp={mesh.fsdp} is not {devices} devices; None takes all of them")
     dtype = config.model.get("dtype", "float32")
     device.peak(dtype)
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    params = jax.eval_shape(task.init_params, jax.random.key(0))
-    network = dtype, _trainable(params), forward(task, params)
+    task: Any = make_task(config, runs)
+    state = jax.eval_shape(task.init, jax.random.key(0), frozen_shapes(task))
+    params = [network.params for network in state.networks.values()]
+    network = dtype, _trainable(params), forward(task, state)
     plan = Plan(device, devices, *network, config.batch_size, config.steps, config.model.get("scan"), tried=())
     for way in ways(config, devices, functools.partial(_lasting, task, device)):
         if _stuck(plan, way):
             continue
-        plan = dataclasses.replace(plan, tried=(*plan.tried, (way, measure(config, way, devices, device))))
+        plan = dataclasses.replace(plan, tried=(*plan.tried, (way, measure(config, way, devices, device, runs))))
         if plan.fits(plan.tried[-1][1]):
             break
     return plan
 
 
-def forward(task: Any, params: Any) -> float:
-    """Floating-point operations of a task's network for one image; parameters may be shapes."""
-    inputs = [jnp.zeros((1, *task.image_shape)), jnp.zeros(1)]
-    if hasattr(task, "example"):
-        inputs.append(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task.example))
-    return flops.count(lambda params: task.model.apply({"params": params}, *inputs), params)
+def forward(task: Any, state: Any) -> float:
+    """Floating-point operations of the losses of all of a task's networks for one image; the state may be shapes."""
+
+    def losses(state: Any, frozen: Any, batch: Any, key: jax.Array) -> list[jax.Array]:
+        found = []
+        for name, network in state.networks.items():
+            drawn, of_network = task.losses(state, frozen, batch, key, name)
+            found.append(of_network(network.params, drawn, 0)[0])
+        return found
+
+    return flops.count(losses, state, frozen_shapes(task), shapes(task.fields, 1), jax.eval_shape(jax.random.key, 0))
 
 
-def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Iterator[Way]:
+def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Iterator[MemoryPlan]:
     """What may be tried: as configured, then remat, then smaller parts, then more cutting with parts as before.
 
     Args:
@@ -103,7 +107,7 @@ def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Itera
         devices: how many there are.
         hopeless: whether the state alone, cut among so many devices, is too much; then smaller parts do not help.
     """
-    now = Way(config.model.get("remat", False), config.accumulation, config.mesh.fsdp)
+    now = MemoryPlan(config.model.get("remat", False), config.accumulation, config.mesh.fsdp)
     yield now
     # Outside a loop a CPU's compiler undoes remat: what it would save is not known here.
     remat = now.remat or {"remat", "scan"} <= set(config.model)
@@ -113,18 +117,20 @@ def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Itera
     while devices % fsdp == 0:
         parts = now.accumulation * (1 if fsdp > now.fsdp else 2)
         while not hopeless(fsdp) and config.batch_size % (devices * parts) == 0:
-            yield Way(remat, parts, fsdp)
+            yield MemoryPlan(remat, parts, fsdp)
             parts *= 2
         fsdp *= 2
 
 
 def _lasting(task: Any, device: Device, fsdp: int) -> bool:
-    """Whether state and gradients do not fit, however little there is beside them."""
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    return held(state, fsdp) + held(state.params, fsdp) > USABLE * device.memory
+    """Whether state and gradients do not fit, however little else there is."""
+    frozen = frozen_shapes(task)
+    state = jax.eval_shape(task.init, jax.random.key(0), frozen)
+    params = [network.params for network in state.networks.values()]
+    return held((state, frozen), fsdp) + held(params, fsdp) > USABLE * device.memory
 
 
-def _stuck(plan: Plan, way: Way) -> bool:
+def _stuck(plan: Plan, way: MemoryPlan) -> bool:
     """Whether smaller parts have ceased to help: what is left does not depend on the images."""
     sizes = [memory.total for before, memory in plan.tried if (before.remat, before.fsdp) == (way.remat, way.fsdp)]
     return len(sizes) > 1 and sizes[-1] > 0.99 * sizes[-2]
@@ -157,7 +163,7 @@ def lines(plan: Plan, utilisation: float) -> Iterator[str]:
         yield from _tried(plan, utilisation)
 
 
-def _memory(plan: Plan, way: Way, memory: Memory) -> Iterator[str]:
+def _memory(plan: Plan, way: MemoryPlan, memory: Memory) -> Iterator[str]:
     share = plan.batch_size // (plan.devices * way.accumulation)
     yield f"GiB a device, {share:,} images at a time{' and remat' if way.remat else ''}:"
     for name, size in dataclasses.asdict(memory).items():

@@ -8,15 +8,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from archirf_jax import registry, tasks
 from archirf_jax.errors import UserError
 from archirf_jax.interop import sources
 from archirf_jax.interop.weights import check, published_shapes, to_params, to_state
-from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.tasks.building import make_task
 
 
 def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """(configuration of a run, parameters) of published tensors.
+    """(configuration of a run, parameters by module) of published tensors.
 
     Raises:
         UserError: they are not of this source, or do not fit the network that they seem to be.
@@ -25,44 +24,35 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     state = {inner: tensors[name] for name, inner in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = sources.configuration(source, shapes, hints)
-    task = registry.build(tasks, "config.task", config["task"], {"config": ml_collections.ConfigDict(config)})
+    task: Any = make_task(ml_collections.ConfigDict(config))
 
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
+    like = jax.eval_shape(task.init_params, jax.random.key(0), {})[task.main]
     kind, size = sources.SOURCES[source], config["data"]["image_size"]
-    rename = sources.rename(source, task.model, size)
+    rename = sources.rename(source, task.module, size)
     constants = {name: value for name, value in kind.constants(task.model, size).items() if name in state}
-    try:
-        check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
-    except UserError as e:
-        raise UserError(f"--checkpoint: {e}") from e
+    check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
     for name, value in constants.items():
         if not np.allclose(np.asarray(state[name]), value, atol=1e-2):  # some weights are saved in half precision
-            raise UserError(f"--checkpoint: {name} is not the fixed table that this network has in its place")
+            raise UserError("checkpoint", name, "is not the fixed table that this network has in its place")
     params = to_params({name: state[name] for name in state if name not in constants}, like, rename)
     config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants))
-    return config, params
+    return config, {task.main: params}
 
 
-def export(config: Any, checkpoints: Checkpoints, step: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
-    """(step, published tensors by name) of the averaged weights of a run; the newest where no step is given.
+def export(config: Any, task: Any, params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The published tensors by name of a run's weights, by module.
 
     Raises:
-        UserError: no such checkpoint, or a network that the published implementation does not have.
+        UserError: the published implementation does not have this network.
     """
     if config.model.name not in sources.MODELS:
-        raise UserError(f"--workdir: nobody published a {config.model.name}")
+        raise UserError("model.name", config.model.name, f"is not published; what is: {', '.join(sources.MODELS)}")
     imported = config.get("imported", {})
     source = imported.get("source", sources.MODELS[config.model.name])
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    rename = sources.rename(source, task.model, config.data.image_size)
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    try:
-        step, params = checkpoints.restore_ema(like, step)
-    except UserError as e:
-        raise UserError(f"--{'workdir' if step is None else 'step'}: {e}") from e
-    state = to_state(jax.tree.map(np.asarray, params), rename)
+    rename = sources.rename(source, task.module, config.data.image_size)
+    state = to_state(jax.tree.map(np.asarray, params[task.main]), rename)
     constants = sources.SOURCES[source].constants(task.model, config.data.image_size)
     kept = imported.get("constants", list(constants))
     state |= {name: value for name, value in constants.items() if name in kept}
     prefix = imported.get("prefix", "")
-    return step, {f"{prefix}{name}": value for name, value in state.items()}
+    return {f"{prefix}{name}": value for name, value in state.items()}

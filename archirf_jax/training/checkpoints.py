@@ -1,13 +1,12 @@
-"""Checkpoints of a run: Orbax items `params`, `ema`, `opt`, ..., `config`, each readable without the others.
+"""Checkpoints of a run, written in the background, whole or not at all; `items` says what they are made of.
 
-They are written in the background, whole or not at all. Every further average is an item of its own name. What the run
-had told by then is one as well, `told`: its last row of metrics, and the sums that the next row begins with.
+Each item is readable without the others. Besides the networks' there are `config`, `networks` (their names, the main
+one first) and `metrics_state`: the last row of metrics, and the sums that the next row begins with.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -19,22 +18,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from archirf_jax import sharding
+from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.training import checksums, copies, retention
-from archirf_jax.training.state import TrainState
+from archirf_jax.training import checksums, copies, items, retention
+from archirf_jax.training.items import Items
 
-TREES = ("params", "ema", "opt", "memory", "guard")
-TOLD = "told"
+METRICS, NETWORKS = "metrics_state", "networks"
 NONE = -1  # no step
-NAMED = 4  # parameters that differ are named up to this number
-Items = dict[str, Any]
+GLOB = "*?["  # Orbax finds its files by patterns in which these are not themselves
 
 
-class Told(NamedTuple):
-    """What a run had told at a checkpoint.
+class MetricsState(NamedTuple):
+    """What the metrics of a run were at a checkpoint.
 
     Attributes:
-        row: the last row of metrics.
+        row: the last row.
         unreported: name -> [sum, weight] of the steps since then.
     """
 
@@ -42,7 +40,14 @@ class Told(NamedTuple):
     unreported: dict[str, list[float]]
 
 
-NOTHING = Told({}, {})
+NO_METRICS = MetricsState({}, {})
+
+
+def check_path(path: pathlib.Path, field: str = "workdir") -> None:
+    """Raise a UserError about `field` where no checkpoint could be written below `path`, as its parents are now."""
+    whole = str(path.expanduser().resolve())
+    if found := [character for character in GLOB if character in whole]:
+        raise UserError(field, whole, f"must not contain {' '.join(found)}: checkpoints below it would be unreadable")
 
 
 class Checkpoints:
@@ -50,17 +55,22 @@ class Checkpoints:
 
     Args:
         directory: created when something is saved.
-        keep: how many of the newest to keep, 0 for all; or `config.checkpoint`, whose keep, keep_best, best_metric and
-            keep_every say it; None to read only.
+        keep: how many of the newest to keep, 0 for all; or `config.checkpoint` with keep, keep_best, best_metric and
+            keep_every; None to read only.
+
+    Raises:
+        UserError: the directory's path cannot be written to; see `check_path`.
     """
 
     def __init__(self, directory: pathlib.Path, keep: Any = None) -> None:
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, keep is None
+        if not self._read_only:
+            check_path(self.directory)
         self._rows: dict[int, dict[str, float]] = {}
         self._manager = self._open()
         if getattr(keep, "keep_best", 0):
-            self._rows |= {step: self.told(step).row for step in self.steps()}
+            self._rows |= {step: self.metrics_state(step).row for step in self.steps()}
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -78,24 +88,25 @@ class Checkpoints:
         """Steps that have a complete checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, config: dict[str, Any], told: Told = NOTHING) -> None:
+    def save(self, state: TrainState, config: dict[str, Any], metrics: MetricsState = NO_METRICS) -> None:
         """Start writing `state` and the run's configuration; returns as soon as the values are copied.
 
         Args:
-            state: its step names the checkpoint.
+            state: its step names the checkpoint; its networks are in order, the main one first.
             config: of the run.
-            told: by the run until then; the best are known by its row.
+            metrics: of the run until then; the best checkpoints are known by its row.
 
         Raises:
             UserError: this or the write before it failed, for example because the disk is full.
         """
         if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
             raise self._failed(FileNotFoundError("it is gone"))
-        items = {name: ocp.args.StandardSave(tree) for name, tree in copies.of_cpu(_items(state)).items()}
-        if told != NOTHING:
-            items[TOLD] = ocp.args.JsonSave(told._asdict())
-        self._rows[int(state.step)] = told.row
-        args = ocp.args.Composite(config=ocp.args.JsonSave(config), **items)
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in copies.of_cpu(items.of_state(state)).items()}
+        saved |= {"config": ocp.args.JsonSave(config), NETWORKS: ocp.args.JsonSave({"names": list(state.networks)})}
+        if metrics != NO_METRICS:
+            saved[METRICS] = ocp.args.JsonSave(metrics._asdict())
+        self._rows[int(state.step)] = metrics.row
+        args = ocp.args.Composite(**saved)
         try:
             self._manager.save(int(state.step), args=args, force=True)
         except (OSError, ValueError) as e:
@@ -132,7 +143,7 @@ class Checkpoints:
             self._manager = self._open()
 
     def forget_after(self, step: int) -> None:
-        """Delete what is of later steps."""
+        """Delete the checkpoints of later steps."""
         for later in [each for each in self.steps() if each > step]:
             self._manager.delete(later)
 
@@ -142,66 +153,98 @@ class Checkpoints:
         A damaged checkpoint is named, moved to `damaged/` and the one before it is taken.
 
         Raises:
-            UserError: the newest is of another network, optimizer or training; names what differs.
+            UserError: the newest is of other networks or optimizers, or of another training; names what differs.
         """
-        found = self._newest(_items(like))
-        if found is None:
-            return None
-        step, items = found
-        averages = {name: items.pop(name) for name in like.averages}
-        return dataclasses.replace(like, step=jax.numpy.asarray(step, "int32"), averages=averages, **items)
+        wanted = items.of_state(like)
+        self._check_networks(wanted)
+        found = self._newest(wanted)
+        return None if found is None else items.to_state(like, *found)
 
     def check_fits(self, like: TrainState) -> None:
         """Raise a UserError that names what differs unless the newest readable state is shaped like this one."""
-        items = _items(like)
+        wanted = items.of_state(like)
+        self._check_networks(wanted)
         for step in self.steps():
-            if self._damage(step, items) is None:
-                return self._check_same(step, items)
+            if self._damage(step, wanted) is None:
+                return self._check_same(step, wanted)
 
-    def restore_ema(self, like: Any, step: int | None = None, item: str = "ema") -> tuple[int, Any]:
+    def restore_average(
+        self, like: Any, step: int | None = None, name: str = "ema", network: str | None = None
+    ) -> tuple[int, Any]:
         """(step, averaged parameters) of the newest readable checkpoint, or of `step`; reads nothing else.
+
+        Args:
+            like: the parameters by module, arrays or ShapeDtypeStructs.
+            step: None = the newest.
+            name: of the average.
+            network: whose; None = the main one.
 
         Raises:
             UserError: there is none, or none of that name, or it is of another network.
         """
         if step is not None and step not in self.steps():
             raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
-        if item != "ema" and self.steps() and item not in (names := self.averages(step or self.steps()[0])):
-            raise UserError(f"there is no average {item!r} in it; there are {', '.join(names)}")
+        if not self.steps():
+            raise self._unusable()
+        asked = step or self.steps()[0]
+        network = network or self.networks(asked)[0]
+        if name != "ema" and name not in (names := self.averages(asked, network)):
+            raise UserError(f"there is no average {name!r} in it; there are {', '.join(names)}")
+        item = items.average(network, name)
         found = self._newest({item: like}, only=step)
         if found is None:
-            raise UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")
+            raise self._unusable()
         return found[0], found[1][item]
 
-    def read(self, item: str, like: Any, step: int) -> Any:
-        """One item of the checkpoint of `step`, shaped like `like`.
+    def read(self, name: str, like: Any, step: int, network: str | None = None) -> Any:
+        """The average `name` of the checkpoint of `step`, shaped like `like`; of the main network unless named.
 
         Raises:
             UserError: it is absent, damaged, or of another network.
         """
         folder = self.directory / str(step)
+        item = items.average(network or self.networks(step)[0], name)
         if damage := checksums.find_damage(folder, [item]):
-            raise UserError(f"{str(folder)!r} is damaged or has no {item!r}: {damage}")
+            raise UserError(f"{str(folder)!r} is damaged or does not have {item!r}: {damage}")
         return self._read(step, {item: like})[item]
 
-    def told(self, step: int) -> Told:
-        """What the run had told at the checkpoint of `step`; NOTHING where that is not known."""
-        folder = self.directory / str(step)
-        if not (folder / TOLD).is_dir():
-            return NOTHING
-        if damage := checksums.find_damage(folder, [TOLD]):
-            logging.warning("the rows of metrics do not go on exactly: %s of step %d", damage, step)
-            return NOTHING
-        args = ocp.args.Composite(**{TOLD: ocp.args.JsonRestore()})
-        return Told(**self._manager.restore(step, args=args)[TOLD])
+    def metrics_state(self, step: int) -> MetricsState:
+        """The metrics of the run at the checkpoint of `step`; NO_METRICS where they are not known."""
+        found = self._json(step, METRICS)
+        return MetricsState(**found) if found else NO_METRICS
 
-    def averages(self, step: int) -> list[str]:
-        """The names of the averages in the checkpoint of `step`, "ema" first."""
-        names = {path.name for path in (self.directory / str(step)).iterdir() if (path / "_METADATA").is_file()}
-        return ["ema", *sorted(names - {*TREES, "metrics"})]
+    def networks(self, step: int) -> list[str]:
+        """The names of the networks in the checkpoint of `step`, the main one first."""
+        found = self._json(step, NETWORKS)
+        names = found["names"] if found else items.networks(self._folders(step))
+        if not names:
+            raise self._unusable()
+        return list(names)
+
+    def averages(self, step: int, network: str | None = None) -> list[str]:
+        """The names of a network's averages in the checkpoint of `step`, "ema" first; None = the main network."""
+        start = items.average(network or self.networks(step)[0], "")
+        names = {name.removeprefix(start) for name in self._folders(step) if name.startswith(start)}
+        return ["ema", *sorted(names - {"ema"})]
+
+    def _folders(self, step: int) -> list[str]:
+        folder = self.directory / str(step)
+        return [path.name for path in folder.iterdir() if (path / checksums.ARRAYS).is_file()]
+
+    def _json(self, step: int, item: str) -> dict[str, Any] | None:
+        folder = self.directory / str(step)
+        if not (folder / item).is_dir():
+            return None
+        if damage := checksums.find_damage(folder, [item]):
+            logging.warning("%s of step %d cannot be read: %s", item, step, damage)
+            return None
+        found: dict[str, Any] = self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[
+            item
+        ]
+        return found
 
     def close(self) -> None:
-        """Release the directory; what `wait` has to say of failed writes is not said again."""
+        """Release the directory; failed writes, which `wait` reports, are not reported again."""
         with contextlib.suppress(OSError, ValueError):
             self._manager.close()
 
@@ -222,21 +265,32 @@ class Checkpoints:
             self._set_aside(step)
         return NONE
 
-    def _damage(self, step: int, like: Items) -> str | None:
+    def _damage(self, step: int, wanted: Items) -> str | None:
         folder = self.directory / str(step)
-        if lacking := checksums.lacking(folder, like):
-            raise self._other(step, f"it has no {', '.join(lacking)}")
-        return checksums.find_damage(folder, like)
+        there = checksums.items(folder)
+        if there is not None and (lacking := [name for name in wanted if name not in there]):
+            raise self._other(step, f"it does not have {', '.join(lacking)}")
+        return checksums.find_damage(folder, wanted)
+
+    def _check_networks(self, wanted: Items) -> None:
+        for step in self.steps()[:1]:
+            ours, theirs = items.networks(wanted), items.networks(checksums.items(self.directory / str(step)) or [])
+            if theirs and ours != theirs:
+                raise self._other(step, f"it has the networks {', '.join(theirs)}, not {', '.join(ours)}")
 
     def _read(self, step: int, like: Items) -> Items:
         self._check_same(step, like)
-        args = {name: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for name, tree in like.items()}
+        args = {name: ocp.args.StandardRestore(jax.tree.map(items.placed, tree)) for name, tree in like.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
 
     def _check_same(self, step: int, like: Items) -> None:
         for name, tree in like.items():
-            if differences := _differences(self.directory / str(step) / name, tree):
-                raise self._other(step, f"{name} has {differences}", "optimizer" if name == "opt" else "network")
+            if differences := items.differences(self.directory / str(step) / name, tree):
+                kind = "optimizer" if name.endswith(".opt") else "network"
+                raise self._other(step, f"{name} has {differences}", kind)
+
+    def _unusable(self) -> UserError:
+        return UserError(f"no usable checkpoint in {str(self.directory)!r}; train until the first one is saved")
 
     def _other(self, step: int, what: str, kind: str = "training") -> UserError:
         return UserError(
@@ -264,31 +318,3 @@ class Checkpoints:
         system = re.search(r"os_error_code='(\d+)'", str(error))
         reason = os.strerror(int(system[1])) if system else " ".join(str(error).split())[:200]
         return UserError(f"a checkpoint could not be written to {str(self.directory)!r}: {reason}; make room")
-
-
-def _items(state: TrainState) -> Items:
-    # Orbax refuses to save an empty tree.
-    trees = {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
-    return trees | state.averages
-
-
-def _differences(folder: pathlib.Path, like: Any) -> str:
-    """What a saved tree has otherwise than `like`, in words; "" if nothing."""
-    with ocp.StandardCheckpointer() as reader:
-        saved = jax.tree.leaves(reader.metadata(folder).item_metadata.tree)
-    there = {leaf.name: tuple(leaf.shape) for leaf in saved if hasattr(leaf, "shape")}
-    leaves = jax.tree_util.tree_leaves_with_path(like)
-    here = {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
-    told = [f"{name} that is none here" for name in there if name not in here]
-    told += [f"no {name}" for name in here if name not in there]
-    told += [
-        f"{name} of shape {there[name]}, not {shape}" for name, shape in here.items() if there.get(name, shape) != shape
-    ]
-    more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    return ", ".join(told[:NAMED]) + more
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    # Without a placement of ours Orbax wants the device of the saver, and a run from a GPU would not open on a CPU.
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

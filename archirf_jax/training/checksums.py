@@ -7,47 +7,68 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
+from archirf_jax.training.files import replacing
+
 FILE = "checksums.json"
-HEADS = ("_METADATA", "metadata")  # what Orbax writes for arrays, and for JSON
+ARRAYS, JSON = "_METADATA", "metadata"  # what Orbax writes for every item of arrays, and of JSON
+MERGED = "manifest.ocdbt"  # what it reads arrays by
 
 
 def write(directory: pathlib.Path) -> None:
-    """Write the CRC-32 of every file below `directory` into FILE there, whole or not at all."""
+    """Write the CRC-32 of every file below `directory` into FILE there, whole or not at all.
+
+    Raises:
+        OSError: an item was not written completely.
+    """
+    for item in directory.iterdir():
+        if (item / ARRAYS).is_file() and not (item / MERGED).is_file():
+            raise OSError(f"{item.name} was not written completely: {MERGED} is missing")
     sums = {str(path.relative_to(directory)): _crc(path) for path in sorted(directory.rglob("*")) if path.is_file()}
-    part = directory.with_name(f"{directory.name}.{FILE}.part")
-    part.write_text(json.dumps(sums))
-    part.replace(directory / FILE)
+    with replacing(directory / FILE, directory.with_name(f"{directory.name}.{FILE}.part")) as file:
+        file.write(json.dumps(sums).encode())
 
 
-def lacking(directory: pathlib.Path, folders: Iterable[str]) -> list[str]:
-    """The subfolders of a checkpoint that it never had; none where its checksums cannot tell."""
-    try:
-        known = {pathlib.PurePath(name).parts[0] for name in json.loads((directory / FILE).read_text())}
-    except (OSError, ValueError, TypeError):
-        return []
-    return [name for name in folders if name not in known and not (directory / name).exists()]
-
-
-def find_damage(directory: pathlib.Path, folders: Iterable[str]) -> str | None:
-    """What is wrong with the first bad file in the given subfolders of a checkpoint; None if nothing seems to be."""
-    wanted = set(folders)
-    for name in wanted:
-        if not any((directory / name / file).is_file() for file in HEADS):
-            return f"{name}/{HEADS[0]} is missing"
-    try:
-        sums = dict(json.loads((directory / FILE).read_text()))
-    except FileNotFoundError:
+def items(directory: pathlib.Path) -> list[str] | None:
+    """The items that a checkpoint has or, as its checksums say, had; None where they cannot say."""
+    sums = _read(directory)
+    if sums is None:
         return None
-    except (ValueError, TypeError):
-        return f"{FILE} is not readable"
+    there = {path.name for path in directory.iterdir() if path.is_dir()}
+    return sorted(there | {_item(name) for name in sums if "/" in name})
+
+
+def find_damage(directory: pathlib.Path, wanted: Iterable[str]) -> str | None:
+    """What is wrong with the first bad file in the given items of a checkpoint; None if all are whole."""
+    wanted = set(wanted)
+    for item in sorted(wanted):
+        if not any((directory / item / file).is_file() for file in (ARRAYS, JSON)):
+            return f"{item}/{ARRAYS} is missing"
+    sums = _read(directory)
+    if sums is None:
+        return f"{FILE} is missing or not readable"
+    for item in sorted(wanted - {_item(name) for name in sums}):
+        return f"{FILE} does not have {item}"
     for name, crc in sums.items():
         path = directory / name
-        if pathlib.PurePath(name).parts[0] in wanted:
+        if _item(name) in wanted:
             if not path.is_file():
                 return f"{name} is missing"
             if _crc(path) != crc:
                 return f"{name} has changed since it was written"
     return None
+
+
+def _read(directory: pathlib.Path) -> dict[str, int] | None:
+    try:
+        sums = json.loads((directory / FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return sums if isinstance(sums, dict) and all(_item(name) for name in sums) else None
+
+
+def _item(name: str) -> str:
+    """The item that a file belongs to; a file of none is its own."""
+    return next(iter(pathlib.PurePath(name).parts), "")
 
 
 def _crc(path: pathlib.Path) -> int:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
 from typing import Any
+
+import jax
 
 from archirf_jax.errors import UserError, nearest
 
 GIB = 2**30
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +23,7 @@ class Device:
     """One kind of device, as jax counts devices.
 
     Attributes:
-        name: what `--device` calls it.
+        name: a short one.
         platform: "gpu" or "tpu".
         memory: bytes.
         peaks: compute dtype -> floating-point operations a second (a multiply-add is 2) of dense matrix products.
@@ -31,7 +39,7 @@ class Device:
     def peak(self, dtype: str) -> float:
         """Operations a second at this compute dtype; raises a UserError where there is no such arithmetic."""
         if dtype not in self.peaks:
-            raise UserError(f"config.model.dtype: no {dtype} on {self.name}; it has {', '.join(self.peaks)}")
+            raise UserError("model.dtype", dtype, f"does not exist on {self.name}; it has {', '.join(self.peaks)}")
         return self.peaks[dtype]
 
 
@@ -81,17 +89,42 @@ DEVICES = (
 
 
 def find(name: str) -> Device:
-    """The device that `--device` names, in capitals or not.
+    """The device of a name, in capitals or not.
 
     Raises:
         UserError: it is not in DEVICES.
     """
     known = {device.name: device for device in DEVICES}
     if name.lower() not in known:
-        raise UserError(f"--device: {name!r} is not one of {', '.join(known)}{nearest(name.lower(), known)}")
+        raise UserError("device", name, f"is not one of {', '.join(known)}{nearest(name.lower(), known)}")
     return known[name.lower()]
 
 
 def of(device: Any) -> Device | None:
     """What a `jax.Device` is; None for what is not in DEVICES, such as a CPU."""
     return next((known for known in DEVICES if device.device_kind in known.kinds), None)
+
+
+def describe(dtype: str) -> str:
+    """What a training with this compute dtype runs on, and how to use a GPU that is present but not used."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"training on {jax.device_count()} x {device.device_kind} ({dtype})"
+    cores = f"training on the CPU ({len(os.sched_getaffinity(0))} cores)"
+    if any(map(importlib.util.find_spec, CUDA_PLUGINS)) or not _has_nvidia_gpu():
+        return cores
+    missing = "an NVIDIA GPU is present but this jax has no CUDA support"
+    return f"{cores}; {missing}: pip install -r requirements-cuda.txt"
+
+
+def _has_nvidia_gpu() -> bool:
+    if any(pathlib.Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "GPU" in listed.stdout

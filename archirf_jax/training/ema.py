@@ -1,4 +1,4 @@
-"""Moving averages of the parameters: the one that samples are drawn with, and those that are kept beside it."""
+"""Moving averages of the parameters: the one that samples are drawn with, and further ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def item(decay: float) -> str:
     return f"decay_{decay:g}"
 
 
-def beside(config: Any) -> dict[str, Decay]:
-    """Name -> decay of the averages kept beside the first: `more_decays` and `stds` of `config.ema`.
+def extra_decays(config: Any) -> dict[str, Decay]:
+    """Name -> decay of the averages besides "ema": `more_decays` and `sigma_rel` of `config.ema`.
 
     Raises:
         UserError: a decay or a width out of range, or twice the same.
@@ -39,11 +39,11 @@ def beside(config: Any) -> dict[str, Decay]:
     decays: dict[str, Decay] = {}
     for value in config.more_decays:
         if not 0 <= value < 1:
-            raise UserError(f"config.ema.more_decays: {value} must be in [0, 1)")
+            raise UserError("ema.more_decays", value, "must be in [0, 1)")
         decays[item(value)] = warmed(value)
-    for std in config.stds:
+    for std in config.sigma_rel:
         power_ema.check(std)
         decays[power_ema.item(std)] = functools.partial(power_ema.decay, std)
-    if len(decays) < len(config.more_decays) + len(config.stds):
-        raise UserError("config.ema: more_decays and stds must all differ in the digits that they are named by")
+    if len(decays) < len(config.more_decays) + len(config.sigma_rel):
+        raise UserError("ema", message="more_decays and sigma_rel must all differ in the digits that they are named by")
     return decays

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Products of a pair of tokens: two on the way there; cuDNN makes one of them again on the way back, beside four.
+# Products of a pair of tokens: two on the way there; cuDNN makes one of them again on the way back, and four others.
 FUSED_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def count(fn: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of fn(*args).
 
-    What works value by value (norms, softmax, activations) is left out, as it is where a share of a device's peak is
-    told: a few thousandths of a transformer. A product with the zeros around an image is not counted, nor is one
-    between the zeros of a stretched one, nor what no result depends on. The body of a scan counts as often as it runs,
+    What works value by value (norms, softmax, activations) is left out, as is usual for shares of a device's peak: it
+    is a few thousandths of a transformer. A product with the zeros around an image is not counted, nor is one between
+    the zeros of a stretched one, nor what no result depends on. The body of a scan counts as often as it runs,
     of the branches of a cond the costliest, and the body of a while loop once, since nobody knows. What is computed
     again counts again.
 
@@ -75,9 +75,7 @@ def _of_convolution(equation: Any) -> float:
         zip(params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"], strict=True)
     ):
         starts = np.arange(out[numbers.out_spec[2 + i]]) * stride - padding[0]
-        read = (
-            starts[:, None] + np.arange(kernel[numbers.rhs_spec[2 + i]]) * spread
-        )  # pixels, the zeros beside them too
+        read = starts[:, None] + np.arange(kernel[numbers.rhs_spec[2 + i]]) * spread  # pixels, and zeros around them
         inside = (read >= 0) & (read <= (x[numbers.lhs_spec[2 + i]] - 1) * stretch) & (read % stretch == 0)
         total *= int(inside.sum())
     return total

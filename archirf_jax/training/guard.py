@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.contracts import Guard
 from archirf_jax.errors import UserError
-from archirf_jax.training.state import Guard
 
 NOT_FINITE, JUMP = 1, 2
-REASONS = {NOT_FINITE: "loss or gradient were not finite", JUMP: "the loss jumped"}
+REASONS = {NOT_FINITE: "loss, gradient or update was not finite", JUMP: "the loss jumped"}
 SETTLED = 100  # updates before a jump can be told from the beginning's fall
 MEMORY = 0.99  # of the running mean and spread of losses
 # Dynamic loss scaling (Micikevicius et al. 2018, Sec. 3.2): halved where gradients overflow, doubled when it is quiet.
@@ -31,13 +31,15 @@ def init(scaled: bool) -> Guard:
 def check(config: Any) -> None:
     """Raise a UserError for limits that mean nothing."""
     if config.patience < 1:
-        raise UserError(f"config.guard.patience: {config.patience} must be 1 or more")
-    if config.jump < 0:
-        raise UserError(f"config.guard.jump: {config.jump:g} must be 0 (never) or above, such as 10")
+        raise UserError("guard.patience", config.patience, "must be 1 or more")
+    if config.jump is not None and not config.jump > 0:
+        raise UserError("guard.jump", config.jump, "must be above 0, such as 10, or None (never)")
 
 
-def watch(guard: Guard, loss: jax.Array, grad_norm: jax.Array, config: Any, scaled: bool) -> tuple[Guard, jax.Array]:
-    """(the guard after a step with this loss and gradient, whether its update may be done).
+def watch(
+    guard: Guard, loss: jax.Array, grad_norm: jax.Array, update_norm: jax.Array, config: Any, scaled: bool
+) -> tuple[Guard, jax.Array]:
+    """(the guard after a step with this loss, gradient and update, whether the update may be applied).
 
     A stop leaves everything but `stopped` as it was before the step, so that the step can be looked at.
 
@@ -45,15 +47,17 @@ def watch(guard: Guard, loss: jax.Array, grad_norm: jax.Array, config: Any, scal
         guard: before the step.
         loss: () mean of the batch.
         grad_norm: () of the whole gradient, without the scale.
+        update_norm: () of what would be added to the parameters.
         config: patience and jump.
         scaled: whether float16 gradients are scaled; then an overflow is the scale's fault, as long as it can fall.
     """
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    scales = scaled & ~finite & (guard.scale > 1)
+    computed = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = computed & jnp.isfinite(update_norm)
+    scales = scaled & ~computed & (guard.scale > 1)
     in_a_row = jnp.where(finite, 0, guard.in_a_row + ~scales)
     distance = loss - guard.mean
-    jumped = finite & (guard.updates >= SETTLED) & (distance > config.jump * jnp.sqrt(guard.spread))
-    jumped &= config.jump > 0
+    limit = jnp.inf if config.jump is None else config.jump * jnp.sqrt(guard.spread)
+    jumped = finite & (guard.updates >= SETTLED) & (distance > limit)
     stopped = jnp.where(in_a_row >= config.patience, NOT_FINITE, jnp.where(jumped, JUMP, 0))
     fine = finite & ~jumped
 

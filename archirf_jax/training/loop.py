@@ -1,50 +1,58 @@
-"""The one training loop. It knows nothing of networks or noise: a task gives `init`, `step`, `preview`, `animate`.
+"""The one training loop. It knows nothing of networks or noise: see `contracts.Task` and `contracts.Feed`.
 
 Order of operations, which resuming relies on:
     1. restore the newest checkpoint, or initialise; compile
-    2. advance up to the next boundary (log, sample, snapshot, checkpoint, end) or until a signal asks to stop
-    3. at a boundary: read the metrics (a stop of the guard is found here), write the sample grid, then save
-    4. after the last step: wait for the last save, then make the closing pictures
-Whatever is drawn or ordered depends on the seed and the step number alone, and the number of steps a dispatch runs is
+    2. run steps up to the next boundary (log, sample, snapshot, checkpoint, end) or until a signal asks to stop
+    3. at a boundary: read the metrics (a stop of a guard is found here), write the sample grid, then save
+    4. after the last step: wait for the last save, then make the closing images
+Whatever is random or ordered depends on the seed and the step number alone, and the number of steps a dispatch runs is
 an argument of one compiled program, so a run that stopped anywhere goes on bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
-from jax.sharding import Mesh
 
 from archirf_jax import sharding
+from archirf_jax.contracts import Feed, Frozen, Network, Task, TrainState
 from archirf_jax.errors import UserError, nearest
-from archirf_jax.training import devices, flops, guard, power_ema, replay
-from archirf_jax.training.advance import Advance, Feed, Task
-from archirf_jax.training.checkpoints import Checkpoints, Told
+from archirf_jax.training import closing, devices, flops, guard, overrides, power_ema, replay
+from archirf_jax.training.checkpoints import Checkpoints, MetricsState
 from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
-from archirf_jax.training.state import TrainState, purpose_key
-from archirf_jax.training.writers import CLOCKED, Metrics, Progress, read_metrics
-from archirf_jax.visuals import pictures, plots
+from archirf_jax.training.start import start
+from archirf_jax.training.state import purpose_key
+from archirf_jax.training.step_runner import StepRunner
+from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
+from archirf_jax.visuals import pictures
 
 TOO_LARGE = (
-    "the device's memory does not suffice; python -m archirf_jax.plan says what fits: a smaller batch_size, more "
+    "the device's memory does not suffice; the command plan says what fits: a smaller batch_size, more "
     "accumulation, model.remat, mesh.fsdp"
 )
-DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is heard soon
+DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is answered soon
 
 
 def train(
-    task: Task, feed: Feed, config: Any, workdir: pathlib.Path, *, again: str, profile: Profile | None = None
+    task: Task,
+    feed: Feed,
+    config: Any,
+    workdir: pathlib.Path,
+    frozen: Frozen | None = None,
+    *,
+    again: str,
+    profile: Profile | None = None,
+    writers: Sequence[Writer] = (),
+    still_ours: Callable[[], None] = lambda: None,
+    hard_exit: bool = False,
 ) -> bool:
     """Train to `config.steps`, from the newest checkpoint in `workdir` where there is one.
 
@@ -53,41 +61,33 @@ def train(
         feed: its data.
         config: steps, batch_size, seed, and the groups log, checkpoint, sample, ema and mesh.
         workdir: the run directory.
-        again: the command that resumes, for messages.
+        frozen: parameters of the frozen runs by name.
+        again: how to resume, for messages.
         profile: which steps to record.
+        writers: take the rows of metrics as well; they are closed at the end.
+        still_ours: called before anything is written; raises where the directory belongs to another run by now.
+        hard_exit: a second signal ends the process at once; otherwise it raises KeyboardInterrupt.
 
     Returns:
         True at the end, False when a signal stopped the run after a save.
 
     Raises:
-        UserError: the guard stopped the run, or a checkpoint cannot be written.
+        UserError: a guard stopped the run, or something cannot be written.
     """
-    with StopRequest() as stop:
+    with StopRequest(hard_exit) as stop:
+        loop = Loop(task, feed, config, workdir, frozen, again, stop, profile or Profile(workdir), writers, still_ours)
         try:
-            state = Loop(task, feed, config, workdir, again, stop, profile or Profile(workdir)).run()
+            state = loop.run()
         finally:
             feed.close()
         if int(state.step) < config.steps:
             logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
             return False
-        frames = task.animate(state, purpose_key(config.seed, "preview"))
-        if jax.process_index() == 0:
-            _write_closing_pictures(frames, workdir)
+        frames = task.preview(state, loop.runner.frozen, loop.preview_key, 1)
+        if loop.first:
+            still_ours()
+            closing.write(frames, workdir)
     return True
-
-
-def start(task: Task, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one, where it belongs."""
-    init = functools.partial(task.init, purpose_key(seed, "init"))
-    like = sharding.shaped(jax.eval_shape(init), mesh)
-    state = checkpoints.restore(like)
-    if state is None:
-        state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
-        logging.info("%s", parameter_overview.get_parameter_overview(like.params, include_stats=False))
-    else:
-        logging.info("going on from the checkpoint of step %d", int(state.step))
-        state = dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
-    return state
 
 
 class Loop:
@@ -99,20 +99,26 @@ class Loop:
         feed: Feed,
         config: Any,
         workdir: pathlib.Path,
+        frozen: Frozen | None,
         again: str,
         stop: StopRequest,
         profile: Profile,
+        writers: Sequence[Writer] = (),
+        still_ours: Callable[[], None] = lambda: None,
     ) -> None:
         self.task, self.feed, self.config, self.workdir, self.again = task, feed, config, workdir, again
-        self.mesh, self.stop, self.profile = sharding.from_config(config), stop, profile
-        self.first = jax.process_index() == 0  # the process that writes and tells
-        self.advance = Advance(task, feed, config.seed, self.mesh)
+        self.stop, self.profile, self.writers, self.still_ours = stop, profile, list(writers), still_ours
+        self.mesh = sharding.from_config(config)
+        self.first = jax.process_index() == 0  # the process that writes and logs
+        self.main = next(iter(task.updates))
+        self.ema = overrides.of_network(config, self.main).ema
+        self.runner = StepRunner(task, feed, config.seed, frozen, self.mesh)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-        self.snapshots = Checkpoints(workdir / "snapshots", 0) if config.ema.stds else None
+        self.snapshots = Checkpoints(workdir / "snapshots", 0) if self.ema.sigma_rel else None
         self.kept = [self.checkpoints, *([self.snapshots] if self.snapshots else [])]
         self.preview_key = purpose_key(config.seed, "preview")
         self.periods = [config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps]
-        self.periods += [config.ema.snapshot_steps] if self.snapshots else []
+        self.periods += [self.ema.snapshot_steps] if self.snapshots else []
 
     def run(self) -> TrainState:
         """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""
@@ -120,7 +126,7 @@ class Loop:
         try:
             self._run()
         except Stopped as e:
-            raise self._looked_at(e) from e
+            raise self._keep_step(e) from e
         except OSError as e:
             raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
         except (jax.errors.JaxRuntimeError, ValueError) as e:
@@ -135,45 +141,40 @@ class Loop:
             ) from e
         finally:
             if not abandoned:  # or closing would wait for the process that is gone
-                for one in self.kept:
-                    one.close()
+                for close in [each.close for each in self.kept] + [each.close for each in self.writers]:
+                    with contextlib.suppress(OSError):
+                        close()
         return self.state
 
     def _run(self) -> None:
-        self.state = start(self.task, self.config.seed, self.checkpoints, self.mesh)
+        logging.info("%s", devices.describe(self.config.model.get("dtype", "float32")))
+        self.state = start(self.task, self.config.seed, self.runner.frozen, self.checkpoints, self.mesh, self.workdir)
         log, step = self.config.log, int(self.state.step)
         self.progress = Progress(step, self.config.steps) if self.first else None
-        self.metrics = Metrics(self.workdir, step, log.tensorboard) if self.first else None
+        if self.first and self.progress:
+            self.still_ours()
+            events = [Events(self.workdir / "tensorboard", step)] if log.tensorboard else []
+            self.writers = [MetricsFile(self.workdir, step), *events, *self.writers, self.progress]
         self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
-        self.meter.go_on(*self.checkpoints.told(step))
+        self.meter.go_on(*self.checkpoints.metrics_state(step))
         if self.snapshots:  # of a run that came further, perhaps on another way
-            self.snapshots.forget_after(int(self.state.guard.updates))
+            self.snapshots.forget_after(int(self.state.networks[self.main].guard.updates))
         with self.profile:
             self._steps(step)
-        if self.metrics and self.progress:
-            self.progress.close()
-            self.metrics.close()
         with self._tolerating(False):
             for one in self.kept:
                 one.wait()
-        if int(self.state.guard.in_a_row):
-            logging.warning(
-                "the last %d updates were skipped, see `skipped` in metrics.jsonl", self.state.guard.in_a_row
-            )
+        if skipped := self._skipped_in_a_row():
+            logging.warning("the last %d updates were skipped, see `skipped` in metrics.jsonl", skipped)
 
     def _steps(self, step: int) -> None:
-        stopping, compiled = False, False
+        stopping = False
         while step < self.config.steps and not stopping:
-            n = self._length(step)
             with self.meter.waiting():
-                chunk = self.feed.chunk(step, n)
-            if not compiled:
-                with self.meter.paused():
-                    self.meter.once["compile_seconds"] = self.advance.compile(self.state, chunk)
-                    self.meter.ideal_seconds = self._ideal_seconds(chunk)
-                compiled = True
+                chunk, n = self.feed.chunk(step, self._length(step))
+            self._compile(chunk)
             self.profile.begin(step, self.state)
-            self.state, rows = self.advance(self.state, chunk, n)
+            self.state, rows = self.runner(self.state, chunk, n)
             self._check_best({*rows, *CLOCKED} - {STOPPED})
             step += n
             self.profile.end(step, self.state)
@@ -181,24 +182,33 @@ class Loop:
             if self.progress:
                 self.progress.update(step)
             # Read once, so that the loop cannot end on a signal that it has not saved for.
-            stopping = self.stop.heard()
+            stopping = self.stop.requested()
             self._pause(step, stopping)
 
-    def _ideal_seconds(self, chunk: Any) -> float | None:
-        """Seconds a step would take if all devices did nothing but the network's arithmetic; None = unknown device."""
-        device, dtype = devices.of(jax.devices()[0]), self.config.model.dtype
+    def _compile(self, chunk: Any) -> None:
+        """Compile for a chunk of a new shape."""
+        with self.meter.paused():
+            if seconds := self.runner.compile(self.state, chunk):
+                self.meter.once["compile_seconds"] = self.meter.once.get("compile_seconds", 0.0) + seconds
+                self.meter.ideal_seconds = self.ideal_seconds(chunk)
+
+    def ideal_seconds(self, chunk: Any) -> float | None:
+        """Seconds a step would take if all devices did nothing but the networks' arithmetic; None = unknown device."""
+        device, dtype = devices.of(jax.devices()[0]), self.config.model.get("dtype", "float32")
         if device is None or dtype not in device.peaks:
             return None
 
-        def forward(state: TrainState, chunk: Any) -> jax.Array:
-            batch, key = self.advance.batch(chunk, 0, state.step)
-            return self.task.losses(key)(state.params, self.task.draw(state, batch, key), 0)[0]
+        def forward(state: TrainState, frozen: Frozen, chunk: Any) -> list[jax.Array]:
+            batch, key = self.runner.batch(chunk, 0, state.step)
+            parts = {name: self.task.losses(state, frozen, batch, key, name) for name in self.task.updates}
+            return [losses(state.networks[name].params, drawn, 0)[0] for name, (drawn, losses) in parts.items()]
 
         # The backward pass multiplies twice as much; what is computed again to save memory does not count.
-        return 3 * flops.count(forward, self.state, chunk) / (device.peaks[dtype] * self.mesh.size)
+        count = flops.count(forward, self.state, self.runner.frozen, chunk)
+        return 3 * count / (device.peaks[dtype] * self.mesh.size)
 
     def _length(self, step: int) -> int:
-        """How many steps the next dispatch runs."""
+        """How many steps the next dispatch runs at most."""
         ends = [step - step % every + every for every in self.periods]
         boundary = min([self.config.steps, *ends, *self.profile.after(step)])
         fitting = max(1, int(DISPATCH_SECONDS / self.meter.seconds_per_step))
@@ -209,55 +219,58 @@ class Loop:
         config, last = self.config, step == self.config.steps
         sampling = last or step % config.sample.every_steps == 0
         saving = last or stopping or step % config.checkpoint.every_steps == 0
-        noting = self.snapshots and (last or step % config.ema.snapshot_steps == 0)
+        snapping = self.snapshots and (last or step % self.ema.snapshot_steps == 0)
         with self._tolerating(not config.checkpoint.required):
             for one in self.kept:
                 one.check()
-        if not (sampling or saving or noting):
+        if not (sampling or saving or snapping):
             return
         self.meter.settle()
         with self.meter.paused():
+            self.still_ours()
             tolerant = not (config.checkpoint.required or last or stopping)
             if sampling:
-                images = self.task.preview(self.state, self.preview_key)
+                images = self.task.preview(self.state, self.runner.frozen, self.preview_key)
                 with self._tolerating(tolerant):
                     self._write_preview(images, step)
-            if noting:
+            if snapping:
                 with self._tolerating(tolerant):
-                    self._note()
-            # What may be ruined does not take the place of what is not: skipped updates may end in a stop of the guard.
-            if saving and (last or stopping or not int(self.state.guard.in_a_row)):
+                    self._save_snapshot()
+            # What may be ruined does not replace what is not: skipped updates may end in a stop of the guard.
+            if saving and (last or stopping or not self._skipped_in_a_row()):
                 with self._tolerating(tolerant):
-                    self._save()
+                    metrics = MetricsState(self.meter.latest, self.meter.unreported())
+                    self.checkpoints.save(self.state, self.config.to_dict(), metrics)
 
-    def _save(self) -> None:
-        told = Told(self.meter.latest, self.meter.unreported())
-        self.checkpoints.save(self.state, self.config.to_dict(), told)
+    def _skipped_in_a_row(self) -> int:
+        return max(int(network.guard.in_a_row) for network in self.state.networks.values())
 
-    def _note(self) -> None:
+    def _save_snapshot(self) -> None:
         """Keep the power-function averages, whose clock are the updates; a run that comes here again does not."""
         assert self.snapshots is not None
-        updates = self.state.guard.updates
+        network = self.state.networks[self.main]
+        updates = network.guard.updates
         if int(updates) not in (0, *self.snapshots.steps()):
-            averages = {name: self.state.averages[name] for name in map(power_ema.item, self.config.ema.stds)}
-            state = TrainState(step=updates, params={}, ema={}, opt=(), averages=averages)
+            averages = {name: network.averages[name] for name in map(power_ema.item, self.ema.sigma_rel)}
+            state = TrainState(step=updates, networks={self.main: Network(params={}, averages=averages, opt=())})
             self.snapshots.save(state, self.config.to_dict())
 
-    def _write_preview(self, images: np.ndarray, step: int) -> None:
-        if self.first:
+    def _write_preview(self, images: np.ndarray | None, step: int) -> None:
+        if self.first and images is not None:
             pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
 
     def _check_best(self, names: Collection[str]) -> None:
         best = self.config.checkpoint.best_metric
         if self.config.checkpoint.keep_best and best not in names:
-            told = f"{nearest(best, names)}; there are {', '.join(sorted(names))}"
-            raise UserError(f"config.checkpoint.best_metric: there is no {best!r}{told}")
+            message = f"is not a metric of this training{nearest(best, names)}; there are {', '.join(sorted(names))}"
+            raise UserError("checkpoint.best_metric", best, message)
 
     def _report(self, step: int, row: Row) -> None:
-        if self.metrics and self.progress:
-            with self._tolerating(not self.config.checkpoint.required):
-                self.metrics.write(step, row)
-            self.progress.report(step, row)
+        if self.first:
+            self.still_ours()
+            for writer in self.writers:
+                with self._tolerating(not self.config.checkpoint.required):
+                    writer.write(step, row)
 
     @contextlib.contextmanager
     def _tolerating(self, tolerant: bool) -> Iterator[None]:
@@ -274,21 +287,12 @@ class Loop:
     def _left(self, what: str) -> str:
         return f"{what}; then start the same command again; whole checkpoints: {self.checkpoints.whole()}"
 
-    def _looked_at(self, stopped: Stopped) -> UserError:
-        """Keep the step that was not done, and say how to look at it."""
-        replay.keep(self.state, self.advance, self.feed, self.config, self.workdir)
+    def _keep_step(self, stopped: Stopped) -> UserError:
+        """Save the step that was not done, and say how to look at it."""
+        replay.keep(self.state, self.runner, self.feed, self.config, self.workdir)
         return UserError(
             f"{guard.REASONS[stopped.reason]} at step {stopped.step + 1}; its parameters, batch and key are in "
             f"{str(self.workdir / replay.FOLDER)!r}; look at it by: {self.again} --replay; to go on, add "
             f"--change_config and a lower optimizer.learning_rate or optimizer.clip_norm, or another seed; "
             f"whole checkpoints: {self.checkpoints.whole()}"
         )
-
-
-def _write_closing_pictures(frames: np.ndarray, workdir: pathlib.Path) -> None:
-    rows = [row for row in read_metrics(workdir) if "loss" in row]
-    plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
-    shown = [pictures.load_png(path) for path in sorted((workdir / "samples").glob("[0-9]*.png"))]
-    if shown:
-        pictures.save_gif(shown, workdir / "progress.gif")
-    pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")

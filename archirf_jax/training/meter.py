@@ -1,4 +1,4 @@
-"""Metrics of the steps under way: read late, averaged, timed; a step that the guard stopped is found here."""
+"""Metrics of the steps under way: read late, averaged, timed; a step that a guard stopped is found here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STOPPED = "stopped"  # the metric that is above 0 at a step that was not done
 
 
 class Stopped(Exception):
-    """The guard let a step not be done.
+    """A guard did not let a step be done.
 
     Attributes:
         step: how many were done before it.
@@ -42,7 +42,7 @@ class Meter:
     Attributes:
         seconds_per_step: of the latest dispatch.
         ideal_seconds: a step's arithmetic at the devices' peak; None = unknown.
-        once: what is told with the next row alone.
+        once: what only the next row contains besides the means.
         latest: the last row.
     """
 
@@ -123,7 +123,7 @@ class Meter:
         self._last, self._running = now, True
 
     def _flush(self, step: int) -> None:
-        # A weight that is not above 0 means that there is nothing to tell, such as the losses of skipped updates.
+        # A weight that is not above 0 means that there is no value, such as the losses of skipped updates.
         row = {name: float(total / weight) for name, (total, weight) in self._sums.items() if weight > 0}
         row = {name: row[name] for name in sorted(row, key=lambda name: (name != "loss", "/" in name))}
         if self._timed:

@@ -20,13 +20,14 @@ from archirf_jax.errors import UserError
 
 Numbers = Sequence[float] | np.ndarray
 
+NARROWEST = 1e-3  # relative width; names have three digits
 WIDEST = 12**-0.5  # relative width where gamma is 0 and all parameters weigh the same
 
 
-def check(std: float, field: str = "config.ema.stds") -> None:
-    """Raise a UserError that begins with `field` if no average has this relative width."""
-    if not 0 < std < WIDEST:
-        raise UserError(f"{field}: a relative width of {std:g} must be above 0 and below {WIDEST:.4f}, such as 0.05")
+def check(std: float, field: str = "ema.sigma_rel") -> None:
+    """Raise a UserError about `field` if no average has this relative width."""
+    if not NARROWEST <= std < WIDEST:
+        raise UserError(field, std, f"is not a relative width from {NARROWEST:g} to below {WIDEST:.4f}, such as 0.05")
 
 
 def item(std: float) -> str:

@@ -1,4 +1,4 @@
-"""A recording of what the devices did in some steps, for TensorBoard or Perfetto."""
+"""A recording of what the devices do in some steps, for TensorBoard or Perfetto."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse(text: str) -> tuple[int, int]:
     """
     first, dots, last = text.partition("..")
     if not (dots and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise UserError(f"--profile: {text!r} is no range of steps such as 100..110")
+        raise UserError("profile", text, "is not a range of steps such as 100..110")
     return int(first), int(last)
 
 

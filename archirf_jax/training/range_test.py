@@ -1,9 +1,9 @@
 """The learning-rate range test (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", Sec. 3.3).
 
 A short training whose rate grows geometrically shows where learning begins and where it breaks down. The loss of a
-diffusion model is noisy, because times and noise are drawn anew at each step; so what is watched is not the loss of
-the step's own batch but that of one batch with one draw of times, noise and dropped labels, the same after every step:
-differences along the curve are differences of the parameters.
+diffusion model is noisy, because times and noise are drawn anew at each step; so what is measured is not the loss of
+the step's own batch but that of one batch with one draw of times, noise and dropped conditions, the same after every
+step: differences along the curve are differences of the parameters.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 
 from archirf_jax import sharding
+from archirf_jax.contracts import Batch, Feed, Frozen, Task, TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.training.advance import Advance, Feed
 from archirf_jax.training.optimizers import make_schedule
-from archirf_jax.training.state import TrainState, purpose_key
-from archirf_jax.training.update import Update
+from archirf_jax.training.state import purpose_key
+from archirf_jax.training.step_runner import StepRunner, ordered
+from archirf_jax.training.update import divided
 from archirf_jax.training.writers import Progress
 from archirf_jax.visuals import plots
 
@@ -48,7 +48,7 @@ class Sweep:
 
     Attributes:
         rates: (N,) in the order of the steps.
-        losses: (N,) of the watched batch, after the step of each rate.
+        losses: (N,) of the measured batch, after the step of each rate.
         first: its loss before the first step.
         smoothed: (N,) `losses` without their jitter.
         ended: why the sweep ended before its last step; "" if it did not.
@@ -83,25 +83,28 @@ class Suggestion:
 def check(low: float, high: float) -> None:
     """Raise a UserError unless LEAST <= low < high, finite."""
     if not LEAST <= low < high < math.inf:
-        raise UserError(f"--min: {low:g} must be {LEAST:g} or more and below --max={high:g}, both finite")
+        raise UserError("min", low, f"must be {LEAST:g} or more and below max={high:g}, both finite")
 
 
-def geometric(low: float, high: float, steps: int) -> optax.Schedule:
-    """From `low` at the first of `steps` updates to `high` at the last, by equal factors."""
-    return lambda done: low * (high / low) ** (done / (steps - 1))
+def prepare(config: Any, low: float, high: float, steps: int) -> Any:
+    """The configuration of a sweep: a geometric schedule, no averages besides the first, no stop at jumps.
 
-
-def prepare(config: Any, steps: int) -> Any:
-    """A copy of the configuration for a sweep of so many steps: no averages beside the first, no stop at jumps.
+    Args:
+        config: of the training; it is copied.
+        low, high: the first and the last rate.
+        steps: how many steps lie between them (10 or more).
 
     Raises:
-        UserError: it could not be trained with whatever the rate is.
+        UserError: the configuration could not be trained with, whatever the rate is.
     """
     make_schedule(config)
     config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.schedule.start = low
+    config.schedule.name, config.schedule.warmup_steps, config.optimizer.learning_rate = "geometric", steps, high
     config.steps = 2 * steps  # how long data must last; float16 may need some steps to find its scale
-    config.ema.more_decays = config.ema.stds = ()
-    config.guard.jump = 0.0
+    config.ema.more_decays = config.ema.sigma_rel = ()
+    config.guard.jump = None
     return config
 
 
@@ -114,77 +117,84 @@ def smooth(losses: Sequence[float], memory: float) -> list[float]:
     return smoothed
 
 
-def sweep(task: Any, feed: Feed, config: Any, low: float, high: float, steps: int) -> Sweep:
+def sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None = None) -> Sweep:
     """Train while the rate grows; nothing is saved.
 
     Args:
-        task: what to train; its `update` is replaced.
+        task: what to train, made of `config`.
         feed: its data.
         config: as `prepare` gives it: seed, mesh, accumulation and the optimizer are those of the training.
-        low, high, steps: the first and the last rate, and how many steps lie between them (10 or more).
+        frozen: parameters of the frozen runs by name.
     """
     try:
-        return _sweep(task, feed, config, low, high, steps)
+        return _sweep(task, feed, config, frozen)
     finally:
         feed.close()
 
 
-def _sweep(task: Any, feed: Feed, config: Any, low: float, high: float, steps: int) -> Sweep:
-    task.update = Update(config, geometric(low, high, steps))
+def _sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None) -> Sweep:
+    low, high, steps = config.schedule.start, config.optimizer.learning_rate, config.schedule.warmup_steps
     mesh = sharding.from_config(config)
-    advance = Advance(task, feed, config.seed, mesh)
-    state = _fresh(task, config.seed, mesh)
-    # The first batch is the one that is watched; training begins with the second.
-    batch, key = jax.jit(advance.batch)(feed.chunk(0, 1), 0, state.step)
-    watched = _watch(task, state, batch, key, config.accumulation)
+    runner = StepRunner(task, feed, config.seed, frozen, mesh)
+    state = _fresh(task, config.seed, runner.frozen, mesh)
+    # The first batch is the one that is measured; training begins with the second.
+    batch, key = jax.jit(runner.batch)(feed.chunk(0, 1)[0], 0, state.step)
+    measure = _measure(task, state, runner.frozen, batch, key)
     state = dataclasses.replace(state, step=jax.device_put(jnp.int32(1), sharding.whole(mesh)))
     memory = SMOOTHED * (steps - 1) / math.log10(high / low)
-    first, progress = watched(state.params), Progress(0, steps)
+    first, progress = measure(state), Progress(0, steps)
     rates, losses, smoothed = list[float](), list[float](), list[float]()
     ended = "" if math.isfinite(first) else NOT_FINITE
     while len(rates) < steps and not ended:
-        state, rows = advance(state, feed.chunk(int(state.step), 1), 1)
-        loss, (rate, done) = watched(state.params), np.asarray(rows["learning_rate"][0], np.float64)
-        if int(state.guard.in_a_row) or not math.isfinite(loss):
+        state, rows = runner(state, feed.chunk(int(state.step), 1)[0], 1)
+        loss, (rate, done) = measure(state), np.asarray(rows["learning_rate"][0], np.float64)
+        if any(int(network.guard.in_a_row) for network in state.networks.values()) or not math.isfinite(loss):
             ended = NOT_FINITE
         elif done:  # float16 takes a few steps to find its scale
             rates.append(float(rate))
             losses.append(loss)
             smoothed = smooth(losses, memory)
             ended = TOO_HIGH if smoothed[-1] - min(smoothed) > DIVERGED * abs(first) else ""
-            _tell(progress, len(rates), steps, smoothed[-1])
+            _report(progress, len(rates), steps, smoothed[-1])
     progress.close()
     return Sweep(np.asarray(rates), np.asarray(losses), first, np.asarray(smoothed), ended)
 
 
-def _fresh(task: Any, seed: int, mesh: Any) -> TrainState:
-    init = functools.partial(task.init, purpose_key(seed, "init"))
-    places = sharding.place(jax.eval_shape(init), mesh)
-    state: TrainState = jax.jit(init, out_shardings=places)()
-    return state
+def _fresh(task: Task, seed: int, frozen: Frozen, mesh: Any) -> TrainState:
+    def init(frozen: Frozen) -> TrainState:
+        return task.init(purpose_key(seed, "init"), frozen)
+
+    places = sharding.place(jax.eval_shape(init, frozen), mesh)
+    return ordered(task, jax.jit(init, out_shardings=places)(frozen))
 
 
-def _watch(task: Any, state: TrainState, batch: Any, key: jax.Array, parts: int) -> Callable[[Any], float]:
-    """parameters -> the mean loss of what is drawn here once, computed in as many parts as in training."""
-    drawn = jax.jit(task.draw)(state, batch, key)
-    losses = task.losses(key)
+def _drawn(task: Task, network: str, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> Any:
+    return task.losses(state, frozen, batch, key, network)[0]
+
+
+def _measure(
+    task: Task, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array
+) -> Callable[[TrainState], float]:
+    """state -> the main network's mean loss of what is drawn here once, computed in as many parts as in training."""
+    main, update = next(iter(task.updates.items()))
+    drawn = jax.jit(functools.partial(_drawn, task, main))(state, frozen, batch, key)
 
     @jax.jit
-    def mean_loss(params: Any, drawn: Any) -> jax.Array:
-        params = task.constrained(params)
-        divided = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), drawn)
+    def mean_loss(state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array, drawn: Any) -> jax.Array:
+        _, losses = task.losses(dataclasses.replace(state, step=jnp.int32(0)), frozen, batch, key, main)
+        params, parts = update.projected(state.networks[main]), update.accumulation
         means = jax.lax.map(
-            lambda numbered: jnp.mean(losses(params, numbered[0], numbered[1])[0]), (divided, jnp.arange(parts))
+            lambda numbered: jnp.mean(losses(params, *numbered)[0]), (divided(drawn, parts), jnp.arange(parts))
         )
         return jnp.mean(means)
 
-    return lambda params: float(mean_loss(params, drawn))
+    return lambda state: float(mean_loss(state, frozen, batch, key, drawn))
 
 
-def _tell(progress: Progress, done: int, steps: int, loss: float) -> None:
+def _report(progress: Progress, done: int, steps: int, loss: float) -> None:
     progress.update(done)
     if done % max(1, steps // REPORTS) == 0:
-        progress.report(done, {"loss": loss})
+        progress.write(done, {"loss": loss})
 
 
 def suggest(sweep: Sweep) -> Suggestion:
@@ -208,19 +218,21 @@ def suggest(sweep: Sweep) -> Suggestion:
     edge = float(rates[bottom + risen[0] - 1] if len(risen) else rates[-1])
     why = f"a tenth of {edge:.2g}, beyond which the loss leaves its valley"
     if not len(risen) and not sweep.ended:
-        why = f"a tenth of {edge:.2g}, where the sweep ended without a rise of the loss; a higher --max may allow more"
+        why = (
+            f"a tenth of {edge:.2g}, where the sweep ended without a rise of the loss; a higher maximum may allow more"
+        )
     return Suggestion(float(f"{edge / BACK:.2g}"), float(rates[np.argmin(slopes)]), float(rates[bottom]), edge, why)
 
 
 def conclude(sweep: Sweep, out: pathlib.Path) -> Suggestion:
-    """Write the plot into `out` (.png) and, beside it, the numbers (.json); say what they mean."""
+    """Write the plot into `out` (.png) and the numbers next to it (.json); log what they mean."""
     found = suggest(sweep)
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.save_range_test(sweep.rates, sweep.losses, sweep.smoothed, sweep.first, dataclasses.asdict(found), out)
     first = sweep.first if math.isfinite(sweep.first) else None  # JSON has no NaN
     lists = {name: getattr(sweep, name).tolist() for name in ("rates", "losses", "smoothed")}
-    told = {"suggestion": dataclasses.asdict(found), "first": first, "ended": sweep.ended}
-    out.with_suffix(".json").write_text(json.dumps(told | lists, indent=1) + "\n")
+    numbers = {"suggestion": dataclasses.asdict(found), "first": first, "ended": sweep.ended}
+    out.with_suffix(".json").write_text(json.dumps(numbers | lists, indent=1) + "\n")
     if sweep.ended and len(sweep.rates):
         logging.info("the sweep ended at a rate of %.2g: %s", sweep.rates[-1], sweep.ended)
     logging.info("wrote %s and %s", out, out.with_suffix(".json"))

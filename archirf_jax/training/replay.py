@@ -1,4 +1,4 @@
-"""A step that the guard would not let be done: kept with all that went into it, and run again layer by layer."""
+"""A step that a guard did not let be done: saved with all that went into it, and run again layer by layer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import functools
 import json
 import pathlib
 import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 
 from archirf_jax import sharding
+from archirf_jax.contracts import Batch, Feed, Frozen, Losses, Task, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.training import guard
-from archirf_jax.training.advance import Advance, Feed, Task
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.state import TrainState
+from archirf_jax.training.files import replacing
+from archirf_jax.training.step_runner import StepRunner, ordered
+from archirf_jax.training.update import Modules
 
 FOLDER, STATE, BATCH, REPORT = "stopped", "state", "batch.npz", "replay.json"
+KEY, FIELD = "key", "batch."  # names in BATCH: of the step's key, and what stands in front of a field's name
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 SHOWN = 5
+Numbers = dict[str, Any]
 
 
 class Layer(NamedTuple):
@@ -41,7 +50,7 @@ class Layer(NamedTuple):
     root_mean_square: float
 
 
-def keep(state: TrainState, advance: Advance, feed: Feed, config: Any, workdir: pathlib.Path) -> None:
+def keep(state: TrainState, runner: StepRunner, feed: Feed, config: Any, workdir: pathlib.Path) -> None:
     """Save the state before the step, its batch and its key in `stopped/`; all processes must."""
     folder = workdir / FOLDER
     if jax.process_index() == 0:
@@ -50,58 +59,97 @@ def keep(state: TrainState, advance: Advance, feed: Feed, config: Any, workdir: 
     checkpoints = Checkpoints(folder / STATE, keep=1)
     checkpoints.save(state, config.to_dict())
     feed.close()
-    batch, key = jax.jit(advance.batch)(feed.chunk(int(state.step), 1), 0, state.step)
-    arrays = [sharding.fetch(leaf) for leaf in jax.tree.leaves(batch)]
+    batch, key = jax.jit(runner.batch)(feed.chunk(int(state.step), 1)[0], 0, state.step)
+    arrays: dict[str, Any] = {FIELD + name: sharding.fetch(leaf) for name, leaf in batch.items()}
+    arrays[KEY] = np.asarray(jax.random.key_data(key))
     if jax.process_index() == 0:
-        np.savez(folder / BATCH, *arrays, key=np.asarray(jax.random.key_data(key)))
+        with replacing(folder / BATCH) as file:
+            np.savez(file, **arrays)
     checkpoints.wait()
     checkpoints.close()
 
 
-def replay(task: Task, config: Any, workdir: pathlib.Path, as_batch: Any) -> str:
-    """Run the kept step again, tell every layer's numbers, and say which one went wrong first.
+def replay(task: Task, workdir: pathlib.Path, frozen: Frozen | None = None) -> str:
+    """Run the saved step again, layer by layer, and say what went wrong first.
 
     Args:
         task: of the run.
-        config: of the run.
-        workdir: of the run; a report is written beside the kept step.
-        as_batch: makes a batch of its arrays.
+        workdir: of the run; a report is written next to the saved step.
+        frozen: parameters of the frozen runs by name.
 
     Raises:
-        UserError: no step was kept.
+        UserError: no step was saved, or it is damaged.
     """
-    folder = workdir / FOLDER
-    if not (folder / BATCH).exists():
-        raise UserError(f"--replay: no step of {str(workdir)!r} was stopped; there is nothing to run again")
-    like = jax.eval_shape(task.init, jax.random.key(0))
+    folder, frozen = workdir / FOLDER, dict(frozen or {})
+    if not (folder / STATE).is_dir():
+        raise UserError("replay", message=f"no step of {str(workdir)!r} was stopped; there is nothing to run again")
+    like = ordered(task, jax.eval_shape(lambda frozen: task.init(jax.random.key(0), frozen), frozen))
     state = Checkpoints(folder / STATE).restore(like)
     if state is None:
-        raise UserError(f"--replay: the state in {str(folder / STATE)!r} is damaged")
-    with np.load(folder / BATCH) as file:
-        key = jax.random.wrap_key_data(file["key"])
-        batch = as_batch(*(file[f"arr_{i}"] for i in range(len(file.files) - 1)))
-    params = task.constrained(state.params)
-    drawn = jax.jit(task.draw)(state, batch, key)
-    report = _report(task, params, drawn, key, config.accumulation)
+        raise UserError("replay", message=f"the state in {str(folder / STATE)!r} is damaged; nothing can be run again")
+    batch, key = _load(folder / BATCH)
+    report = _report(task, state, frozen, batch, key)
     text = _conclusion(report, state)
-    (folder / REPORT).write_text(json.dumps(report | {"step": int(state.step) + 1, "conclusion": text}, indent=1))
+    with replacing(folder / REPORT) as file:
+        file.write(json.dumps(report | {"step": int(state.step) + 1, "conclusion": text}, indent=1).encode())
     return text
 
 
-def _report(task: Task, params: Any, drawn: Any, key: jax.Array, parts: int) -> dict[str, Any]:
-    """The numbers of the first part of the batch that goes wrong, or of the last."""
-    for part in range(parts):
-        mine = jax.tree.map(lambda x, part=part: x[part::parts], drawn)
-        loss, layers = _forward(task, params, mine, key, part)
-        gradients = jax.jit(jax.grad(lambda p, d, i=part: jnp.mean(task.losses(key)(p, d, i)[0])))(params, mine)
-        numbers = {"params": _of_modules(params), "gradients": _of_modules(gradients)}
-        report = {"part": part, "loss": loss, "layers": [layer._asdict() for layer in layers], **numbers}
-        if not np.isfinite(loss) or not all(value["finite"] for value in numbers["gradients"].values()):
-            break
+def _load(path: pathlib.Path) -> tuple[Batch, jax.Array]:
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        key = jax.random.wrap_key_data(arrays.pop(KEY), impl="threefry2x32")
+    except UNREADABLE as e:
+        message = f"the step in {str(path.parent)!r} is damaged ({e}); nothing can be run again"
+        raise UserError("replay", message=message) from e
+    return {name.removeprefix(FIELD): jnp.asarray(array) for name, array in arrays.items()}, key
+
+
+def _report(task: Task, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> Numbers:
+    """The numbers of the first network and part of the batch that go wrong; else of one that stopped."""
+    report: Numbers = {}
+    for name in sorted(task.updates, key=lambda name: int(state.networks[name].guard.stopped)):
+        for part in range(task.updates[name].accumulation):
+            report = _of_part(task, state, frozen, batch, key, name, part)
+            if not all(np.isfinite(report[number]) for number in ("loss", "gradient_norm", "update_norm")):
+                return report
     return report
 
 
-def _forward(task: Task, params: Any, drawn: Any, key: jax.Array, part: int) -> tuple[float, list[Layer]]:
+def _of_part(
+    task: Task, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array, name: str, part: int
+) -> Numbers:
+    update, network = task.updates[name], state.networks[name]
+    params = update.projected(network)
+
+    def mine(state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[Any, Losses]:
+        drawn, losses = task.losses(state, frozen, batch, key, name)
+        return jax.tree.map(lambda x: x[part :: update.accumulation], drawn), losses
+
+    given = state, frozen, batch, key
+    drawn = jax.jit(lambda *given: mine(*given)[0])(*given)
+
+    def losses(params: Modules, drawn: Any, given: Any) -> jax.Array:
+        return mine(*given)[1](params, drawn, part)[0]
+
+    gradients = jax.jit(jax.grad(lambda *args: jnp.mean(losses(*args))))(params, drawn, given)
+    loss, layers = _forward(losses, params, drawn, given)
+    return {
+        "network": name,
+        "part": part,
+        "loss": loss,
+        "gradient_norm": float(optax.tree.norm(gradients)),
+        "update_norm": float(update.update_norm(network, gradients)),
+        "learning_rate": float(update.schedule(network.guard.updates)),
+        "layers": [layer._asdict() for layer in layers],
+        "params": _of_modules(params),
+        "gradients": _of_modules(gradients),
+    }
+
+
+def _forward(losses_of: Callable[..., jax.Array], *args: Any) -> tuple[float, list[Layer]]:
+    """(mean loss, what each layer did on the way to it)."""
     layers: list[Layer] = []
 
     def record(name: str, finite: Any, largest: Any, root_mean_square: Any) -> None:
@@ -123,7 +171,7 @@ def _forward(task: Task, params: Any, drawn: Any, key: jax.Array, part: int) -> 
         return output
 
     with nn.intercept_methods(watch):
-        losses = jax.jit(lambda p, d: task.losses(key)(p, d, part)[0])(params, drawn)
+        losses = jax.jit(losses_of)(*args)
     loss = float(jnp.mean(losses))
     jax.effects_barrier()
     return loss, layers
@@ -138,19 +186,20 @@ def _numbers(tree: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     fine = jnp.isfinite(flat)
     known = jnp.where(fine, flat, 0)
     largest = jnp.max(jnp.abs(known))
-    unit = known / jnp.where(largest > 0, largest, 1)  # the square of a large number is no number
+    unit = known / jnp.where(largest > 0, largest, 1)  # the square of a large number overflows
     return jnp.all(fine), largest, largest * jnp.sqrt(jnp.mean(jnp.square(unit)))
 
 
-def _of_modules(tree: Any) -> dict[str, Any]:
-    """Name of a module -> the numbers of its own leaves."""
+def _of_modules(tree: Modules) -> Numbers:
+    """Name of a layer -> the numbers of its own leaves; the module's name leads where there are several."""
+    skipped = int(len(tree) == 1)
     modules: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        modules.setdefault("/".join(entry.key for entry in path[:-1]), []).append(leaf)
-    told = {name: _numbers(leaves) for name, leaves in modules.items()}
+        modules.setdefault("/".join(entry.key for entry in path[skipped:-1]), []).append(leaf)
+    numbers = {name: _numbers(leaves) for name, leaves in modules.items()}
     return {
         name: {"finite": bool(finite), "largest": float(largest), "root_mean_square": float(size)}
-        for name, (finite, largest, size) in told.items()
+        for name, (finite, largest, size) in numbers.items()
     }
 
 
@@ -162,8 +211,8 @@ def _conclusion(report: dict[str, Any], state: TrainState) -> str:
         before = max((layer["largest"] for layer in layers[: layers.index(bad)]), default=0.0)
         own = params.get(bad["name"].partition("[")[0])
         weights = f", its largest parameter {own['largest']:.3g}" if own else ""
-        told = f"its output is not finite; the largest output before it is {before:.3g}{weights}"
-        return f"the first layer that went wrong is {bad['name']}: {told}"
+        message = f"its output is not finite; the largest output before it is {before:.3g}{weights}"
+        return f"the first layer that went wrong is {bad['name']}: {message}"
     largest = sorted(layers, key=lambda layer: -layer["largest"])[:SHOWN]
     sizes = ", ".join(f"{layer['name']} {layer['largest']:.3g}" for layer in largest)
     if not np.isfinite(report["loss"]):
@@ -174,14 +223,17 @@ def _conclusion(report: dict[str, Any], state: TrainState) -> str:
     if broken:
         last = max(broken, key=lambda name: order.index(name) if name in order else -1)
         return f"the first layer that went wrong is {last}: its gradient is not finite, though all outputs are"
-    mean, spread = float(state.guard.mean), float(state.guard.spread) ** 0.5
+    if not np.isfinite(report["update_norm"]):
+        return f"the update is not finite, though the gradient is: {report['learning_rate']:.3g} is its learning rate"
+    guarded = state.networks[report["network"]].guard
+    mean, spread = float(guarded.mean), float(guarded.spread) ** 0.5
     return (
-        f"all layers and gradients are finite ({guard.REASONS.get(int(state.guard.stopped), 'not stopped')}); "
+        f"all layers and gradients are finite ({guard.REASONS.get(int(guarded.stopped), 'not stopped')}); "
         f"loss {report['loss']:.4g}, running mean {mean:.4g} with deviation {spread:.2g}; largest outputs: {sizes}"
     )
 
 
-def tell(workdir: pathlib.Path) -> None:
+def log_report(workdir: pathlib.Path) -> None:
     """Log the table of the last replay."""
     report = json.loads((workdir / FOLDER / REPORT).read_text())
     logging.info("%-60s %10s %12s %12s", "output of", "finite", "largest", "rms")

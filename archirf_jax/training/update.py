@@ -1,173 +1,274 @@
-"""One update of a network's parameters, whatever the task: gradient, guard, optimizer, averages, what is told of it."""
+"""How a network is trained, whatever the task: gradient, guard, optimizer, averages and the metrics of a step.
+
+A step of several networks takes all their gradients first; it is done when all of them may be, else none is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from archirf_jax.contracts import Guard, Losses, Metrics, Network, Params, TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.training import ema, guard, optimizers
-from archirf_jax.training.state import TrainState
+from archirf_jax.training import ema, guard, optimizers, overrides
 
-QUARTERS = 4  # of time, whose losses are told apart
-INNER = ("t", "raw", "index")  # known of examples, and not worth a mean
-LARGEST = ("attention_logit",)  # of whose parts the largest is told
-# parameters, what was drawn for some examples, the number of the part that they are -> losses (B,), and what else is
-# worth knowing, each (B,).
-Losses = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
-# A metric of a step is (2,): a sum and its weight. The mean over steps is the one sum over the other.
-Metrics = dict[str, jax.Array]
+Modules = dict[str, Params]  # parameters by module
+Project = Callable[[Modules, Any], Modules]
+Remember = Callable[[Any, dict[str, jax.Array]], Any]
 
 
-def keep(memory: Any, aux: dict[str, jax.Array]) -> Any:
-    """A memory as it was."""
-    del aux
-    return memory
+class Gradient(NamedTuple):
+    """What a step would do to a network.
+
+    Attributes:
+        value: the gradient of the mean loss, like the parameters.
+        start: the projected parameters that it was taken at.
+        loss: () mean of the batch.
+        norm: () of the gradient.
+        update_norm: () of what would be added to the parameters.
+        metrics: of the losses.
+        noted: name -> (B, ...) in the batch's order.
+        guard: after the step.
+        turn: () whether it is the network's turn.
+        fine: () whether all is finite and the loss did not jump; True where it is not the network's turn.
+    """
+
+    value: Modules
+    start: Modules
+    loss: jax.Array
+    norm: jax.Array
+    update_norm: jax.Array
+    metrics: Metrics
+    noted: dict[str, jax.Array]
+    guard: Guard
+    turn: jax.Array
+    fine: jax.Array
 
 
 class Update:
-    """The optimizer, schedule (unless another is given), guard and averages of a configuration.
+    """The optimizer, schedule, guard and averages of a network.
+
+    Args:
+        config: of the run; `config.networks.NETWORK` overrides its groups.
+        network: the network's name.
+        project: (parameters, objective_state) -> the parameters that a step begins with, such as weights of unit
+            length. It acts before a step and not after it, so that averages are of weights as the optimizer leaves
+            them.
+        remember: (objective_state, noted) -> the next objective_state; None keeps it.
 
     Raises:
         UserError: an unknown name, or values that do not fit.
     """
 
-    def __init__(self, config: Any, schedule: optax.Schedule | None = None) -> None:
-        self._config = config
-        self._decay, self._beside = ema.warmed(config.ema.decay), ema.beside(config.ema)
-        self._schedule = schedule or optimizers.make_schedule(config)
-        self._optimizer = optimizers.make_optimizer(config, self._schedule)
-        self._scaled = config.model.get("dtype") == "float16"
-        guard.check(config.guard)
-        if config.accumulation < 1 or config.batch_size % config.accumulation:
-            raise UserError(
-                f"config.accumulation: {config.accumulation} does not divide batch_size={config.batch_size}; "
-                "choose a divisor of it"
-            )
+    def __init__(
+        self, config: Any, network: str, *, project: Project | None = None, remember: Remember | None = None
+    ) -> None:
+        self._config = own = overrides.of_network(config, network)
+        self._project, self._remember = project, remember
+        self._scaled = own.get("model", {}).get("dtype") == "float16"
+        with overrides.naming(config, network):
+            self._decay, self._extra = ema.warmed(own.ema.decay), ema.extra_decays(own.ema)
+            self._schedule = optimizers.make_schedule(own)
+            self._optimizer = optimizers.make_optimizer(own, self._schedule)
+            guard.check(own.guard)
+        if own.accumulation < 1 or own.batch_size % own.accumulation:
+            message = f"does not divide batch_size={own.batch_size}; choose a divisor of it"
+            raise UserError("accumulation", own.accumulation, message)
+
+    @property
+    def config(self) -> Any:
+        """The run's configuration with the network's overrides."""
+        return self._config
 
     @property
     def schedule(self) -> optax.Schedule:
         """Updates done before -> learning rate."""
         return self._schedule
 
-    def init(self, params: Any, memory: Any = ()) -> TrainState:
-        """The state before the first step."""
-        averages = {name: _copy(params) for name in self._beside}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
+    @property
+    def accumulation(self) -> int:
+        """Parts that a batch is computed in; an objective that couples examples allows 1 alone."""
+        return int(self._config.accumulation)
+
+    def init(self, params: Modules, objective_state: Any = ()) -> Network:
+        """The network before the first step."""
+        return Network(
             params=params,
-            ema=_copy(params),
+            averages={name: _copy(params) for name in ("ema", *self._extra)},
             opt=self._optimizer.init(params),
-            memory=memory,
-            averages=averages,
             guard=guard.init(self._scaled),
+            objective_state=objective_state,
         )
 
-    def __call__(
-        self,
-        state: TrainState,
-        drawn: Any,
-        losses: Losses,
-        constrained: Callable[[Any], Any],
-        remember: Callable[[Any, dict[str, jax.Array]], Any] = keep,
-    ) -> tuple[TrainState, Metrics]:
-        """(the next state, metrics of the step).
+    def projected(self, network: Network) -> Modules:
+        """The parameters that the network's next step begins with."""
+        return self._project(network.params, network.objective_state) if self._project else network.params
+
+    def gradient(self, network: Network, drawn: Any, losses: Losses, turn: bool | jax.Array = True) -> Gradient:
+        """What a step would do; see `commit`.
 
         Args:
-            state: before the step.
+            network: before the step.
             drawn: what the losses are computed from, a pytree with leading axis B.
-            losses: see `Losses`.
-            constrained: holds parameters to a law. It acts before the step and not after it, so that averages are of
-                weights as the optimizer leaves them.
-            remember: makes the next memory of the last one and what `losses` gave beside losses.
+            losses: see `contracts.Losses`.
+            turn: () whether the network is trained at this step; without its turn nothing is computed.
         """
-        start = constrained(state.params)
-        loss, each, aux, gradients = self._gradients(start, drawn, losses, state.guard.scale)
-        grad_norm = optax.tree.norm(gradients)
-        watch, fine = guard.watch(state.guard, loss, grad_norm, self._config.guard, self._scaled)
-        updates, opt = self._optimizer.update(gradients, state.opt, start)
-        params = optax.apply_updates(start, updates)
-        after = self._averaged(state, params, opt, remember(state.memory, aux))
-        # Chosen leaf by leaf, which costs nothing inside the optimizer's own loops.
-        after = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, state)
-        after = dataclasses.replace(after, guard=watch, step=state.step + (watch.stopped == 0))
+        compute = functools.partial(self._gradient, losses=losses)
+        if turn is True:
+            return compute(network, drawn)
+        shapes = jax.eval_shape(compute, network, drawn)
 
+        def idle(network: Network, drawn: Any) -> Gradient:
+            del drawn
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            return nothing._replace(guard=network.guard, fine=jnp.asarray(True))
+
+        return jax.lax.cond(turn, compute, idle, network, drawn)
+
+    def apply(self, network: Network, gradient: Gradient, fine: jax.Array) -> tuple[Network, Metrics]:
+        """(the network after the step, its metrics); `fine` says whether the step is done.
+
+        A network whose own gradient was fine, but whose step is not done, keeps everything, its guard too.
+        """
+        # The update is computed again after the verdict: until then there is no second optimizer state in memory.
+        gradients, fine = jax.lax.optimization_barrier((gradient.value, fine))
+        done = fine & gradient.turn
+        updates, opt = self._optimizer.update(gradients, network.opt, gradient.start)
+        params = optax.apply_updates(gradient.start, updates)
+        after = self._averaged(network, params, opt)
+        if self._remember is not None:
+            kept = self._remember(network.objective_state, gradient.noted)
+            after = dataclasses.replace(after, objective_state=kept)
+        # Chosen leaf by leaf, which costs nothing inside the optimizer's own loops.
+        after = _where(done, after, network)
+        counted = done | ~gradient.fine
         metrics = {
-            "loss": _pair(loss),
-            "learning_rate": _pair(self._schedule(state.guard.updates)),
+            "loss": _pair(gradient.loss),
+            "learning_rate": _pair(self._schedule(network.guard.updates)),
             **_norms("grad_norm", gradients),
             **_norms("update_norm", updates),
             **_norms("param_norm", params),
-            **self._noise(state, gradients, grad_norm),
-            **by_time(aux, each),
-            **{name: _pair(_told(name, value)) for name, value in aux.items() if name not in INNER},
+            **self._noise(network, gradients, gradient.norm),
+            **gradient.metrics,
         }
-        metrics = {name: jnp.where(fine, pair, 0) for name, pair in metrics.items()}
-        told = {"skipped": _pair(~fine), "stopped": _pair(watch.stopped)}
-        return after, metrics | told | ({"loss_scale": _pair(state.guard.scale)} if self._scaled else {})
+        metrics = {name: jnp.where(done, pair, 0) for name, pair in metrics.items()}
+        if self._scaled:
+            metrics["loss_scale"] = jnp.where(gradient.turn, _pair(network.guard.scale), 0)
+        return dataclasses.replace(after, guard=_where(counted, gradient.guard, network.guard)), metrics
 
-    def _averaged(self, state: TrainState, params: Any, opt: Any, memory: Any) -> TrainState:
-        """The state with new parameters, optimizer and memory, and the averages that follow from them."""
-        shown, done = optimizers.evaluation_params(opt, params), state.guard.updates
+    def _gradient(self, network: Network, drawn: Any, losses: Losses) -> Gradient:
+        start = self.projected(network)
+        loss, metrics, noted, gradients = self._differentiate(start, drawn, losses, network.guard.scale)
+        norm = optax.tree.norm(gradients)
+        update_norm = self.update_norm(network, gradients)
+        watch, fine = guard.watch(network.guard, loss, norm, update_norm, self._config.guard, self._scaled)
+        return Gradient(gradients, start, loss, norm, update_norm, metrics, noted, watch, jnp.asarray(True), fine)
+
+    def update_norm(self, network: Network, gradients: Modules) -> jax.Array:
+        """() of what would be added to the projected parameters."""
+        norm: jax.Array = optax.tree.norm(self._optimizer.update(gradients, network.opt, self.projected(network))[0])
+        return norm
+
+    def _averaged(self, network: Network, params: Modules, opt: Any) -> Network:
+        """The network with new parameters and optimizer state, and the averages that follow from them."""
+        shown, done = optimizers.evaluation_params(opt, params), network.guard.updates
         followed = params if shown is None else shown
-        average = ema.update(state.ema, params, self._decay(done)) if shown is None else shown
-        averages = {name: ema.update(old, followed, self._beside[name](done)) for name, old in state.averages.items()}
-        return dataclasses.replace(state, params=params, opt=opt, memory=memory, ema=average, averages=averages)
+        first = ema.update(network.averages["ema"], params, self._decay(done)) if shown is None else shown
+        further = {
+            name: ema.update(network.averages[name], followed, decay(done)) for name, decay in self._extra.items()
+        }
+        return dataclasses.replace(network, params=params, opt=opt, averages={"ema": first, **further})
 
-    def _gradients(
-        self, params: Any, drawn: Any, losses: Losses, scale: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], Any]:
-        """(mean loss, losses (B,), what is known beside them, gradient of the mean)."""
-        parts = self._config.accumulation
+    def _differentiate(
+        self, params: Modules, drawn: Any, losses: Losses, scale: jax.Array
+    ) -> tuple[jax.Array, Metrics, dict[str, jax.Array], Modules]:
+        """(mean loss, metrics, noted, gradient of the mean) of a batch, part by part."""
+        parts = self.accumulation
 
-        def mean_loss(params: Any, part: Any, number: Any) -> tuple[jax.Array, Any]:
-            each, aux = losses(params, part, number)
+        def mean_loss(params: Modules, part: Any, number: Any) -> tuple[jax.Array, Any]:
+            each, metrics, noted = losses(params, part, number)
             mean = jnp.mean(each)
-            return mean * scale if self._scaled else mean, (mean, each, aux)
+            return mean * scale if self._scaled else mean, (mean, metrics, noted)
 
         compute = jax.grad(mean_loss, has_aux=True)
         if parts == 1:
-            gradients, (loss, each, aux) = compute(params, drawn, 0)
+            gradients, (loss, metrics, noted) = compute(params, drawn, 0)
         else:
-            # Every parts-th example: each device has its share of each part, and nothing moves between them.
-            divided = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), drawn)
 
-            def add(total: Any, numbered: Any) -> tuple[Any, Any]:
-                part, number = numbered
-                gradients, told = compute(params, part, number)
-                return jax.tree.map(lambda a, g: a + g / parts, total, gradients), told
+            def add(total: Modules, numbered: Any) -> tuple[Modules, Any]:
+                gradients, found = compute(params, *numbered)
+                return jax.tree.map(lambda a, g: a + g / parts, total, gradients), found
 
             zeros = jax.tree.map(jnp.zeros_like, params)
-            gradients, (means, *told) = jax.lax.scan(add, zeros, (divided, jnp.arange(parts)))
-            loss = jnp.mean(means)
-            each, aux = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1), told)
+            numbered = divided(drawn, parts), jnp.arange(parts)
+            gradients, (means, metrics, noted) = jax.lax.scan(add, zeros, numbered)
+            loss, metrics = jnp.mean(means), jax.tree.map(lambda pair: jnp.sum(pair, axis=0), metrics)
+            noted = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), noted)
         if self._scaled:
             gradients = jax.tree.map(lambda g: g / scale, gradients)
-        return loss, each, aux, gradients
+        return loss, metrics, noted, gradients
 
-    def _noise(self, state: TrainState, gradients: Any, grad_norm: jax.Array) -> Metrics:
-        """The gradient noise scale in images (McCandlish et al. 2018, Eq. 2.8): noise over signal, as sums.
+    def _noise(self, network: Network, gradients: Modules, grad_norm: jax.Array) -> Metrics:
+        """The gradient noise scale in examples (McCandlish et al. 2018, Eq. 2.8): noise over signal, as sums.
 
         With g the batch's gradient and m the mean of those before, E|g|^2 = |G|^2 + S / B and E<g, m> = |G|^2.
         """
-        done = state.guard.updates
-        along = optimizers.agreement(self._config.optimizer, state.opt, gradients, done)
+        done = network.guard.updates
+        along = optimizers.agreement(self._config.optimizer, network.opt, gradients, done)
         if along is None:
             return {}
         limit = self._config.optimizer.clip_norm  # m is of gradients that were cut to it
-        cut = jnp.minimum(1, limit / jnp.maximum(grad_norm, 1e-30)) if limit else 1.0
+        cut = 1.0 if limit is None else jnp.minimum(1, limit / jnp.maximum(grad_norm, 1e-30))
         signal, square = along * cut, jnp.square(grad_norm * cut)
         pair = jnp.stack([self._config.batch_size * (square - signal), signal])
         return {"noise_scale": jnp.where(done > 0, pair, 0)}
 
 
-def _copy(params: Any) -> Any:
+def commit(
+    state: TrainState, updates: Mapping[str, Update], gradients: Mapping[str, Gradient]
+) -> tuple[TrainState, Metrics]:
+    """(the state after the step, its metrics): the step of all networks is done, or that of none.
+
+    A guard that stops leaves everything but `stopped` as it was before the step, so that the step can be looked at.
+
+    Args:
+        state: before the step.
+        updates: by network, the main one first; metrics of the others carry "NETWORK/" in front.
+        gradients: by network.
+    """
+    fine = functools.reduce(jnp.logical_and, [gradients[name].fine for name in updates])
+    networks: dict[str, Network] = {}
+    metrics: Metrics = {}
+    for name, update in updates.items():
+        prefix = f"{name}/" if networks else ""
+        networks[name], own = update.apply(state.networks[name], gradients[name], fine)
+        metrics |= {prefix + metric: pair for metric, pair in own.items()}
+    stopped = functools.reduce(jnp.maximum, [network.guard.stopped for network in networks.values()])
+    for name, network in networks.items():
+        still = _where(stopped > 0, state.networks[name].guard, network.guard)
+        networks[name] = dataclasses.replace(network, guard=still.replace(stopped=network.guard.stopped))
+    after = dataclasses.replace(state, step=state.step + (stopped == 0), networks=networks)
+    return after, metrics | {"skipped": _pair(~fine), "stopped": _pair(stopped)}
+
+
+def divided(drawn: Any, parts: int) -> Any:
+    """Leaves (B, ...) -> (parts, B / parts, ...): part i has the examples i, i + parts, i + 2 parts, ..."""
+    # Every parts-th example: each device has its share of each part, and nothing moves between them.
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), drawn)
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _copy(params: Modules) -> Modules:
     return jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)
 
 
@@ -175,27 +276,15 @@ def _pair(value: Any) -> jax.Array:
     return jnp.stack([jnp.asarray(value, jnp.float32), jnp.float32(1)])
 
 
-def _told(name: str, values: jax.Array) -> jax.Array:
-    return jnp.max(values) if name in LARGEST else jnp.mean(values.astype(jnp.float32))
+def _norms(name: str, modules: Modules) -> Metrics:
+    """The norm of the whole, and of its groups: layers of one name, whatever their number.
 
-
-def _norms(name: str, tree: Any) -> Metrics:
-    """The norm of the whole, and of its groups: layers of one name, whatever their number."""
+    The names of groups begin with the module's where there are several modules.
+    """
     squares: dict[str, jax.Array] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        group = re.sub(r"_\d+$", "", path[0].key)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(modules):
+        layer = [re.sub(r"_\d+$", "", str(entry.key)) for entry in path[1:2]]
+        group = "/".join([path[0].key] * (len(modules) > 1 or not layer) + layer)
         squares[group] = squares.get(group, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
     whole = {name: _pair(jnp.sqrt(sum(squares.values())))}
     return whole | {f"{name}/{group}": _pair(jnp.sqrt(square)) for group, square in squares.items()}
-
-
-def by_time(aux: dict[str, jax.Array], losses: jax.Array) -> Metrics:
-    """Losses of the quarters of time, without the weights of the times where they are known."""
-    if "t" not in aux:
-        return {}
-    values, quarter = aux.get("raw", losses), jnp.clip(aux["t"] * QUARTERS, 0, QUARTERS - 1).astype(jnp.int32)
-    inside = [(quarter == i).astype(jnp.float32) for i in range(QUARTERS)]
-    return {
-        f"loss_t/{i / QUARTERS:g}_{(i + 1) / QUARTERS:g}": jnp.stack([jnp.sum(values * each), jnp.sum(each)])
-        for i, each in enumerate(inside)
-    }

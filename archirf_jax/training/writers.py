@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
+"""Where metrics go: metrics.jsonl, TensorBoard events, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -7,47 +7,51 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
-import tqdm
+import tqdm.auto
 from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from archirf_jax.training.files import append_line, replacing
+
 METRICS = "metrics.jsonl"
 CLOCKED = ("images_per_second", "seconds_per_step", "data_wait", "flops_utilisation", "compile_seconds")
+Row = dict[str, float]
 
 
-class Metrics:
-    """metrics.jsonl, one object a line with "step", and TensorBoard events of the same numbers.
+class Writer(Protocol):
+    """Takes the rows of metrics of a run."""
 
-    Args:
-        workdir: where both are written.
-        step: the step the run starts from; later lines of an interrupted run are cut off.
-        tensorboard: whether to write events.
-    """
-
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool) -> None:
-        path = workdir / METRICS
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(path)
-        self._file = path.open("a", buffering=1)
-        self._events = Events(workdir / "tensorboard", step) if tensorboard else None
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one row."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._events:
-            self._events.write(step, values)
+    def write(self, step: int, row: Row) -> None:
+        """Take the means of the steps up to `step`."""
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        if self._events:
-            self._events.close()
+
+
+class MetricsFile:
+    """metrics.jsonl, one object a line with "step".
+
+    Args:
+        workdir: where it is written.
+        step: the step the run starts from; later lines of an interrupted run are cut off.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int) -> None:
+        self._path = workdir / METRICS
+        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        with replacing(self._path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def write(self, step: int, row: Row) -> None:
+        """Append one row."""
+        append_line(self._path, json.dumps({"step": step, **row}))
+
+    def close(self) -> None:
+        """Nothing is open between two rows."""
 
 
 class Events:
@@ -62,9 +66,9 @@ class Events:
         start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, row: Row) -> None:
         """Append the values of a step."""
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
         self._writer.flush()
 
@@ -73,56 +77,57 @@ class Events:
         self._writer.close()
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+def read_metrics(workdir: pathlib.Path) -> list[Row]:
     """All rows of a run's metrics.jsonl; a line that a crash or a person broke is named and left out."""
     path = workdir / METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = [_row(line) for line in lines]
     for number, row in enumerate(rows, 1):
         if row is None:
-            logging.warning("%s line %d is no row of metrics and is left out", path, number)
+            logging.warning("%s line %d is not a row of metrics and is left out", path, number)
     return [row for row in rows if row is not None]
 
 
-def told(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a run without what its clock says, so that two runs which did the same are equal."""
+def rows_without_times(workdir: pathlib.Path) -> list[Row]:
+    """The rows of a run without what depends on the clock, so that two runs which did the same are equal."""
     return [{name: value for name, value in row.items() if name not in CLOCKED} for row in read_metrics(workdir)]
 
 
-def _row(line: str) -> dict[str, float] | None:
+def _row(line: str) -> Row | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+    return row if numbers and isinstance(row.get("step"), int) else None
 
 
 class Progress:
-    """A bar with loss, images/s and time left on a terminal, plain lines elsewhere."""
+    """A bar with loss, images/s and time left on a terminal or in a notebook, plain lines elsewhere."""
 
     def __init__(self, step: int, steps: int) -> None:
-        self._bar = None
-        self._steps = steps
-        if sys.stderr.isatty():
-            self._bar = tqdm.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+        self._steps, self._bar = steps, None
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        if terminal or "ipykernel" in sys.modules:
+            self._bar = tqdm.auto.tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def update(self, step: int) -> None:
         """Move the bar to `step`."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def report(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, row: Row) -> None:
         """Show loss and, once it is known, speed."""
-        shown = [f"loss {values['loss']:.4f}" if "loss" in values else "no loss"]
-        if values.get("skipped"):
-            shown.append(f"{values['skipped']:.0%} of updates skipped")
-        if "images_per_second" in values:
-            shown.append(f"{values['images_per_second']:,.0f} images/s")
+        shown: list[Any] = [f"loss {row['loss']:.4f}" if "loss" in row else "no loss"]
+        if row.get("skipped"):
+            shown.append(f"{row['skipped']:.0%} of updates skipped")
+        if "images_per_second" in row:
+            shown.append(f"{row['images_per_second']:,.0f} images/s")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(shown))
             return
-        if "seconds_per_step" in values:
-            shown.append(f"{_clock((self._steps - step) * values['seconds_per_step'])} left")
+        if "seconds_per_step" in row:
+            shown.append(f"{_clock((self._steps - step) * row['seconds_per_step'])} left")
         logging.info("step %d/%d  %s", step, self._steps, "  ".join(shown))
 
     def close(self) -> None:

@@ -1,21 +1,19 @@
-"""Images as files: uint8 conversion, grids, PNG and GIF."""
+"""Images as files: grids, PNG and GIF."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from archirf_jax.files import atomic_write
+
 TILE = 40  # pixels that a tiny image is enlarged to
 MAX_FRAMES = 30
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float images around [-1, 1] as uint8, clipped and rounded to the nearest level."""
-    return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -29,9 +27,7 @@ def grid(images: np.ndarray) -> np.ndarray:
 def save_png(picture: np.ndarray, path: pathlib.Path) -> None:
     """Write one (H, W, 1 or 3) uint8 picture, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    _pillow(picture).save(part, "PNG")
-    part.replace(path)
+    atomic_write(path, lambda file: as_pillow(picture).save(file, "PNG"))
 
 
 def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 4.0) -> None:
@@ -42,11 +38,10 @@ def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), MAX_FRAMES)).round().astype(int)
     path.parent.mkdir(parents=True, exist_ok=True)
     each = max(20, round(1000 * seconds / len(chosen)))
-    first, *rest = [_pillow(frames[i]) for i in chosen]
+    first, *rest = [as_pillow(frames[i]) for i in chosen]
     durations = [each] * len(rest) + [each + 1000]
-    part = path.with_suffix(".part")
-    first.save(part, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-    part.replace(path)
+    options: dict[str, Any] = dict(save_all=True, append_images=rest, duration=durations, loop=0)
+    atomic_write(path, lambda file: first.save(file, "GIF", **options))
 
 
 def load_png(path: pathlib.Path) -> np.ndarray:
@@ -56,5 +51,6 @@ def load_png(path: pathlib.Path) -> np.ndarray:
     return values if values.ndim == 3 else values[..., None]
 
 
-def _pillow(picture: np.ndarray) -> Image.Image:
+def as_pillow(picture: np.ndarray) -> Image.Image:
+    """A (H, W, 1 or 3) uint8 picture as Pillow's image."""
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)

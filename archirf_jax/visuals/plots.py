@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from archirf_jax.files import atomic_write
+
 WIDTH = 78  # characters of a line above a plot
 # Landmarks of a range test: colour and marker.
 MARKS = {"steepest": ("C2", "v"), "lowest": ("C4", "o"), "edge": ("C3", "X")}
@@ -17,13 +19,22 @@ MARKS = {"steepest": ("C2", "v"), "lowest": ("C4", "o"), "edge": ("C3", "X")}
 
 def save_loss(steps: Sequence[float], losses: Sequence[float], path: pathlib.Path) -> None:
     """Plot the loss against the step as a PNG."""
+    _save(loss_figure(steps, losses), path)
+
+
+def loss_figure(steps: Sequence[float], losses: Sequence[float]) -> Any:
+    """The loss against the step, as a matplotlib figure; no window opens."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", title="Training loss")
     axes.plot(steps, losses, linewidth=1)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+    atomic_write(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 
 def save_range_test(
@@ -56,7 +67,7 @@ def save_range_test(
     axes.set_ylim(*_window(smoothed, first))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _window(smoothed: np.ndarray, first: float) -> tuple[float, float]:
@@ -104,7 +115,7 @@ def save_schedule(steps: np.ndarray, rates: np.ndarray, warmup: int, batch_size:
         )
     axes.set_ylim(-0.03 * np.max(rates), 1.18 * np.max(rates))
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def schedule_notes(steps: np.ndarray, rates: np.ndarray, warmup: int) -> list[tuple[int, float, str]]:

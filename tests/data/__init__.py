@@ -1,1 +1,1 @@
-"""Laws of archirf_jax.data and of preparing data."""
+"""Tests of archirf_jax.data and of preparing data."""

@@ -1,8 +1,9 @@
-"""A picture of any mode, shape and orientation becomes the uint8 square that a person sees on white paper."""
+"""An image of any mode, shape and orientation becomes the uint8 square that a person sees on white paper."""
 
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 from typing import Any
 
@@ -10,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from archirf_jax.data.images import decode
-from archirf_jax.data.pipeline import UNREADABLE
+from archirf_jax.data.images import UNREADABLE, decode, read_image, to_float, to_uint8
+from archirf_jax.errors import UserError
 
 IMAGE_WIDTH, DESCRIPTION, ORIENTATION = 0x0100, 0x010E, 0x0112
 GREY, RED = (100, 100, 100), (255, 0, 0)
 
 
-def encode(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(pil_image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    pil_image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -28,9 +29,9 @@ def plain(mode: str, value: Any) -> Image.Image:
 
 
 def palette(*colours: tuple[int, int, int]) -> Image.Image:
-    picture = plain("P", 0)
-    picture.putpalette([channel for colour in colours for channel in colour])
-    return picture
+    pil_image = plain("P", 0)
+    pil_image.putpalette([channel for colour in colours for channel in colour])
+    return pil_image
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -58,7 +59,7 @@ MODES = {
     "I;16 white": (encode(plain("I;16", 65535)), (255, 255, 255)),
     "I": (encode(plain("I", 100 * 257), "TIFF"), GREY),
     "F": (encode(plain("F", 100 / 255), "TIFF"), GREY),
-    "F above white": (encode(plain("F", 3.0), "TIFF"), (255, 255, 255)),
+    "F a rounding error above white": (encode(plain("F", 1.0001), "TIFF"), (255, 255, 255)),
 }
 
 
@@ -80,10 +81,10 @@ def test_grey_output_weighs_colours_by_brightness() -> None:
 
 
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (1, "LA"), (3, "RGB"), (3, "RGBA")])
-def test_a_picture_of_the_right_size_keeps_its_exact_values(channels: int, mode: str) -> None:
+def test_an_image_of_the_right_size_keeps_its_exact_values(channels: int, mode: str) -> None:
     values = noise(16, 16, channels)
-    picture = Image.fromarray(values.squeeze()).convert(mode)
-    np.testing.assert_array_equal(decode(encode(picture), 16, channels), values)
+    pil_image = Image.fromarray(values.squeeze()).convert(mode)
+    np.testing.assert_array_equal(decode(encode(pil_image), 16, channels), values)
 
 
 @pytest.mark.parametrize("height, width", [(16, 40), (40, 16), (16, 17), (17, 16)])
@@ -107,7 +108,7 @@ def test_a_fine_checkerboard_becomes_flat_grey() -> None:
     np.testing.assert_allclose(small, 127.5, atol=2)
 
 
-def test_a_small_picture_is_enlarged() -> None:
+def test_a_small_image_is_enlarged() -> None:
     assert decode(encode(plain("RGB", RED)), 32, 3).shape == (32, 32, 3)
 
 
@@ -131,8 +132,35 @@ def test_camera_orientation_is_applied(orientation: int) -> None:
     np.testing.assert_array_equal(decode(encoded, 16, 1)[..., 0], scene)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_array_and_its_file_give_the_same(channels: int) -> None:
+    values = noise(16, 20, channels)
+    np.testing.assert_array_equal(
+        decode(values, 8, channels), decode(encode(Image.fromarray(values.squeeze())), 8, channels)
+    )
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: None])
+def test_what_is_not_a_regular_file_is_unreadable_and_never_waited_for(tmp_path: pathlib.Path, make: Any) -> None:
+    make(tmp_path / "x.png")
+    with pytest.raises(OSError):
+        decode(tmp_path / "x.png", 8, 3)
+    with pytest.raises(UserError) as caught:
+        read_image(tmp_path / "x.png", 8, 3, "image")
+    assert caught.value.field == "image" and "x.png" in str(caught.value)
+
+
+def test_floats_and_bytes_are_each_others_inverse_and_reach_minus_one_and_one() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    x = to_float(levels)
+    assert x.dtype == np.float32 and x[0] == -1 and x[-1] == 1
+    np.testing.assert_array_equal(to_uint8(x), levels)
+    np.testing.assert_array_equal(to_uint8(np.asarray([-3.0, 3.0])), [0, 255])
+    np.testing.assert_array_equal(read_image(np.full((4, 4, 1), 255, np.uint8), 4, 1, "image"), 1)
+
+
 def test_a_path_and_its_bytes_give_the_same(tmp_path: pathlib.Path) -> None:
-    file = tmp_path / "picture.jpg"
+    file = tmp_path / "image.jpg"
     file.write_bytes(encode(Image.fromarray(noise(20, 24, 3)), "JPEG"))
     np.testing.assert_array_equal(decode(file, 8, 3), decode(file.read_bytes(), 8, 3))
 
@@ -156,6 +184,12 @@ BROKEN = {
     "a cut file": WHOLE[: len(WHOLE) // 2],
     "a cut header": WHOLE[:20],
     "a damaged camera tag": text_where_the_camera_writes_a_number(),
+    "PostScript": encode(plain("RGB", RED), "EPS"),
+    "floats of 0 to 255": encode(Image.fromarray(noise(8, 8).astype(np.float32)), "TIFF"),
+    "floats below black": encode(plain("F", -1.0), "TIFF"),
+    "floats that are not numbers": encode(plain("F", float("nan")), "TIFF"),
+    "8 bits in 32-bit integers": encode(Image.fromarray(noise(8, 8).astype(np.int32)), "TIFF"),
+    "integers beyond 16 bits": encode(plain("I", 70_000), "TIFF"),
     "a wrong checksum": WHOLE[:60] + bytes([WHOLE[60] ^ 255]) + WHOLE[61:],
     "a wrong header checksum": WHOLE[:18] + bytes([WHOLE[18] ^ 255]) + WHOLE[19:],
 }
@@ -169,7 +203,7 @@ def test_unreadable_bytes_raise_an_expected_error(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF", "PPM"])
 @pytest.mark.filterwarnings("ignore")
-def test_random_damage_gives_a_picture_or_an_expected_error(kind: str) -> None:
+def test_random_damage_gives_an_image_or_an_expected_error(kind: str) -> None:
     Image.init()
     if kind not in Image.SAVE:
         pytest.skip(f"this Pillow writes no {kind}")

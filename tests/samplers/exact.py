@@ -5,6 +5,7 @@ One normal distribution would not do: on it the midpoint method has an order mor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,14 @@ import numpy as np
 import scipy.integrate
 import scipy.special
 
+from archirf_jax.contracts import ModelFn
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.edm import EDM
-from archirf_jax.processes.oracles import Mixture
+from archirf_jax.processes.oracles import Mixture, network
 from archirf_jax.processes.rectified_flow import RectifiedFlow
+from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.solvers.edm import Edm
 from archirf_jax.samplers.solvers.heun import Heun
 
@@ -34,6 +38,21 @@ PROCESSES: dict[str, Process] = {
     "ddpm": DDPM(variance="fixed_small"),
     "edm": EDM(),
 }
+
+
+def answers(function: Callable[[Any, Any, Any], Any]) -> ModelFn:
+    """The ModelFn of (x, t, label) -> answer."""
+    return lambda x, t, condition, *, s=None: (function(x, t, condition.get("label")), {})
+
+
+def perfect(process: Process, data: Mixture = DATA) -> NetworkDenoiser:
+    """The perfect network's denoiser."""
+    return NetworkDenoiser(process, network(process, data))
+
+
+def grid(name: str, process: Process, steps: int, **fields: Any) -> np.ndarray:
+    """(N, 2) steps of a named grid."""
+    return SamplerConfig.from_config({"grid": {"name": name, **fields}, "steps": steps}).make_grid(process)
 
 
 def denoise(x: np.ndarray, alpha: Any, sigma: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -54,19 +73,19 @@ def log_posterior(x: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
     return scipy.special.log_softmax(_log_joint(x, alpha, sigma)[2], axis=1)
 
 
-def flow(straight: np.ndarray, first: float, last: float) -> np.ndarray:
-    """Where the probability-flow ODE takes x / (alpha + sigma) (B, 2) from one straight time to another."""
+def flow(z: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Where the probability-flow ODE takes x / (alpha + sigma) (B, 2) from one flow time to another."""
 
     def rate(tau: float, x: np.ndarray) -> np.ndarray:
-        x0, eps = denoise(x.reshape(straight.shape), 1 - tau, tau)
+        x0, eps = denoise(x.reshape(z.shape), 1 - tau, tau)
         return (eps - x0).ravel()
 
-    found = scipy.integrate.solve_ivp(rate, (first, last), straight.ravel(), method="DOP853", rtol=1e-11, atol=1e-12)
-    return found.y[:, -1].reshape(straight.shape)
+    found = scipy.integrate.solve_ivp(rate, (first, last), z.ravel(), method="DOP853", rtol=1e-11, atol=1e-12)
+    return found.y[:, -1].reshape(z.shape)
 
 
 def even(process: Process, steps: int, first: float, last: float) -> np.ndarray:
-    """(N, 2) steps of the process that are even in straight time."""
+    """(N, 2) steps of the process that are even in flow time."""
     tau = np.linspace(first, last, steps + 1)
     times = process.time_of_ratio(tau / (1 - tau))
     return np.stack([times[:-1], times[1:]], axis=1)
@@ -81,18 +100,18 @@ def walk(solver: Any, denoiser: Any, grid: np.ndarray, x: np.ndarray, z: np.ndar
     """x (B, 2) after the steps of the grid, one by one and without the driver; z (N, B, 2) is their noise."""
     images = jnp.asarray(x.reshape(-1, *SHAPE))
     noise = np.zeros((len(grid), *images.shape)) if z is None else z.reshape(len(grid), *images.shape)
-    y = jnp.zeros(len(images), jnp.int32)
+    condition = {"label": jnp.zeros(len(images), jnp.int32)}
 
-    def step(z: Any, x: Any, t: Any, t_next: Any, memory: Any) -> Any:
-        return solver.step(z, denoiser, x, t, t_next, y, memory)
+    def step(noise: Any, x: Any, t: Any, t_next: Any, state: Any) -> Any:
+        return solver.step(noise, denoiser, x, t, t_next, condition, state)
 
     # To compile a step takes longer than a short walk without, but where a table is read or a branch taken.
     short, table, branch = len(grid) <= SHORT, isinstance(denoiser.process, DDPM), isinstance(solver, Heun | Edm)
     step = step if short and not (table and branch) else jax.jit(step)
-    memory = solver.init(denoiser, grid, images)
+    state = solver.init(denoiser, grid, images)
     with jax.disable_jit(short and not table):
         for (t, t_next), fresh in zip(grid, noise, strict=True):
-            images, memory = step(jnp.asarray(fresh), images, jnp.asarray(t), jnp.asarray(t_next), memory)
+            images, state = step(jnp.asarray(fresh), images, jnp.asarray(t), jnp.asarray(t_next), state)
     return np.asarray(images).reshape(x.shape)
 
 

@@ -1,6 +1,6 @@
-"""Laws of denoisers: what wrappers change and leave, Bayes' rule for classifiers, held pixels, projected guidance.
+"""Denoisers: what wrappers change and leave, Bayes' rule for classifiers, and held pixels.
 
-Whatever a wrapper does to the image, the noise must follow: x = alpha x0 + sigma eps.
+Whatever a wrapper does to x0, eps must follow: x = alpha x0 + sigma eps.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from archirf_jax.contracts import Denoiser
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM, VARIANCES
 from archirf_jax.processes.edm import EDM
-from archirf_jax.processes.oracles import gaussian, network
+from archirf_jax.processes.oracles import gaussian
 from archirf_jax.processes.rectified_flow import RectifiedFlow
-from archirf_jax.samplers import denoisers, grids
-from archirf_jax.samplers.denoisers import AdaptiveProjectedGuidance, ClassifierGuidance, Denoiser, Inpaint, Network
-from archirf_jax.samplers.guidance import classifier_free
+from archirf_jax.samplers import denoisers
+from archirf_jax.samplers.denoisers import ClassifierGuidance, Inpaint, NetworkDenoiser
 from archirf_jax.samplers.solvers.ddim import Ddim
 from archirf_jax.samplers.solvers.ddpm import Ddpm
 from archirf_jax.samplers.solvers.dpmpp_2m import DpmSolver
@@ -31,10 +31,10 @@ from archirf_jax.samplers.solvers.heun import Heun
 from archirf_jax.samplers.solvers.midpoint import Midpoint
 from tests.samplers import exact
 
-FLOW, DENOISING, LEARNED, NOISING = RectifiedFlow(), DDPM(), DDPM(variance="learned_range"), EDM()
+FLOW, LEARNED, NOISING = RectifiedFlow(), DDPM(variance="learned_range"), EDM()
 RANDOM = np.random.default_rng(0)  # of what is drawn below, not in tests, whose order may change
 U, Z = RANDOM.normal(size=(4, 2)), RANDOM.normal(size=(4, 4, 2))
-B, NULL = 3, np.int32(0)
+B = 3
 Y = np.asarray([1, 2, 3], np.int32)
 T: Any = np.asarray([0.3, 0.6, 0.9])
 X: Any = RANDOM.normal(size=(B, 4, 5, 2))
@@ -46,24 +46,21 @@ def double_precision() -> Iterator[None]:
         yield
 
 
-def answer(x: Any, y: Any) -> Any:
-    """What a network might say, in numpy or on the device."""
-    xp = jnp if isinstance(x, jax.Array) else np
-    return xp.sin(2 * x + y[:, None, None, None]) * (1 + y[:, None, None, None])
+def restless(process: Process) -> NetworkDenoiser:
+    """A network without meaning, which depends on x and the label."""
 
-
-def restless(process: Process) -> Any:
     def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        said = answer(x, y)
+        y = y.reshape(-1, *[1] * (x.ndim - 1))
+        answer = jnp.sin(2 * x + y) * (1 + y)
         more = process.output_channels(x.shape[-1]) - x.shape[-1]
-        return jnp.concatenate([said, 0.5 * jnp.cos(said[..., :more])], axis=-1)
+        return jnp.concatenate([answer, 0.5 * jnp.cos(answer[..., :more])], axis=-1)
 
-    return model_fn
+    return NetworkDenoiser(process, exact.answers(model_fn))
 
 
 def ask(denoise: Denoiser, x: Any = X, t: Any = T, y: Any = Y) -> Any:
     x, t = jnp.asarray(x), jnp.asarray(t)
-    return jax.tree.map(np.asarray, denoise(x, t, y, denoise.init(x))[0])
+    return jax.tree.map(np.asarray, denoise(x, t, {"label": y}, denoise.init(x))[0])
 
 
 def assert_explains(prediction: Any, process: Process, x: Any = X, t: Any = T) -> None:
@@ -72,9 +69,8 @@ def assert_explains(prediction: Any, process: Process, x: Any = X, t: Any = T) -
 
 
 def test_a_time_for_all_is_the_same_as_one_each() -> None:
-    plain = Network(FLOW, restless(FLOW))
-    guided = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 2.0)
-    for denoise in (plain, denoisers.StaticClip(plain), guided):
+    plain = restless(FLOW)
+    for denoise in (plain, denoisers.StaticClip(plain)):
         for one, each in zip(ask(denoise, t=0.3)[:2], ask(denoise, t=np.full(B, 0.3))[:2], strict=True):
             np.testing.assert_array_equal(one, each)
 
@@ -86,8 +82,8 @@ THRESHOLDS = [denoisers.StaticClip, denoisers.DynamicThreshold]
 
 @pytest.mark.parametrize("process", [FLOW, LEARNED, NOISING])
 @pytest.mark.parametrize("make", THRESHOLDS)
-def test_a_threshold_moves_the_noise_with_the_image_unless_told_otherwise(process: Process, make: Any) -> None:
-    inner = Network(process, restless(process))
+def test_a_threshold_moves_the_noise_with_the_image_unless_it_keeps_eps(process: Process, make: Any) -> None:
+    inner = restless(process)
     plain, cut, kept = ask(inner), ask(make(inner)), ask(make(inner, keep_eps=True))
     assert np.max(np.abs(plain.x0)) > 1.2 and np.max(np.abs(cut.x0)) <= 1
     assert_explains(plain, process)
@@ -98,14 +94,14 @@ def test_a_threshold_moves_the_noise_with_the_image_unless_told_otherwise(proces
         np.testing.assert_array_equal(cut.variance, plain.variance)
 
 
-def says(x0: np.ndarray) -> Network:
-    """The network that sees this image in everything."""
-    return Network(RectifiedFlow(prediction="x0"), lambda x, t, y: jnp.asarray(x0))
+def answers(x0: np.ndarray) -> NetworkDenoiser:
+    """The network that answers this x0 to everything."""
+    return NetworkDenoiser(RectifiedFlow(prediction="x0"), exact.answers(lambda x, t, y: jnp.asarray(x0)))
 
 
 @pytest.mark.parametrize("limit", [1.0, 0.5])
 def test_a_static_threshold_cuts_at_its_limit(limit: float) -> None:
-    np.testing.assert_array_equal(ask(denoisers.StaticClip(says(3 * X), limit)).x0, np.clip(3 * X, -limit, limit))
+    np.testing.assert_array_equal(ask(denoisers.StaticClip(answers(3 * X), limit)).x0, np.clip(3 * X, -limit, limit))
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
@@ -114,7 +110,7 @@ def test_a_dynamic_threshold_is_the_quantile_of_each_image_where_that_is_beyond_
     quantile: float, largest: float
 ) -> None:
     images = np.stack([5 * X[0], X[1], 0.2 * X[2]])
-    found = ask(denoisers.DynamicThreshold(says(images), quantile, largest)).x0
+    found = ask(denoisers.DynamicThreshold(answers(images), quantile, largest)).x0
     for image, cut in zip(images, found, strict=True):
         s = np.clip(np.quantile(np.abs(image), quantile), 1, largest)
         np.testing.assert_allclose(cut, np.clip(image, -s, s) / s, atol=1e-12)
@@ -123,8 +119,8 @@ def test_a_dynamic_threshold_is_the_quantile_of_each_image_where_that_is_beyond_
 
 @pytest.mark.parametrize("wrap", [*THRESHOLDS, lambda inner: Inpaint(inner, 0.3 * X[0], np.ones((4, 5, 1)) * 0)])
 def test_at_the_data_itself_the_noise_stays_as_it_was_predicted(wrap: Any) -> None:
-    """The original's grid asks there, where nothing of x is noise."""
-    inner = Network(FLOW, restless(FLOW))
+    """The grid 'archirf' asks there, where nothing of x is noise."""
+    inner = restless(FLOW)
     plain, changed = ask(inner, t=0.0), ask(wrap(inner), t=0.0)
     assert np.max(np.abs(changed.x0 - plain.x0)) > 0.1
     np.testing.assert_array_equal(changed.eps, plain.eps)
@@ -136,9 +132,9 @@ def test_at_the_data_itself_the_noise_stays_as_it_was_predicted(wrap: Any) -> No
 def classifier(process: Process) -> Any:
     """The perfect one: log p(y | x_t) for the two normal distributions of `exact`."""
 
-    def log_p(x: jax.Array, network_time: jax.Array, y: Any) -> jax.Array:
-        t = process.time(network_time)
-        return jnp.take_along_axis(exact.DATA.log_posterior(x, process.alpha(t), process.sigma(t)), y[:, None], 1)[:, 0]
+    def log_p(x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
+        log_posterior = exact.DATA.log_posterior(x, process.alpha(t), process.sigma(t))
+        return jnp.take_along_axis(log_posterior, condition["label"][:, None], 1)[:, 0]
 
     return log_p
 
@@ -162,7 +158,7 @@ def test_the_perfect_classifier_turns_the_denoiser_of_all_into_that_of_the_class
     t = np.asarray([0.05, 0.3, 0.6, 0.95])
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
     x = (alpha + sigma) * U
-    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    guided = ClassifierGuidance(exact.perfect(process), classifier(process))
     found = ask(guided, x.reshape(4, *exact.SHAPE), t, np.full(4, y))
     expected = of_class(x, y, alpha, sigma)
     np.testing.assert_allclose(found.x0.reshape(4, 2), expected, rtol=1e-8, atol=1e-9)
@@ -172,7 +168,7 @@ def test_the_perfect_classifier_turns_the_denoiser_of_all_into_that_of_the_class
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 2.0])
 def test_a_classifier_pulls_by_its_scale_towards_its_class(scale: float) -> None:
     t, x = 0.6, U
-    plain = Network(FLOW, network(FLOW, exact.DATA))
+    plain = exact.perfect(FLOW)
     guided = ClassifierGuidance(plain, classifier(FLOW), scale)
     before, after = (
         ask(denoise, x.reshape(4, *exact.SHAPE), np.full(4, t), np.zeros(4, int)) for denoise in (plain, guided)
@@ -186,7 +182,7 @@ def test_a_classifier_pulls_by_its_scale_towards_its_class(scale: float) -> None
 @pytest.mark.parametrize("process", [FLOW, RectifiedFlow(path="gvp", prediction="x0")])
 def test_in_noise_alone_a_classifier_leads_to_the_mean_of_its_class(process: Process) -> None:
     """The limit of sigma^2 / alpha of a gradient that vanishes with alpha."""
-    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    guided = ClassifierGuidance(exact.perfect(process), classifier(process))
     found = ask(guided, U.reshape(4, *exact.SHAPE), np.ones(4), np.asarray([0, 1, 0, 1]))
     expected = exact.MEANS[[0, 1, 0, 1]]
     np.testing.assert_allclose(found.x0.reshape(4, 2), expected, atol=5e-3)
@@ -194,10 +190,10 @@ def test_in_noise_alone_a_classifier_leads_to_the_mean_of_its_class(process: Pro
 
 
 def test_where_next_to_nothing_of_the_image_is_left_a_classifier_is_still_exact() -> None:
-    """The cosine schedule ends at sigma / alpha = 20,000, which is no pure noise."""
+    """The cosine schedule ends at sigma / alpha = 20,000, which is not pure noise."""
     process, t = DDPM(schedule="cosine"), np.ones(4)
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
-    guided = ClassifierGuidance(Network(process, network(process, exact.DATA)), classifier(process))
+    guided = ClassifierGuidance(exact.perfect(process), classifier(process))
     found = ask(guided, U.reshape(4, *exact.SHAPE), t, np.zeros(4, int))
     np.testing.assert_allclose(found.x0.reshape(4, 2), of_class(U, 0, alpha, sigma), atol=1e-6)
 
@@ -206,9 +202,9 @@ def test_where_next_to_nothing_of_the_image_is_left_a_classifier_is_still_exact(
 def test_guided_by_a_classifier_from_pure_noise_a_solver_keeps_its_order(solver: Any) -> None:
     """On the way to one class it goes where the network of that class would lead it."""
     of_one = gaussian(exact.MEANS[0].reshape(exact.SHAPE), float(exact.STDS[0]), exact.SHAPE)
-    alone = Network(FLOW, network(FLOW, of_one))
-    guided = ClassifierGuidance(Network(FLOW, network(FLOW, exact.DATA)), classifier(FLOW))
-    grid = grids.make("uniform", FLOW, 12)
+    alone = exact.perfect(FLOW, of_one)
+    guided = ClassifierGuidance(exact.perfect(FLOW), classifier(FLOW))
+    grid = exact.grid("uniform", FLOW, 12)
     ends = [exact.walk(solver, denoise, grid, U) for denoise in (guided, alone)]
     np.testing.assert_allclose(*ends, atol=2e-3)
 
@@ -218,11 +214,12 @@ def test_ancestral_sampling_with_a_classifier_ends_at_finite_images(variance: st
     """Also where a learned variance leaves the range between its two bounds."""
     process = DDPM(variance=variance)
 
+    @exact.answers
     def beyond(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
         return jnp.concatenate([0.1 * x, jnp.full((*x.shape[:-1], process.output_channels(1) - 1), 1.6)], axis=-1)
 
-    grid = grids.make("trailing", process, 4)
-    end = exact.walk(Ddpm(classifier(process), 3.0), Network(process, beyond), grid, U, Z)
+    grid = exact.grid("trailing", process, 4)
+    end = exact.walk(Ddpm(classifier(process), 3.0), NetworkDenoiser(process, beyond), grid, U, Z)
     assert np.all(np.isfinite(end))
 
 
@@ -233,7 +230,7 @@ def test_ancestral_sampling_moves_its_mean_by_the_variance_times_the_gradient(va
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     beta = 1 - abar[400] / abar[300]
     size = beta if variance == "fixed_large" else beta * (1 - abar[300]) / (1 - abar[400])
-    plain, grid = Network(process, network(process, exact.DATA)), np.asarray([[0.401, 0.301]])
+    plain, grid = exact.perfect(process), np.asarray([[0.401, 0.301]])
     ends = [exact.walk(s, plain, grid, U, Z[:1]) for s in (Ddpm(), Ddpm(classifier(process), scale))]
     alpha, sigma = np.sqrt(abar[400]), np.sqrt(1 - abar[400])
     np.testing.assert_allclose(ends[1] - ends[0], scale * size * gradient(U, 0, alpha, sigma), rtol=1e-8)
@@ -262,8 +259,8 @@ WAYS = [(name, key) for name in SOLVERS for key in ("linear", "gvp", "edm")] + [
 def test_known_pixels_end_at_their_values_and_leave_the_others_alone(name: str, key: str) -> None:
     """Where the network treats each pixel apart, the others go their own way."""
     process, solver = exact.PROCESSES[key], SOLVERS[name]
-    grid = grids.make("karras" if name.startswith("edm") else "uniform", process, 4)
-    plain = Network(process, network(process, gaussian(0.2, 0.5, exact.SHAPE)))
+    grid = exact.grid("karras" if name.startswith("edm") else "uniform", process, 4)
+    plain = exact.perfect(process, gaussian(0.2, 0.5, exact.SHAPE))
     x = float(process.sigma(grid[0, 0])) * U
     free, held = (exact.walk(solver, d, grid, x, Z) for d in (plain, Inpaint(plain, KNOWN, MASK)))
     np.testing.assert_allclose(held[:, 0], 0.37, atol=1e-9)
@@ -274,115 +271,18 @@ def test_known_pixels_end_at_their_values_and_leave_the_others_alone(name: str, 
 def test_each_example_may_have_its_own_known_pixels() -> None:
     random = np.random.default_rng(1)
     known, mask = random.normal(size=X.shape), 1.0 * random.integers(0, 2, size=(4, 5, 1))
-    plain = Network(NOISING, restless(NOISING))
+    plain = restless(NOISING)
     found = ask(Inpaint(plain, known, mask))
     np.testing.assert_array_equal(found.x0, np.where(mask == 1, ask(plain).x0, known))
     assert_explains(found, NOISING)
 
 
-# --- adaptive projected guidance
-
-
-def published(
-    conditional: np.ndarray, difference: np.ndarray, scale: float, parallel: float, longest: float
-) -> np.ndarray:
-    """Sadat et al. 2024, Algorithm 1 after the momentum, for one image."""
-    if longest:
-        difference = difference * min(1.0, longest / np.linalg.norm(difference))
-    direction = conditional / np.linalg.norm(conditional)
-    along = np.sum(difference * direction) * direction
-    return conditional + (scale - 1) * (difference - along + parallel * along)
-
-
-def images(process: Process, y: Any) -> np.ndarray:
-    return ask(Network(process, restless(process)), y=y).x0
-
-
-@pytest.mark.parametrize("process", [FLOW, LEARNED, NOISING])
-@pytest.mark.parametrize("parallel", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("longest", [0.0, 2.0, 1e6])
-def test_projected_guidance_is_algorithm_1_of_sadat_et_al(process: Process, parallel: float, longest: float) -> None:
-    found = ask(AdaptiveProjectedGuidance(process, restless(process), NULL, 4.0, parallel, longest))
-    conditional, unconditional = images(process, Y), images(process, np.full(B, NULL))
-    for one, c, u in zip(found.x0, conditional, unconditional, strict=True):
-        np.testing.assert_allclose(one, published(c, c - u, 4.0, parallel, longest), rtol=1e-9, atol=1e-9)
-    assert_explains(found._replace(x0=found.x0), process)
-    if process is LEARNED:
-        np.testing.assert_allclose(found.variance, ask(Network(process, restless(process))).variance, atol=1e-6)
-
-
-@pytest.mark.parametrize("process", [FLOW, DENOISING, NOISING])
-def test_projected_guidance_that_keeps_everything_is_classifier_free_guidance(process: Process) -> None:
-    projected = AdaptiveProjectedGuidance(process, restless(process), NULL, 4.0, parallel=1.0)
-    free = Network(process, classifier_free(restless(process), NULL, 4.0))
-    found, expected = ask(projected), ask(free)
-    np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("scale", [0.0, 4.0])
-def test_projected_guidance_moves_across_the_image_and_no_farther_than_it_may(scale: float) -> None:
-    found = ask(AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, scale, longest=0.5)).x0
-    conditional = images(FLOW, Y)
-    update = found - conditional
-    lengths = np.sqrt(np.sum(update**2, axis=(1, 2, 3)))
-    products = np.sum(update * conditional, axis=(1, 2, 3)) / np.sqrt(np.sum(conditional**2, axis=(1, 2, 3)))
-    assert np.all(np.abs(products) < 1e-9 * lengths + 1e-12)
-    assert np.all(lengths <= abs(scale - 1) * 0.5 * (1 + 1e-5)) and np.all(lengths > 0.1)
-
-
-def test_projected_guidance_remembers_only_with_momentum() -> None:
-    for momentum, leaves in ((0.0, 0), (0.5, 1)):
-        guided = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 2.0, momentum=momentum)
-        assert len(jax.tree.leaves(guided.init(X))) == leaves
-
-
-def test_projected_guidance_asks_once_about_a_doubled_batch() -> None:
-    asked = []
-
-    def counted(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-        asked.append((x.shape[0], np.asarray(y).tolist()))
-        return x
-
-    ask(AdaptiveProjectedGuidance(FLOW, counted, NULL, 2.0))
-    assert asked == [(2 * B, [1, 2, 3, 0, 0, 0])]
-
-
-MOMENTUM = 0.7
-
-
-class Mirror:
-    """Projected guidance with momentum in numpy, for x (B, H, W, C) under rectified flow."""
-
-    def __init__(self, like: np.ndarray) -> None:
-        self.running = np.zeros_like(like)
-
-    def velocity(self, x: np.ndarray, t: float) -> np.ndarray:
-        c, u = (x - t * answer(x, y) for y in (Y, np.full(B, NULL)))
-        self.running = c - u + MOMENTUM * self.running
-        pairs = zip(c, self.running, strict=True)
-        x0 = np.stack([published(one, difference, 3.0, 0.2, 4.0) for one, difference in pairs])
-        return (x - x0) / t
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("solver", [Euler(), Heun()])
-def test_momentum_runs_through_all_evaluations_of_a_sampler(solver: Any, wrapped: bool) -> None:
-    """From nothing, one recursion over steps and corrections, also inside a wrapper."""
-    u, z = X[::-1], jnp.zeros(X.shape)
-    grid = grids.make("uniform", FLOW, 4)
-    x, mirror = u, Mirror(u)
-    for t, t_next in grid:
-        v = mirror.velocity(x, t)
-        guess = x + (t_next - t) * v
-        if isinstance(solver, Heun) and t_next > 0:
-            guess = x + (t_next - t) * (v + mirror.velocity(guess, t_next)) / 2
-        x = guess
-    with jax.disable_jit():
-        denoise: Denoiser = AdaptiveProjectedGuidance(FLOW, restless(FLOW), NULL, 3.0, 0.2, 4.0, MOMENTUM)
-        denoise = denoisers.StaticClip(denoise, limit=1e9) if wrapped else denoise
-        found = jnp.asarray(u)
-        memory = solver.init(denoise, grid, found)
-        for t, t_next in grid:
-            found, memory = solver.step(z, denoise, found, jnp.asarray(t), jnp.asarray(t_next), Y, memory)
-    np.testing.assert_allclose(found, x, rtol=1e-8, atol=1e-8)
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 2, 4)])
+def test_wrappers_take_data_of_any_rank(shape: tuple[int, ...]) -> None:
+    x = 3 * np.random.default_rng(2).normal(size=(B, *shape))
+    plain = restless(FLOW)
+    for wrap in (*THRESHOLDS, lambda inner: Inpaint(inner, 0.3 * x[0], np.zeros(shape))):
+        found, flat = ask(wrap(plain), x), ask(plain, x)
+        assert found.x0.shape == x.shape and np.max(np.abs(found.x0 - flat.x0)) > 0.1
+        t = T.reshape(-1, *[1] * len(shape))
+        np.testing.assert_allclose((1 - t) * found.x0 + t * found.eps, x, atol=1e-9)

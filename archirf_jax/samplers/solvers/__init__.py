@@ -1,8 +1,14 @@
 """One solver a file, found by the file's name; each file ends in `build`, the frozen dataclass that makes the steps.
 
-    init(denoise, grid, x)                          -> memory: the denoiser's own and what the solver remembers
-    step(z, denoise, x, t, t_next, y, memory)       -> x at t_next, memory
+    init(denoise, grid, x)                                               -> solver_state, the denoiser's within it
+    step(noise, denoise, x, t, t_next, condition, solver_state)          -> x at t_next, solver_state
 
-z is standard normal noise like x, fresh at each step; t and t_next are scalars, the same for all images. `init`
-raises a UserError where grid, process and solver do not fit.
+The noise is standard normal like x, fresh at each step; t and t_next are scalars, the same for all examples. `init`
+raises a UserError where grid, process and solver do not fit together.
+
+Solvers whose step follows the flow from t to t_next by one answer pass s=t_next: euler, and ddim and euler_maruyama
+with eta = 0. There a network of two times, whose answer is a mean velocity, is exact. The others need the answer at t
+itself (a score, a posterior mean, a velocity to combine with those at other times) and pass s=None.
+
+A solver whose `build` has the parameter `log_p` guides by a classifier in its own way, with `classifier_scale`.
 """

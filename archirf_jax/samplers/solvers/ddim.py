@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax.errors import UserError
-from archirf_jax.samplers.denoisers import Denoiser
+from archirf_jax.contracts import Condition, Denoiser
+from archirf_jax.samplers.flow import check_inside
+from archirf_jax.samplers.ranges import check_range
 from archirf_jax.samplers.solvers.ddpm import posterior
-from archirf_jax.samplers.straight import check_inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,26 +33,33 @@ class Ddim:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta: {self.eta} must lie in [0, 1] for ddim")
+        check_range("sample.solver.eta", self.eta, 0, 1)
 
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
-        """The denoiser's memory alone."""
+        """The denoiser's state."""
         if self.eta:
-            check_inside(grid, "ddim with eta above 0")
+            check_inside(grid, "ddim")
         return denoise.init(x)
 
     def step(
-        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+        self,
+        noise: jax.Array,
+        denoise: Denoiser,
+        x: jax.Array,
+        t: jax.Array,
+        t_next: jax.Array,
+        condition: Condition,
+        solver_state: Any,
     ) -> tuple[jax.Array, Any]:
-        """x (B, H, W, C) at scalar time t -> x at t_next."""
-        prediction, memory = denoise(x, t, y, memory)
+        """x (B, ...) at scalar time t -> x at t_next."""
         process = denoise.process
         if not self.eta:
-            return process.alpha(t_next) * prediction.x0 + process.sigma(t_next) * prediction.eps, memory
+            prediction, solver_state = denoise(x, t, condition, solver_state, s=t_next)
+            return process.alpha(t_next) * prediction.x0 + process.sigma(t_next) * prediction.eps, solver_state
+        prediction, solver_state = denoise(x, t, condition, solver_state)
         variance = self.eta**2 * posterior(process, t, t_next).small
         rest = jnp.sqrt(jnp.maximum(process.sigma(t_next) ** 2 - variance, 0))
-        return process.alpha(t_next) * prediction.x0 + rest * prediction.eps + jnp.sqrt(variance) * z, memory
+        return process.alpha(t_next) * prediction.x0 + rest * prediction.eps + jnp.sqrt(variance) * noise, solver_state
 
 
 build = Ddim

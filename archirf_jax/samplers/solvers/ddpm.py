@@ -1,6 +1,6 @@
 """Ancestral sampling (Ho et al. 2020, Algorithm 2), for any process and any steps; one evaluation a step.
 
-x(t_next) is drawn from q(x_next | x, x0) with the predicted x0; its variance is the process's choice. The last step
+x(t_next) is drawn from q(x_next | x, x0) with the predicted x0; the process chooses its variance. The last step
 to the data adds no noise.
 """
 
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Condition, Denoiser
 from archirf_jax.processes.base import Process
-from archirf_jax.samplers.denoisers import Denoiser, LogProbability, classifier_gradient
-from archirf_jax.samplers.straight import check_inside
+from archirf_jax.samplers.denoisers import LogProbability, classifier_gradient
+from archirf_jax.samplers.flow import check_inside
 
 
 class Posterior(NamedTuple):
@@ -47,30 +48,37 @@ class Ddpm:
     """Ancestral sampling, with a classifier if one is given.
 
     Attributes:
-        log_p: moves the mean by scale variance grad log p(y | x_t) (Dhariwal & Nichol 2021, Algorithm 1).
-        scale: of the classifier's gradient.
+        log_p: moves the mean by classifier_scale variance grad log p(condition | x_t) (Dhariwal & Nichol 2021, Alg. 1).
+        classifier_scale: 0 is off.
     """
 
     log_p: LogProbability | None = None
-    scale: float = 1.0
+    classifier_scale: float = 1.0
 
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
-        """The denoiser's memory alone."""
+        """The denoiser's state."""
         check_inside(grid, "ddpm")
         return denoise.init(x)
 
     def step(
-        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+        self,
+        noise: jax.Array,
+        denoise: Denoiser,
+        x: jax.Array,
+        t: jax.Array,
+        t_next: jax.Array,
+        condition: Condition,
+        solver_state: Any,
     ) -> tuple[jax.Array, Any]:
-        """x (B, H, W, C) at scalar time t -> x at t_next."""
-        prediction, memory = denoise(x, t, y, memory)
+        """x (B, ...) at scalar time t -> x at t_next."""
+        prediction, solver_state = denoise(x, t, condition, solver_state)
         q = posterior(denoise.process, t, t_next)
         mean = q.from_x0 * prediction.x0 + q.from_x * x
         variance = denoise.process.step_variance(prediction, q.small, q.large)
         if self.log_p is not None:
             time = jnp.broadcast_to(t, x.shape[:1])
-            mean = mean + self.scale * variance * classifier_gradient(denoise.process, self.log_p, x, time, y)
-        return mean + jnp.where(t_next > 0, jnp.sqrt(variance), 0) * z, memory
+            mean = mean + self.classifier_scale * variance * classifier_gradient(self.log_p, x, time, condition)
+        return mean + jnp.where(t_next > 0, jnp.sqrt(variance), 0) * noise, solver_state
 
 
 build = Ddpm

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.contracts import Condition, Denoiser
 from archirf_jax.errors import UserError
-from archirf_jax.samplers.denoisers import Denoiser
-from archirf_jax.samplers.straight import check_consistent
+from archirf_jax.samplers.flow import check_consistent
+from archirf_jax.samplers.ranges import check_range
 
 LARGEST_RISE = math.sqrt(2) - 1  # of sigma by churn, relative
 
@@ -36,35 +37,48 @@ class Edm:
     churn_max: float = math.inf
     churn_noise: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("churn", "churn_min", "churn_noise"):
+            check_range(f"sample.solver.{name}", getattr(self, name), 0)
+        if not self.churn_max >= self.churn_min:
+            raise UserError("sample.solver.churn_max", self.churn_max, f"must be churn_min={self.churn_min} or more")
+
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
-        """The denoiser's memory, and by how much sigma rises."""
+        """The denoiser's state, and the relative rise of sigma by churn."""
         check_consistent(grid, "edm")
         if float(denoise.process.alpha(grid[0, 0])) == 0:
             raise UserError(
-                "solver: edm counts in sigma / alpha, infinite at the start of this grid; use the grid 'karras'"
+                "sample.solver.name", "edm", "steps in sigma / alpha, infinite at the start of this grid; use 'karras'"
             )
         return denoise.init(x), jnp.asarray(min(self.churn / len(grid), LARGEST_RISE), x.dtype)
 
     def step(
-        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+        self,
+        noise: jax.Array,
+        denoise: Denoiser,
+        x: jax.Array,
+        t: jax.Array,
+        t_next: jax.Array,
+        condition: Condition,
+        solver_state: Any,
     ) -> tuple[jax.Array, Any]:
-        """x (B, H, W, C) at scalar time t -> x at t_next."""
-        inner, rise = memory
+        """x (B, ...) at scalar time t -> x at t_next."""
+        inner, rise = solver_state
         process = denoise.process
-        x, t = self._churn(process, z, x / process.alpha(t), t, rise)
-        here, inner = denoise(process.alpha(t) * x, t, y, inner)
+        x, t = self._churn(process, noise, x / process.alpha(t), t, rise)
+        here, inner = denoise(process.alpha(t) * x, t, condition, inner)
         distance = process.ratio(t_next) - process.ratio(t)
         guess = x + distance * here.eps
 
         def correct() -> tuple[jax.Array, Any]:
-            there, after = denoise(process.alpha(t_next) * guess, t_next, y, inner)
+            there, after = denoise(process.alpha(t_next) * guess, t_next, condition, inner)
             return x + distance * (here.eps + there.eps) / 2, after
 
         x, inner = jax.lax.cond(t_next > 0, correct, lambda: (guess, inner))
         return process.alpha(t_next) * x, (inner, rise)
 
     def _churn(
-        self, process: Any, z: jax.Array, x: jax.Array, t: jax.Array, rise: jax.Array
+        self, process: Any, noise: jax.Array, x: jax.Array, t: jax.Array, rise: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """x / alpha and the time after noise was added."""
         if not self.churn:
@@ -73,7 +87,7 @@ class Edm:
         rise = jnp.where((self.churn_min <= sigma) & (sigma <= self.churn_max), rise, 0)
         later = process.time_of_ratio(sigma * (1 + rise))
         added = jnp.sqrt(jnp.maximum(process.ratio(later) ** 2 - sigma**2, 0))
-        return x + self.churn_noise * added * z, later
+        return x + self.churn_noise * added * noise, later
 
 
 build = Edm

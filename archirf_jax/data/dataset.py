@@ -1,0 +1,85 @@
+"""A source, and how its examples are decoded."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from archirf_jax.data import fields as field_functions
+from archirf_jax.data.digests import digest
+from archirf_jax.data.fields import Arrays, Fields
+from archirf_jax.data.images import UNREADABLE
+from archirf_jax.data.sources import Source
+from archirf_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A set that is open and checked.
+
+    Attributes:
+        source: its raw examples.
+        fields: how they are decoded and finished.
+        readable: (N,) numbers in the source, unreadable examples left out.
+        arrays: decoded examples (N, ...) by name; None where the set streams, because it is too large or a field draws.
+        settings: `config.data` as it was given.
+    """
+
+    source: Source
+    fields: Fields
+    readable: np.ndarray
+    arrays: Arrays | None
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.readable)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each label; [] for a set without labels."""
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for a set without labels."""
+        return len(self.class_names) if self.class_names else None
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return self.fields["image"].shapes()["image"].shape[0]
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.fields["image"].shapes()["image"].shape[-1]
+
+    @property
+    def digest(self) -> str:
+        """What identifies the set: the source's digest, and which examples are left out."""
+        whole = self.source.digest()
+        return whole if len(self) == len(self.source) else digest([whole, self.readable.tobytes()])
+
+    def config(self) -> dict[str, Any]:
+        """The mapping for `config.data` that opens this set again."""
+        return copy.deepcopy(self.settings)
+
+    def example(self, number: int, seed: int = 0, position: int = 0) -> Arrays:
+        """Decoded arrays of the readable example `number`; a field that draws depends on seed and position.
+
+        Raises:
+            UserError: it cannot be read any more.
+        """
+        index = int(self.readable[number])
+        try:
+            return field_functions.decode(self.fields, self.source[index], seed, position)
+        except UserError:
+            raise
+        except UNREADABLE as e:
+            reason = " ".join(str(e).split())
+            raise UserError(
+                "data.name", message=f"{self.source.describe(index)} cannot be read any more ({reason}); restore it"
+            ) from e

@@ -1,0 +1,89 @@
+"""Images in a folder, one subfolder a class."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from archirf_jax.data.digests import digest
+from archirf_jax.errors import UserError
+
+
+class FolderSource:
+    """A tree of images; a folder without subfolders is one class.
+
+    Classes are sorted by name, those named by numbers as numbers and first.
+    """
+
+    checked = False
+
+    def __init__(self, path: pathlib.Path, labelled: bool = True) -> None:
+        if not path.is_dir():
+            raise UserError("data.name", str(path), "is a file" if path.exists() else "is a folder that does not exist")
+        folders = sorted((entry for entry in _visible(path) if entry.is_dir()), key=_class_order)
+        loose = [entry for entry in _visible(path) if not entry.is_dir()]
+        if folders and loose:
+            raise UserError(
+                "data.name",
+                str(path),
+                f"has class folders and also {len(loose)} files outside of them, such as {loose[0].name!r}; "
+                "move each into a class folder",
+            )
+        names = [folder.name for folder in folders] or [path.absolute().name]
+        files = [_files(folder, {}) for folder in folders or [path]]
+        empty = ", ".join(name for name, found in zip(names, files, strict=True) if not found)
+        if empty:
+            raise UserError("data.name", str(path), f"has no images of class {empty}; add some or remove the folder")
+        self._path = path
+        self._files = [file for found in files for file in found]
+        self._labels = [label for label, found in enumerate(files) for _ in found] if labelled else None
+        self.class_names = names if labelled else []
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        raw: dict[str, Any] = {"image": self._files[index]}
+        return raw if self._labels is None else raw | {"label": self._labels[index]}
+
+    def describe(self, index: int) -> str:
+        """The file's path."""
+        return str(self._files[index])
+
+    def digest(self) -> str:
+        """Of class names, and names and sizes of files; not of where the folder lies."""
+        files = ((str(file.relative_to(self._path)), _size(file)) for file in self._files)
+        return digest([self.class_names, len(self), *files])
+
+
+def _class_order(folder: pathlib.Path) -> tuple[bool, int, str]:
+    number = int(folder.name) if folder.name.isdecimal() else None
+    return number is None, number or 0, folder.name
+
+
+def _visible(path: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as e:
+        raise UserError("data.name", str(path), f"cannot be listed: {e.strerror}") from e
+
+
+def _files(folder: pathlib.Path, seen: dict[pathlib.Path, pathlib.Path]) -> list[pathlib.Path]:
+    """All files below a folder of a class; `seen` are the folders so far, by the folder that a link leads to."""
+    resolved = folder.resolve()
+    if resolved in seen:
+        raise UserError(
+            "data.name", str(folder), f"is a link to {str(seen[resolved])!r}, whose images are there already; remove it"
+        )
+    seen[resolved] = folder
+    found: list[pathlib.Path] = []
+    for entry in _visible(folder):
+        found += _files(entry, seen) if entry.is_dir() else [entry]
+    return found
+
+
+def _size(file: pathlib.Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:  # gone, or a link to nothing: such a file is named when it is decoded
+        return None

@@ -1,0 +1,130 @@
+"""Data sets in one call, for notebooks and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.fields import make_fields
+from archirf_jax.data.pipeline import load_source
+from archirf_jax.data.preparation import prepare
+from archirf_jax.data.sources import ARRAYS, FOLDER, ArraySource, Source, open_source
+from archirf_jax.errors import UserError
+
+SETTINGS: dict[str, Any] = {  # of `config.data` where nothing else is given
+    "dir": "data",
+    "split": "train",
+    "label_key": "label",
+    "num_classes": None,
+    "flip": False,
+    "device_cache_mib": 2048,
+    "skip_unreadable": False,
+    "fields": {},
+}
+
+
+def load(
+    name: str,
+    dir: str = "data",
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    flip: bool = False,
+    label_key: str | None = "label",
+) -> Dataset:
+    """A TFDS set, prepared first if it is not.
+
+    Args:
+        name: such as "digits", "cifar10" or "imagenet_resized/64x64".
+        dir: folder of prepared sets.
+        split: or part of one, such as "train[:80%]".
+        image_size: pixels a side; None = the set's own.
+        channels: 1 (grey) or 3 (RGB); None = the set's own.
+        flip: mirror images at random.
+        label_key: feature that holds the label; None = no labels.
+
+    Raises:
+        UserError: as `prepare` and `pipeline.load`; images of different sizes where no size is given.
+    """
+    if not name.startswith(FOLDER):
+        prepare(name, dir)
+    source = open_source(name, directory=dir, split=split, label_key=label_key)
+    height, width, depth = getattr(source, "image_shape", (None, None, None))
+    side = min(height, width) if height and width else None
+    given = {
+        "image_size": _own("data.image_size", image_size, side),
+        "channels": _own("data.channels", channels, 1 if depth == 1 else 3 if depth else None),
+    }
+    return _load(source, name=name, dir=dir, split=split, label_key=label_key, flip=flip, **given)
+
+
+def folder(path: str, size: int = 64, channels: int = 3, flip: bool = False) -> Dataset:
+    """Images in a folder, one subfolder a class, cut to squares of `size` pixels.
+
+    Raises:
+        UserError: no such folder, or images that cannot be read.
+    """
+    name = f"{FOLDER}{path}"
+    source = open_source(name, directory="", split="train", label_key="label")
+    return _load(source, name=name, image_size=size, channels=channels, flip=flip)
+
+
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    flip: bool = False,
+) -> Dataset:
+    """Images in memory.
+
+    Args:
+        images: (N, S, S, 1 or 3) uint8.
+        labels: (N,) integers from 0; None = no labels.
+        class_names: name of each label; None = their numbers.
+        flip: mirror images at random.
+
+    Raises:
+        UserError: arrays of another shape or type, or labels without a name.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or not len(images) or images.shape[1] != images.shape[2]:
+        raise UserError(
+            "images", message=f"are {images.dtype} of the shape {images.shape}; they must be uint8 (N, S, S, C)"
+        )
+    numbers, names = _labels(labels, class_names, len(images))
+    given = {"image_size": images.shape[1], "channels": images.shape[3], "flip": flip}
+    label_key = None if numbers is None else "label"
+    return _load(ArraySource(images, numbers, names), name=ARRAYS, label_key=label_key, **given)
+
+
+def _load(source: Source, **given: Any) -> Dataset:
+    data = ConfigDict(SETTINGS | given)
+    return load_source(source, make_fields(data), data)
+
+
+def _own(field: str, given: int | None, own: int | None) -> int:
+    if given is None and own is None:
+        raise UserError(field, message="the images of this set differ; say which number all of them get")
+    return own if given is None else given  # type: ignore[return-value]
+
+
+def _labels(
+    labels: np.ndarray | None, class_names: Sequence[str] | None, count: int
+) -> tuple[np.ndarray | None, list[str]]:
+    if labels is None:
+        if class_names is not None:
+            raise UserError("class_names", message="belong to labels, and there are none; give labels too")
+        return None, []
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise UserError(
+            "labels", message=f"are {labels.dtype} of the shape {labels.shape}; they must be ({count},) integers from 0"
+        )
+    names = [str(i) for i in range(int(labels.max()) + 1)] if class_names is None else list(class_names)
+    if labels.max() >= len(names):
+        raise UserError("labels", int(labels.max()), f"does not have a name; there are {len(names)} names")
+    return labels, names

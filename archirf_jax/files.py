@@ -1,0 +1,69 @@
+"""Files that are written whole or not at all, and the paths that people give."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import BinaryIO
+
+from archirf_jax.errors import UserError
+
+# Orbax merges its files by a glob of the path as it is: what a glob reads as a pattern finds nothing.
+PATTERNS = frozenset("[]*?")
+
+
+def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Replace a file by new content; whoever reads it, even after a power cut, finds the old or the new one.
+
+    Args:
+        path: the file. A symbolic link there is replaced, and what it points to is left alone.
+        content: bytes, text (UTF-8), or a function that writes to a binary file.
+
+    Raises:
+        OSError: the content cannot be written; the old file stays.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # left by a process that was killed, or a link to a file of somebody else
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def expand(text: str, field: str) -> pathlib.Path:
+    """The path that a person gave, with "~" and "~name" as their home directories.
+
+    Raises:
+        UserError: it is empty, not UTF-8, holds a zero byte, or names the home of nobody.
+    """
+    if not text:
+        raise UserError(field, message="is empty; give a path")
+    try:
+        text.encode()
+        path = pathlib.Path(text).expanduser()
+    except UnicodeEncodeError as e:
+        raise UserError(field, text, "is not UTF-8; rename it") from e
+    except RuntimeError as e:
+        raise UserError(field, text, "begins with the home directory of a user who does not exist") from e
+    if "\0" in text:
+        raise UserError(field, text, "holds a zero byte, which no path may")
+    return path
+
+
+def check_run_directory(path: pathlib.Path, field: str) -> None:
+    """Refuse a directory in which checkpoints could not be read again.
+
+    Raises:
+        UserError: its path, with its parents and links resolved, is not UTF-8 or holds a character of patterns.
+    """
+    whole = str(expand(os.path.realpath(path), field))
+    if wrong := sorted(PATTERNS & set(whole)):
+        raise UserError(field, whole, f"holds {' '.join(wrong)}, with which checkpoints cannot be read; choose another")

@@ -1,0 +1,275 @@
+"""Figures of a run: its loss, its samples compared with real images, bits per dimension."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from archirf_jax import sharding
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.pipeline import load
+from archirf_jax.errors import UserError, nearest
+from archirf_jax.evaluation import features
+from archirf_jax.evaluation.features import Extractor
+from archirf_jax.evaluation.inception import Inception
+from archirf_jax.evaluation.neighbours import FEWEST
+from archirf_jax.evaluation.reference import Sample
+from archirf_jax.interop import files, inception
+from archirf_jax.launch import cli, sampling
+from archirf_jax.launch.features import of_file, of_run
+from archirf_jax.launch.runs import Run
+from archirf_jax.launch.sampling import CHANNELS, Guides, Request
+from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.tasks import evaluating
+from archirf_jax.tasks.conditions import read as read_conditions
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.evaluating import Figures, Halves, RealImages
+from archirf_jax.training.state import purpose_key
+
+CHOICES = ("loss", "samples", "bits_per_dim")
+MOST = 50_000  # images, as papers draw
+PIXELS = "pixels"
+FILE = "evaluations.jsonl"
+LABELS = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "inception_score": "inception score",
+    "bits_per_dim": "bits per dimension",
+    "bits_per_dim_bound": "bits per dimension, bound",
+    "bits_per_dim_step_error": "error of the ODE's steps",
+}
+
+
+def metrics_of(run: Run, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """What is measured: what was asked for, or all that is usual for the task.
+
+    Raises:
+        UserError: no such thing, or one that this task does not have.
+    """
+    draws = isinstance(run.task, Diffusion)
+    asked = ("loss", *(("samples",) if draws else ())) if wanted is None else tuple(wanted)
+    if wanted is None and run.config.data.name == "imported" and draws and not _labels_alone(run):
+        asked = ("samples",)
+    for name in asked:
+        if name not in CHOICES:
+            raise UserError("metrics", name, f"is not one of {', '.join(CHOICES)}{nearest(name, CHOICES)}")
+        if name != "loss" and not draws:
+            raise UserError("metrics", name, f"needs a run that draws images; a {run.config.task} has loss alone")
+    if not asked or len(set(asked)) < len(asked):
+        raise UserError("metrics", ",".join(asked), f"must name some of {', '.join(CHOICES)}, each once")
+    return asked
+
+
+def evaluate_run(
+    run: Run,
+    metrics: Sequence[str] | None = None,
+    *,
+    features: str = PIXELS,
+    images: int | None = None,
+    repeats: int = 1,
+    levels: int = 256,
+    ode_steps: int = 200,
+    probes: int = 8,
+    data: dict[str, Any] | None = None,
+    config: SamplerConfig | None = None,
+    guides: Guides = sampling.ALONE,
+    conditions: pathlib.Path | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """Measure a run, and add what was found to `evaluations.jsonl` in its directory.
+
+    Args:
+        run: whose average is measured.
+        metrics: some of CHOICES; None = loss and, where the task draws, samples.
+        features: what samples are compared by: "pixels", a file with Inception's weights, a classifier's run, or a
+            Python file with features(images).
+        images: how many to draw and measure; None = as many as the data has, at most MOST.
+        repeats: sets of samples, of the seeds from `seed` on.
+        levels: bits_per_dim: grey levels of the data.
+        ode_steps: bits_per_dim: steps of the ODE, an even number.
+        probes: bits_per_dim: random vectors of the trace.
+        data: changes of `config.data`: the real images; None = the run's own.
+        config: how to sample; None = as the run says.
+        guides: runs that guide the samples.
+        conditions: .npz file of what the network takes besides labels.
+        seed: of times and noise.
+        batch_size: images at a time.
+
+    Returns:
+        The row: "figures", "errors" and "halves" by name, and how they were measured.
+
+    Raises:
+        UserError: something does not fit, or a figure is not finite.
+    """
+    wanted, mesh = metrics_of(run, metrics), sharding.make_mesh(devices=jax.local_devices())
+    if "samples" in wanted and images is not None and images < FEWEST:
+        raise UserError("images", images, f"are too few; at least {FEWEST} are needed")
+    if "bits_per_dim" in wanted:
+        if ode_steps % 2:
+            raise UserError("ode_steps", ode_steps, "must be an even number")
+        evaluating.check_levels(run.task.process, levels)  # type: ignore[attr-defined]
+    real, source = real_images(run, data or {}, batch_size, mesh)
+    count, key = images or min(len(real.dataset), MOST), purpose_key(seed, "evaluate")
+    row: dict[str, Any] = dict(step=run.step, ema=run.average, data=source, images=count, seed=seed)
+    row["batch_size"] = real.batch_size
+    params, frozen = jax.device_put((run.params, run.frozen), sharding.whole(mesh))
+    figures: Figures = {}
+    halves: Halves = {}
+    if "samples" in wanted:
+        how = config or sampling.diffusion(run).sampling
+        extractor = make_extractor(features, run, mesh)
+        row |= dict(features=extractor.name, repeats=repeats, sampling=how.to_dict())
+        seen, row["real_digest"] = evaluating.features_of_real(real, extractor, count, cli.cache("references"))
+    if "loss" in wanted:
+        state = evaluating.evaluated_state(run.task, params)
+        figures |= evaluating.loss(run.task, state, frozen, real, count, key)
+    if "bits_per_dim" in wanted:
+        row["bits_per_dim"] = ode = dict(levels=levels, steps=ode_steps, probes=probes)
+        figures |= evaluating.bits_per_dim(sampling.diffusion(run), params, frozen, real, count, key, **ode)
+    if "samples" in wanted:
+        seeds = range(seed, seed + repeats)
+        labels, sets = draw(run, how, guides, real, count, seeds, extractor, conditions)
+        of_samples, halves = evaluating.of_samples(sets, labels, seen, extractor)
+        figures |= of_samples
+    return _kept(run, row, figures, halves)
+
+
+def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -> tuple[RealImages, dict[str, Any]]:
+    """(the real images, where they are from): those of the run, or of another set.
+
+    Raises:
+        UserError: no such set, or one of other classes.
+    """
+    names = ("name", "dir", "split", "label_key", "skip_unreadable")
+    data = run.config.data.copy_and_resolve_references().unlock()
+    data.update(changes)
+    if data.channels not in CHANNELS:
+        raise UserError("data.channels", data.channels, "cannot be compared with images, which have 1 or 3")
+    if data.name == "imported":
+        raise UserError("data.name", message="is missing; imported weights do not say which images they are of")
+    dataset: Dataset = run.data if run.data is not None and not changes else load(data)
+    found, known = dataset.num_classes, run.config.data.num_classes
+    labelled = not isinstance(run.task, Diffusion) or "label" in run.task.needs
+    if labelled and known > 1 and found != known:
+        what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
+        raise UserError("data.name", data.name, what)
+    size = -(-batch_size // mesh.size) * mesh.size
+    place = sharding.of_batch(mesh) if mesh.size > 1 else None
+    return RealImages(dataset, known, size, place), {name: data[name] for name in names}
+
+
+def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
+    """What samples are compared by.
+
+    Raises:
+        UserError: no such file or run, or one that does not take these images.
+    """
+    path = pathlib.Path(text).expanduser()
+    if text == PIXELS:
+        return features.pixels()
+    if path.is_dir():
+        other = of_run(path)
+        for name in ("image_size", "channels", "num_classes"):
+            ours, theirs = run.config.data[name], other.config.data[name]
+            if theirs != ours:
+                what = f"must be about the run's images, but its data.{name} is {theirs} and theirs {ours}"
+                raise UserError("features", str(path), what)
+        params = jax.device_put(other.params, sharding.whole(mesh))
+        about = json.dumps([other.config.model.to_dict(), other.config.process.to_dict()], sort_keys=True)
+        task: Any = other.task
+        return features.classifier(f"{path} at step {other.step}", about, params, task.features, task.log_classes)
+    if path.suffix == ".py" and path.is_file():
+        return features.python_file(str(path), of_file(path))
+    if path.suffix not in (".safetensors", *files.TORCH):
+        raise UserError(
+            *("features", text),
+            "is neither pixels, nor Inception's weights in a file such as pt_inception-2015-12-05.pth, nor the run of "
+            "a classifier, nor a Python file",
+        )
+    params = inception.load(Inception(), files.read(path, "features"), "features")
+    return features.inception(jax.device_put(params, sharding.whole(mesh)))
+
+
+def draw(
+    run: Run,
+    config: SamplerConfig,
+    guides: Guides,
+    real: RealImages,
+    count: int,
+    seeds: Iterable[int],
+    extractor: Extractor,
+    conditions: pathlib.Path | None,
+) -> tuple[np.ndarray | None, Iterator[Sample]]:
+    """(labels (count,), features of a set of samples for each seed).
+
+    Labels are as frequent as the real images have them; rows of a file of conditions come each in turn, and a network
+    that is conditioned on other fields of the data is given those of the real images.
+    """
+    task, request = sampling.diffusion(run), Request(config)
+    if conditions is not None:
+        whole, null = read_conditions(conditions, task, config.asks_null)
+        order = np.arange(count) % len(next(iter(whole.values())))
+        batch, labels = jax.tree.map(lambda leaf: leaf[order], whole), None
+        guides = guides._replace(null=null)
+    elif task.needs <= {"label"}:
+        labels = real.labels(count)
+        batch = {"label": labels}
+    else:
+        fields = real.finished(count, jax.random.key(0), "conditions")
+        finished = [jax.tree.map(lambda x, n=n: np.asarray(x)[:n], part) for n, part, _ in fields]
+        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
+        labels = batch.get("label")
+
+    def sets() -> Iterator[Sample]:
+        for seed in seeds:
+            key = purpose_key(seed, "sample")
+            keys = jax.vmap(lambda i, key=key: jax.random.fold_in(key, i))(np.arange(count))
+            options: dict[str, Any] = dict(guides=guides, batch_size=real.batch_size, place=real.place)
+            batches = sampling.sample_images(run, batch, keys, request, **options)
+            yield evaluating.features_of_samples(batches, count, extractor, real.batch_size, real.place)
+
+    return labels, sets()
+
+
+def table(figures: Figures, halves: Halves) -> list[str]:
+    """Lines for people: value, standard error or spread, and the same of half of the samples and real images."""
+    lines = [f"{'':26}{'value':>12}{'+-':>11}" + "".join(f"{f'half, {name}':>16}" for name in halves)]
+    for name, (value, error) in figures.items():
+        spread = f"{error:.2g}" if np.isfinite(error) else ""
+        of_halves = "".join(f"{half[name]:16.5g}" for half in halves.values() if name in half)
+        lines.append(f"{LABELS.get(name, name):26}{value:12.5g}{spread:>11}{of_halves}")
+    return [line.rstrip() for line in lines]
+
+
+def append(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, whole whatever stood before it."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def _labels_alone(run: Run) -> bool:
+    return isinstance(run.task, Diffusion) and run.task.needs <= {"label"}
+
+
+def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> dict[str, Any]:
+    for line in table(figures, halves):
+        logging.info("%s", line)
+    values = {name: figure.value for name, figure in figures.items()}
+    errors = {name: figure.error for name, figure in figures.items() if np.isfinite(figure.error)}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise UserError("step", run.step, f"gives {name} = {value}; choose another checkpoint")
+    whole = dict(figures=values, errors=errors, halves=halves) | row
+    append(run.directory / FILE, whole)
+    return whole

@@ -1,0 +1,113 @@
+"""The flags of a run and of how it is sampled, which `sample` and `evaluate` have in common."""
+
+from __future__ import annotations
+
+import pathlib
+import types
+from typing import TYPE_CHECKING, Any
+
+from archirf_jax.errors import UserError
+from archirf_jax.launch.flags import WORKDIR, Flag
+
+if TYPE_CHECKING:
+    from archirf_jax.launch.runs import Run
+    from archirf_jax.launch.sampling import Guides, Rows
+    from archirf_jax.samplers.config import SamplerConfig
+
+RUN = (
+    WORKDIR,
+    Flag("step", "checkpoint to use; default: the newest", int),
+    Flag("ema", "which average, such as decay_0.999; default: the one of config.ema.decay", str, "ema"),
+    Flag("seed", "of the noise", int, 0, low=0, high=2**31 - 1),
+    Flag("batch_size", "images at a time", int, 128, low=1),
+)
+# What is not given is the run's config.sample.
+SHORT = (
+    Flag("solver", "euler, heun, ddim, ...: a file of archirf_jax/samplers/solvers", field="sample.solver.name"),
+    Flag("steps", "solver steps", int, low=1, high=1_000_000, field="sample.steps"),
+    Flag("grid", "uniform, shifted, karras, trailing, ... or a respacing such as 250", field="sample.grid.name"),
+    Flag("shift", "SD3's timestep shift, for the grid shifted", float, field="sample.grid.shift"),
+    Flag("eta", "noise of ddim (0 to 1) and euler_maruyama", float, field="sample.solver.eta"),
+    Flag("churn", "noise of edm (S_churn)", float, field="sample.solver.churn"),
+    Flag("guidance", "classifier_free, adaptive_projected or autoguidance", field="sample.guidance.name"),
+    Flag("guidance_scale", "1 is off", float, field="sample.guidance.scale"),
+    Flag("guidance_interval", "times in which guidance acts, such as 0.2,0.8", field="sample.guidance.interval"),
+    Flag("guidance_rescale", "0 to 1, against too much contrast", float, field="sample.guidance.rescale"),
+    Flag("apg_eta", "adaptive_projected: weight of the parallel part", float, field="sample.guidance.eta"),
+    Flag(
+        *("apg_norm_threshold", "adaptive_projected: length to cut to", float), field="sample.guidance.norm_threshold"
+    ),
+    Flag("apg_momentum", "adaptive_projected: weight of the past", float, field="sample.guidance.momentum"),
+    Flag("classifier_scale", "of the gradient of --classifier", float, field="sample.classifier_scale"),
+    Flag("threshold", "static or dynamic", field="sample.threshold"),
+    Flag("strength", "how much of --image becomes noise, above 0 to 1", float, field="sample.strength"),
+)
+SAMPLING = (
+    *SHORT,
+    Flag("sample", "any field of how to sample, such as --sample.solver.churn_max=40", dict),
+    Flag("weak_workdir", "autoguidance: run of the weaker network; default: this run", pathlib.Path),
+    Flag("weak_step", "autoguidance: its checkpoint", int),
+    Flag("classifier", "guide by the noisy classifier of this run", pathlib.Path),
+    Flag("conditions", ".npz of what a network takes besides labels; --labels are its rows", pathlib.Path),
+)
+
+
+def how(args: types.SimpleNamespace) -> dict[str, Any]:
+    """The changes of how the run is sampled, for `SamplerConfig.replace`.
+
+    Raises:
+        UserError: a value of another form, or flags that do not go together.
+    """
+    from archirf_jax.launch.overrides import literal
+
+    changes = {flag.name: getattr(args, flag.name) for flag in SHORT if getattr(args, flag.name) is not None}
+    if "guidance_interval" in changes:
+        changes["guidance_interval"] = interval(changes["guidance_interval"])
+    changes |= {name.removeprefix("sample."): literal(text) for name, text in args.sample}
+    if (args.weak_workdir, args.weak_step) != (None, None) and args.guidance != "autoguidance":
+        raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
+    if args.classifier_scale is not None and args.classifier is None:
+        raise UserError(
+            "sample.classifier_scale", args.classifier_scale, "needs a classifier; name its run by --classifier"
+        )
+    return changes
+
+
+def interval(text: str) -> tuple[float, float]:
+    """ "0.2,0.8" -> (0.2, 0.8).
+
+    Raises:
+        UserError: not two numbers.
+    """
+    try:
+        low, high = map(float, text.strip("()").split(","))
+    except ValueError as e:
+        raise UserError("sample.guidance.interval", text, "is not a pair of times such as 0.2,0.8") from e
+    return low, high
+
+
+def opened(args: types.SimpleNamespace) -> Run:
+    """The run of --workdir, its --step and its --ema."""
+    from archirf_jax.launch.runs import open_run
+
+    return open_run(args.workdir, args.step, args.ema)
+
+
+def guides_of(args: types.SimpleNamespace, run: Run, config: SamplerConfig, rows: Rows | None = None) -> Guides:
+    """The runs that guide, as far as flags ask for them.
+
+    Raises:
+        UserError: there is no such run, or it does not fit this one.
+    """
+    from archirf_jax.launch.runs import open_run
+    from archirf_jax.launch.sampling import Guides, check_guide
+
+    weak = classifier = None
+    if config.asks_weak and (args.weak_workdir, args.weak_step) != (None, None):
+        place = args.weak_workdir or args.workdir
+        weak = open_run(place, args.weak_step, field="weak_workdir")
+        check_guide(run, weak, "weak_workdir")
+    if args.classifier is not None:
+        classifier = open_run(args.classifier, field="classifier")
+        check_guide(run, classifier, "classifier")
+    return Guides(weak, classifier, rows.null if rows else None)

@@ -1,0 +1,180 @@
+"""Runs: a configuration and one set of weights, whether trained, imported or averaged afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from archirf_jax import registry
+from archirf_jax.contracts import Frozen, Params, Task
+from archirf_jax.errors import UserError
+from archirf_jax.files import expand
+from archirf_jax.launch import config as configuration
+from archirf_jax.launch import run_directory
+from archirf_jax.tasks.building import make_task
+from archirf_jax.training.checkpoints import Checkpoints
+
+GIVEN = "given"  # the name of a network that only whoever opens the run can give
+FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
+EMA = "ema"
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        directory: of the run.
+        config: its resolved configuration.
+        task: built from it.
+        runs: the frozen runs that the task needs, by name.
+        at: the checkpoint that was asked for; None = the newest.
+        average: which moving average the parameters are.
+        field: how messages call the directory.
+        data: the set that it was trained on, where it is at hand.
+    """
+
+    directory: pathlib.Path
+    config: ml_collections.ConfigDict
+    task: Task
+    runs: Mapping[str, Run]
+    at: int | None = None
+    average: str = EMA
+    field: str = "workdir"
+    data: Any = None
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self._restored[0]
+
+    @property
+    def params(self) -> dict[str, Params]:
+        """The average's parameters by module, float32."""
+        return self._restored[1]
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """Parameters of the frozen runs by name."""
+        return {name: run.params for name, run in self.runs.items()}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Params] | None:
+        """Shapes of the parameters by module; None where only the checkpoint knows them."""
+        if not hasattr(self.task, "init_params"):
+            return None
+        frozen = {name: run.shapes or run.params for name, run in self.runs.items()}
+        found = jax.eval_shape(self.task.init_params, jax.random.key(0), frozen)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found)
+
+    @functools.cached_property
+    def _restored(self) -> tuple[int, dict[str, Params]]:
+        checkpoints = Checkpoints(self.directory / "checkpoints")
+        try:
+            return checkpoints.restore_average(self.shapes, self.at, self.average)
+        except UserError as e:
+            field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
+            raise UserError(field, message=str(e)) from e
+        finally:
+            checkpoints.close()
+
+    def sample(self, labels: Any = None, per_class: int = 8, seed: int = 0, **how: Any) -> np.ndarray:
+        """uint8 images (N, H, W, C), classes in the order asked, `per_class` each; see `sampling.sample`."""
+        from archirf_jax.launch import sampling
+
+        return sampling.sample_run(self, labels, per_class, seed, **how)
+
+    def evaluate(self, **what: Any) -> dict[str, float]:
+        """Figures by name, such as "loss" and "frechet"; see `evaluation.evaluate_run`."""
+        from archirf_jax.launch import evaluation
+
+        return evaluation.evaluate_run(self, **what)["figures"]
+
+    def plot_loss(self) -> Any:
+        """A matplotlib figure of the loss of every report."""
+        from archirf_jax.training.writers import read_metrics
+        from archirf_jax.visuals import plots
+
+        rows = [row for row in read_metrics(self.directory) if "loss" in row]
+        return plots.loss_figure([row["step"] for row in rows], [row["loss"] for row in rows])
+
+    def denoiser(self, **how: Any) -> Any:
+        """The network as a denoiser under guidance and threshold, for solvers of one's own; see `SamplerConfig`."""
+        task: Any = self.task
+        return task.denoiser(task.sampling.replace(**how), self.params, self.frozen)
+
+    def digest(self) -> str:
+        """Of the configuration and every byte of the parameters."""
+        hashed = hashlib.sha256(json.dumps(_architecture(self.config), sort_keys=True).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            hashed.update(jax.tree_util.keystr(path).encode())
+            hashed.update(np.ascontiguousarray(leaf).tobytes())
+        return hashed.hexdigest()
+
+
+def open_run(
+    directory: pathlib.Path,
+    step: int | None = None,
+    average: str = EMA,
+    field: str = "workdir",
+    model: Any = None,
+    data: Any = None,
+) -> Run:
+    """The run in a directory; its parameters are read when they are asked for.
+
+    Args:
+        directory: of the run.
+        step: of its checkpoint; None = the newest.
+        average: "ema", or the name of another one, such as "decay_0.999".
+        field: how messages call the directory.
+        model: the network of a run that was trained with a class of a notebook or script.
+        data: the set that it was trained on, where it is at hand.
+
+    Raises:
+        UserError: there is no run, or it does not build.
+    """
+    config = configuration.load(directory, field)
+    runs = {name: open_run(directory / FOLDER / name, field=f"frozen.{name}") for name in config.get("frozen", {})}
+    with registry.refuse_below(directory, config.data.get("dir", "data")):
+        return Run(directory, config, make_task(config, runs, model), runs, step, average, field, data)
+
+
+def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
+    """The frozen runs that a configuration names: the copies in a run's directory, or the originals before that.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    runs = {}
+    for name, place in config.get("frozen", {}).items():
+        copy = directory / FOLDER / name
+        runs[name] = open_run(copy if copy.is_dir() else expand(place, f"frozen.{name}"), field=f"frozen.{name}")
+    return runs
+
+
+def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
+    """Copy frozen runs into a run's directory, so that it opens without the originals; those kept stay as they are."""
+    for name, run in runs.items():
+        place = directory / FOLDER / name
+        if place.is_dir():
+            continue
+        part = place.with_name(f"{name}.part")
+        keep(run.runs, part)
+        run_directory.write(part, run.config.to_dict(), run.params, run.step)
+        part.replace(place)
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    """What of a frozen run's configuration decides what it computes."""
+    groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
+    return {name: group for name, group in config.to_dict().items() if name in groups}

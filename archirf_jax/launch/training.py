@@ -1,0 +1,122 @@
+"""A training from a configuration and a data set to a run directory: what the command and the library share."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax import sharding
+from archirf_jax.contracts import Batch, Frozen, Task
+from archirf_jax.data.dataset import Dataset
+from archirf_jax.data.feeds import make_feed
+from archirf_jax.data.fields import finish, shapes
+from archirf_jax.launch import config as configuration
+from archirf_jax.launch import runs as frozen_runs
+from archirf_jax.launch.runs import Run
+from archirf_jax.tasks.building import make_task, resolve
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.loop import train
+from archirf_jax.training.profiling import Profile
+
+
+def train_run(
+    config: Any,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    *,
+    again: str,
+    change_config: bool = False,
+    profile: Profile | None = None,
+    model: Any = None,
+) -> bool:
+    """Train what a configuration describes, from the newest checkpoint in `workdir` where there is one.
+
+    Everything that can be wrong is found before the directory is claimed.
+
+    Args:
+        config: checked; what the data decides is filled in.
+        dataset: the examples.
+        workdir: the run directory.
+        again: how the training is resumed, for messages.
+        change_config: go on with a run that began with another configuration.
+        profile: which steps to record.
+        model: a network in place of the one that the configuration names.
+
+    Returns:
+        True at the end, False when a signal stopped the run after a save.
+
+    Raises:
+        UserError: something does not fit, or the guard stopped the run, or a checkpoint cannot be written.
+    """
+    resolve(config, dataset.num_classes or 1)
+    runs = frozen_runs.named(config, workdir)
+    task = make_task(config, runs, model)
+    feed = make_feed(dataset, config)
+    check_step(task, config)
+    if change_config:
+        like = jax.eval_shape(task.init, jax.random.key(0), _shapes(runs))
+        Checkpoints(workdir / "checkpoints").check_fits(like)
+    with contextlib.ExitStack() as stack:
+        still_ours = None
+        if jax.process_index() == 0:
+            found = identity(dataset, runs)
+            held = stack.enter_context(configuration.claimed(config, workdir, change_config, found))
+            frozen_runs.keep(runs, workdir)
+            still_ours = held.check
+        sharding.agreed(0)  # the other processes wait for the copies
+        frozen = {name: run.params for name, run in frozen_runs.named(config, workdir).items()}
+        if hasattr(task, "examples"):
+            task.examples = examples(dataset, config)
+        return train(
+            task, feed, config, workdir, frozen, again=again, profile=profile, **_optional(still_ours=still_ours)
+        )
+
+
+def check_step(task: Task, config: Any) -> None:
+    """Trace a step on the shapes that the configuration declares: raises a UserError where something does not fit."""
+    fields: Any = task.fields  # type: ignore[attr-defined]
+    frozen = _shapes(task.frozen)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(task.init, key, frozen)
+    jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
+    if hasattr(task, "sampler"):
+        task.sampler(task.sampling)  # type: ignore[attr-defined]
+
+
+def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
+    """What decides a run and is not in its configuration: data, frozen runs, random numbers, precision."""
+    return {
+        "class_names": list(dataset.class_names),
+        "images": len(dataset),
+        "data_digest": dataset.digest,
+        "frozen": {name: run.digest() for name, run in runs.items()},
+        "random_generator": "threefry2x32",
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
+    }
+
+
+def examples(dataset: Dataset, config: Any) -> Batch:
+    """A batch of the first examples, as many as a preview has images."""
+    count = config.sample.classes * config.sample.per_class
+    numbers = itertools.islice(itertools.cycle(range(len(dataset))), count)
+    if dataset.arrays is not None:
+        rows = np.fromiter(numbers, int)
+        arrays = {name: array[rows] for name, array in dataset.arrays.items()}
+    else:
+        decoded = [dataset.example(number) for number in numbers]
+        arrays = {name: np.stack([one[name] for one in decoded]) for name in decoded[0]}
+    return finish(dataset.fields, jax.tree.map(jnp.asarray, arrays), jax.random.key(0))
+
+
+def _shapes(runs: Any) -> Frozen:
+    return {name: run.shapes or run.params for name, run in runs.items()}
+
+
+def _optional(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}

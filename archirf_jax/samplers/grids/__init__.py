@@ -1,0 +1,9 @@
+"""The steps a sampler takes: (N, 2) pairs of times, from and to, float64 on the host; one kind of grid a file.
+
+In a consistent grid each step starts where the previous one ended, and the times fall from 1 (noise) to 0 (data). Each
+file ends in `build`, a frozen dataclass that subclasses `Grid`. Step k of DDPM's integer steps is at t = (k + 1) / T.
+"""
+
+from archirf_jax.samplers.grids.base import Grid, pairs, starting_at
+
+__all__ = ["Grid", "pairs", "starting_at"]

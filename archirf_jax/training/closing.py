@@ -1,0 +1,36 @@
+"""What is drawn at the end of a training: its losses, its sample grids, and the last samples as they come about."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from archirf_jax.training.writers import read_metrics
+from archirf_jax.visuals import pictures, plots
+
+
+def write(frames: np.ndarray | None, workdir: pathlib.Path) -> None:
+    """Write loss.png, progress.gif and denoising.gif.
+
+    Args:
+        frames: (frames, rows, columns, H, W, C) uint8; None = nothing to see.
+        workdir: the run directory.
+    """
+    rows = [row for row in read_metrics(workdir) if "loss" in row]
+    plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
+    grids = [grid for path in sorted((workdir / "samples").glob("[0-9]*.png")) for grid in _load(path)]
+    if grids:
+        pictures.save_gif(grids, workdir / "progress.gif")
+    if frames is not None:
+        pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")
+
+
+def _load(path: pathlib.Path) -> list[np.ndarray]:
+    """The image of a file, none where it cannot be read."""
+    try:
+        return [pictures.load_png(path)]
+    except (OSError, ValueError, SyntaxError) as e:
+        logging.warning("%s is left out of progress.gif: %s", path, e)
+        return []
