@@ -64,14 +64,14 @@ def rename(model: MMDiT) -> Rename:
 
 
 def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model, from shapes and, for what they do not tell, from hints.
+    """The fields of the model, from shapes and, for what they leave open, from hints.
 
     Args:
         shapes: published name -> shape.
         hints: may hold num_heads.
 
     Raises:
-        UserError: shapes and hints do not tell.
+        UserError: shapes and hints leave a field open.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
     depth = count(shapes, r"joint_blocks\.(\d+)\.")
@@ -79,8 +79,9 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     num_heads = hints.get("num_heads") or (width // head if head else depth if width == 64 * depth else 0)
     if not num_heads:
         raise UserError(
-            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published, which have "
-            "64 channels a head and as many heads as blocks; give --num_heads"
+            "model.num_heads",
+            message=f"the shapes (width {width}, depth {depth}) are not a published model's, which has 64 channels a "
+            "head and as many heads as blocks; give the number of attention heads",
         )
     swiglu = f"{FIRST}.mlp.w1.weight" in shapes
     hidden = shapes.get(f"{FIRST}.mlp.{'w1' if swiglu else 'fc1'}.weight", (4 * width, 0))[0]
@@ -100,12 +101,12 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         # A gated hidden layer is two thirds as wide, rounded up to a multiple of 256.
         mlp_ratio=ratio(hidden * 3 // 2 if swiglu else hidden, width),
         mlp="swiglu" if swiglu else "gelu",
-        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else "",
+        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else None,
         norm=hints.get("norm") or "layer",
         scale_only=vectors == width,
         use_bias=f"{FIRST}.attn.qkv.bias" in shapes,
         registers=shapes.get("register", (1, 0, 0))[1],
-        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5),
+        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5) or None,
         out_channels=0 if out in (channels, 2 * channels) else out,
         learn_sigma=out == 2 * channels,
     )

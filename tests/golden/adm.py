@@ -36,7 +36,7 @@ def unet(case: Case) -> dict[str, np.ndarray]:
     super_resolution = "SuperResModel" in case.source
     given = settings("hyperparameter", case.hyperparameters, SHARED | dict(num_classes=None))
     model = ADMUNet(
-        num_classes=given["num_classes"] or 1,
+        num_classes=given["num_classes"],
         class_conditional=given["num_classes"] is not None,
         num_heads_upsample=max(given["num_heads_upsample"], 0),
         out_channels=given["out_channels"],
@@ -44,12 +44,12 @@ def unet(case: Case) -> dict[str, np.ndarray]:
         **shared(given),
     )
     x, t = nhwc(case.inputs["x"]), case.inputs["t"]
-    y: Any = case.inputs["y"].astype(np.int32) if "y" in case.inputs else np.zeros(len(x), np.int32)
+    condition = {"label": case.inputs["y"].astype(np.int32)} if "y" in case.inputs else {}
     if super_resolution:
-        y = {"label": y, "low_res": nhwc(case.inputs["low_res"])}
-    like = jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
+        condition["low_res"] = nhwc(case.inputs["low_res"])
+    like = jax.eval_shape(model.init, jax.random.key(0), x, t, condition)["params"]
     params = weights.to_params(case.params, like, adm.rename_unet(model))
-    out = jax.jit(model.apply)({"params": params}, x, t, y)
+    out = jax.jit(model.apply)({"params": params}, x, t, condition)
     return {"y": np.moveaxis(np.asarray(out), -1, 1)}
 
 

@@ -52,12 +52,11 @@ def put(path: pathlib.Path, content: bytes) -> pathlib.Path:
     return path
 
 
-def complaint(path: pathlib.Path, flag: str = "checkpoint") -> str:
+def complaint(path: pathlib.Path, field: str = "checkpoint") -> str:
     with pytest.raises(UserError) as refused:
-        files.read(path, flag)
-    message = str(refused.value)
-    assert message.startswith(f"--{flag}: ") and str(path) in message and "\n" not in message, message
-    return message
+        files.read(path, field)
+    assert (refused.value.field, refused.value.value) == (field, str(path)) and "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -89,8 +88,9 @@ def test_a_tensor_of_a_type_that_numpy_lacks_is_named_when_it_is_asked_for(kind:
     content = header({"good": ("F32", (1,), bytes(4)), "small": (kind, (4,), bytes(4))})
     found = files.read(put(tmp_path / "x.safetensors", content))
     assert found["small"].shape == (4,) and np.asarray(found["good"]).tolist() == [0]
-    with pytest.raises(UserError, match=rf"^--checkpoint: small in '.*x\.safetensors' holds {kind} .*write float32$"):
+    with pytest.raises(UserError) as caught:
         np.asarray(found["small"])
+    assert caught.value.field == "checkpoint" and f"{kind} numbers in small" in str(caught.value)
 
 
 def test_what_is_written_comes_back_bit_for_bit_whatever_its_layout(tmp_path: pathlib.Path) -> None:
@@ -111,22 +111,25 @@ def test_what_is_written_comes_back_bit_for_bit_whatever_its_layout(tmp_path: pa
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     files.write({"w": np.ones(3)}, path)
-    with pytest.raises(UserError, match=r"^--out: '.*x\.safetensors' cannot be written: "):
+    with pytest.raises(UserError) as caught:
         files.write({"w": np.zeros(3), "v": np.asarray([None])}, path)
+    assert (caught.value.field, caught.value.value) == ("out", str(path))
     assert np.asarray(files.read(path)["w"]).tolist() == [1, 1, 1]
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_place_that_cannot_be_written_and_a_full_disk_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
+def test_a_place_that_cannot_be_written_and_a_full_disk_are_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "x.safetensors", pathlib.Path("/proc/x.safetensors")):
-        with pytest.raises(UserError, match="^--weights: .* cannot be written: "):
+        with pytest.raises(UserError) as caught:
             files.write({"w": np.ones(3)}, path, "weights")
+        assert (caught.value.field, caught.value.value) == ("weights", str(path))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(UserError, match="^--out: .*big.* cannot be written: .*File too large"):
+        with pytest.raises(UserError) as caught:
             files.write({"w": np.ones(10_000)}, tmp_path / "big.safetensors")
+        assert caught.value.field == "out" and "File too large" in str(caught.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "big.safetensors").exists()
