@@ -118,7 +118,7 @@ def ask(
         learned = needed > x.shape[-1]
         raise UserError(
             "model.learn_sigma",
-            message=f"the network gives {output.shape[-1]} channels for {x.shape[-1]}, and this process needs {needed}; "
+            message=f"the network gives {output.shape[-1]} channels for {x.shape[-1]} and this process needs {needed}; "
             f"set it to {learned}: {'' if learned else 'only '}a learned variance takes twice the channels",
         )
     return output, extras
