@@ -35,10 +35,10 @@ class DdpmHybrid:
         bound_weight: of n times the bound, 0 or more, for a learned variance.
         likelihood: of an 8-bit image in the bound: "exact", or "adm", the published approximation.
         condition_dropout: see `dropping.drop`.
-        steps: of the process, that importance sampling keeps losses of; None where it is not used.
+        process: with integer steps, of which importance sampling keeps losses.
 
     Raises:
-        UserError: a field out of its range.
+        UserError: a field out of its range, or another process.
     """
 
     time_sampling: str = "uniform"
@@ -47,13 +47,15 @@ class DdpmHybrid:
     bound_weight: float = 0.001
     likelihood: str = "exact"
     condition_dropout: dropping.Dropout = 0.1
-    steps: int | None = None
+    process: Any = None
 
     couples_examples = False
     higher_derivatives = False
     guidance = "outside"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.process, DDPM):
+            raise UserError("objective.name", "ddpm_hybrid", "needs process.name='ddpm'; take regression")
         check_choice("objective.time_sampling", self.time_sampling, TIME_SAMPLING)
         check_choice("objective.weighting", self.weighting or "min_snr", WEIGHTINGS)
         check_choice("objective.likelihood", self.likelihood, LIKELIHOODS)
@@ -68,7 +70,7 @@ class DdpmHybrid:
 
     def init(self) -> Any:
         """The latest losses of each visited step, where times are drawn by them."""
-        return importance.init(self.steps or 0) if self.time_sampling == "loss_second_moment" else ()
+        return importance.init(len(self.process.visited)) if self.time_sampling == "loss_second_moment" else ()
 
     def draw(self, key: jax.Array, setting: Setting, x0: jax.Array, condition: Condition) -> Draw:
         """Times, noise and dropped conditions for data x0 (B, ...)."""
@@ -109,8 +111,4 @@ class DdpmHybrid:
         return {"x0": cut, "eps": cut / snr, "v": cut / (snr + 1)}[process.prediction]
 
 
-def build(process: Any = None, **fields: Any) -> DdpmHybrid:
-    """The loss for a process with integer steps."""
-    if not isinstance(process, DDPM):
-        raise UserError("objective.name", "ddpm_hybrid", "needs process.name='ddpm'; take regression")
-    return DdpmHybrid(**fields, steps=len(process.visited))
+build = DdpmHybrid
