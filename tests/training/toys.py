@@ -138,7 +138,7 @@ class Net(nn.Module):
 
 
 class Denoising:
-    """A task with one network, "net": images from noisy ones, moved by the frozen run "shift" (4,) where it is given."""
+    """A task with one network, "net": images from noisy ones, moved by the frozen run "shift" (4,) if it is given."""
 
     def __init__(self, made: Any, **fields: int) -> None:
         self.frozen: dict[str, Any] = {}
