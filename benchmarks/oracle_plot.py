@@ -13,9 +13,9 @@ import numpy as np
 from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.sample import sample
 from tests.samplers import compiled, forms
+from tests.samplers.checks import COLUMNS, Column, Row, distance, draws, plain, rms, start
 from tests.samplers.forms import MIXTURE, walk
 from tests.samplers.guided import Calls, counted
-from tests.samplers.laws import COLUMNS, Column, Row, distance, draws, plain, rms, start
 
 STEPS = (4, 8, 16, 32, 64, 128, 256)
 MANY, FEW = 16384, 256  # images of a stochastic and of a deterministic solver

@@ -19,8 +19,8 @@ from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.likelihood import Likelihood, log_density
 from archirf_jax.samplers.sample import sample
 from tests.samplers import forms, guided
+from tests.samplers.checks import EXACT, HIGHEST, Check, Column, Row, rms, start
 from tests.samplers.forms import MIXTURE, Compiled, walk
-from tests.samplers.laws import EXACT, HIGHEST, Column, Law, Row, rms, start
 
 BATCH, STEPS = 64, 8
 CLOSE = 2e-3  # root mean square error of dopri5 with its own tolerances of 1e-4 a step
@@ -67,7 +67,7 @@ class OneOf:
         return Prediction(*jax.lax.switch(self.which, [ask(d) for d in self.denoisers])), state
 
 
-def driver(row: Row, column: Column) -> Law:
+def driver(row: Row, column: Column) -> Check:
     """The compiled driver makes the same samples as the walk, of the same noise."""
     first, shape = start(row, column), (1, 1, 1)
     keys, data = jax.random.split(jax.random.key(0), 4), forms.images(MIXTURE, 4)
@@ -81,7 +81,7 @@ def driver(row: Row, column: Column) -> Law:
     fresh = np.asarray(noise)
     walked = walk(solver, Compiled(denoise), grid, np.asarray(states[0]), data, lambda i, _: fresh[i])
     off = float(np.max(np.abs(walked - np.asarray(states[-1]))))
-    return Law("the driver's samples", off, f"at most {EXACT}", off <= EXACT)
+    return Check("the driver's samples", off, f"at most {EXACT}", off <= EXACT)
 
 
 def turned(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ def together(rows: list[Row], more: tuple[Denoiser, ...] = ()) -> Callable[[jax.
     return lambda which: OneOf(networks + more, which)
 
 
-def likelihood(rows: list[Row]) -> list[list[Law]]:
+def likelihood(rows: list[Row]) -> list[list[Check]]:
     """For each row of one process: log-densities are as far from the analytic ones as they say."""
     process, several = rows[0].process, together(rows)
     high = min(HIGHEST, float(process.ratio(np.asarray(1.0))))
@@ -116,14 +116,14 @@ def likelihood(rows: list[Row]) -> list[list[Law]]:
             log_density(keys, several(which), jnp.asarray(x), condition, grid=grid, probes=n) for n in (None, PROBES)
         ]
 
-    def laws(which: int) -> list[Law]:
+    def checks(which: int) -> list[Check]:
         exact, probed = jax.tree.map(np.asarray, both(jnp.asarray(which)))
         step = rms(exact.value - right) / rms(exact.step_error)
         noise = rms((probed.value - right) / np.hypot(probed.standard_error, probed.step_error))
         names, text = ("error of the exact trace", "error of probes"), "the stated error, {} to {}".format(*SURE)
-        return [Law(n, v, text, SURE[0] <= v <= SURE[1]) for n, v in zip(names, (step, noise), strict=True)]
+        return [Check(n, v, text, SURE[0] <= v <= SURE[1]) for n, v in zip(names, (step, noise), strict=True)]
 
-    return [laws(which) for which in range(len(rows))]
+    return [checks(which) for which in range(len(rows))]
 
 
 def images_and_log_density(process: Process, first: float, last: float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def images_and_log_density(process: Process, first: float, last: float) -> tuple
     return x, along + across
 
 
-def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -> tuple[list[Law], dict[str, Law]]:
+def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -> tuple[list[Check], dict[str, Check]]:
     """dopri5 on the networks of one process, and on the first one's under each guidance."""
     process, first = rows[0].process, min(_start(row) for row in rows)
     kinds = {name: kind for name, kind in guided.kinds().items() if name in names}
@@ -150,21 +150,21 @@ def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -
     def run(which: jax.Array, condition: Any) -> jax.Array:
         return sample(keys, several(which), condition, guided.SHAPE, grid=grid, solver=solver, stride=1)
 
-    def close(which: int) -> Law:
+    def close(which: int) -> Check:
         x, end = np.asarray(run(jnp.asarray(which), diagonal(BATCH)._asdict()))
         parts = zip(turned(x), (ALONG, ACROSS), strict=True)
         right = [forms.transported(v, data, process, first, 0.0) for v, data in parts]
         off = rms(np.stack(turned(end)) - np.stack(right))
-        return Law("error", off, f"at most {CLOSE}", off <= CLOSE)
+        return Check("error", off, f"at most {CLOSE}", off <= CLOSE)
 
-    def same(which: int, kind: guided.Kind) -> Law:
+    def same(which: int, kind: guided.Kind) -> Check:
         pairs = ((which, kind.data), (0, kind.same))
         ends = [
             np.asarray(run(jnp.asarray(i), {k: np.resize(a, (BATCH, *a.shape[1:])) for k, a in data._asdict().items()}))
             for i, data in pairs
         ]
         off = float(np.max(np.abs(ends[0][1] - ends[1][1])))
-        return Law("ends", off, f"at most {ADAPTED}", off <= ADAPTED)
+        return Check("ends", off, f"at most {ADAPTED}", off <= ADAPTED)
 
     return [close(i) for i in range(len(rows))], {
         name: same(len(rows) + i, kind) for i, (name, kind) in enumerate(kinds.items())
@@ -176,7 +176,7 @@ def _start(row: Row) -> float:
     return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if pure else 1.0
 
 
-def refuses_state(row: Row, column: Column) -> Law:
+def refuses_state(row: Row, column: Column) -> Check:
     """dopri5 refuses guidance that keeps state between trial steps."""
     kind = guided.kinds()[guided.PROJECTED]
     denoise = guided.denoiser(row.process, forms.conditional(row.process), kind)
@@ -184,5 +184,5 @@ def refuses_state(row: Row, column: Column) -> Law:
     try:
         column.config.make_solver().init(denoise, grid, jnp.zeros((1, *guided.SHAPE)))
     except UserError:
-        return Law("state", np.nan, "refused", True)
-    return Law("state", np.nan, "refused", False)
+        return Check("state", np.nan, "refused", True)
+    return Check("state", np.nan, "refused", False)

@@ -21,8 +21,8 @@ from archirf_jax.processes.oracles import process_time
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.denoisers import NetworkDenoiser
 from tests.samplers import forms
+from tests.samplers.checks import EXACT, Check, Column, Row
 from tests.samplers.forms import Compiled, Data, normal, walk
-from tests.samplers.laws import EXACT, Column, Law, Row
 
 BATCH, SHAPE, STEPS = 4, (2, 1, 1), 8
 SCALE, STD, OTHER_STD, HALF = 2.0, 0.3, 0.5, 0.5
@@ -157,19 +157,19 @@ class Guided:
         made = denoiser(self.row.process, self.network, kind)
         return self.plain if made == self.plain.inner else Compiled(made)
 
-    def laws(self, column: Column) -> dict[str, Law]:
+    def checks(self, column: Column) -> dict[str, Check]:
         """For each guidance, where the images end, with the calls of the network that they may cost."""
         unguided = functools.cache(lambda name: self._ends(column, self.plain, self.kinds[name].same))
-        return {name: self._law(column, name, unguided) for name in self.kinds}
+        return {name: self._check(column, name, unguided) for name in self.kinds}
 
-    def _law(self, column: Column, name: str, unguided: Any) -> Law:
+    def _check(self, column: Column, name: str, unguided: Any) -> Check:
         kind, process = self.kinds[name], self.row.process
         right = projected_ends(column) if name == PROJECTED else unguided(name)
         off = float(np.max(np.abs(self._ends(column, self.denoisers[name], kind.data) - right)))
         sizes = all(n == BATCH * kind.batches(float(process_time(process, np.asarray(t)))) for n, t in self.calls)
         count = len(self.calls) == column.evaluations(STEPS) * kind.networks
         allowed = 0 if name in OFF else EXACT
-        return Law("ends and calls", off, f"at most {allowed:g}", sizes and count and off <= allowed)
+        return Check("ends and calls", off, f"at most {allowed:g}", sizes and count and off <= allowed)
 
     def _ends(self, column: Column, denoise: Compiled, data: Data) -> np.ndarray:
         """Images of the same noise for any guidance; the calls are recorded."""

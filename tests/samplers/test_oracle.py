@@ -1,6 +1,6 @@
 """Solvers, guidance, likelihood and driver on perfect networks: quick for one process, slow for one of every kind.
 
-`python -m benchmarks.oracle` measures the same of every process. That the laws can fail is shown as well.
+`python -m benchmarks.oracle` measures the same of every process. That the checks can fail is shown as well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import solvers
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.solvers.euler import Euler
-from tests.samplers import compiled, guided, laws
+from tests.samplers import checks, compiled, guided
+from tests.samplers.checks import BY_NAME, COLUMNS, Column, Row
 from tests.samplers.forms import Compiled
-from tests.samplers.laws import BY_NAME, COLUMNS, Column, Row
 
-ROWS = {row[:2]: row for row in laws.rows()}
+ROWS = {row[:2]: row for row in checks.rows()}
 FLOW = ROWS["flow linear", "velocity"]
 # Every path, schedule, prediction and variance at least once.
 SLOW = [
@@ -49,26 +49,28 @@ def test_every_solver_has_a_column() -> None:
 
 @pytest.mark.parametrize("column", COLUMNS, ids=names)
 def test_a_solver_has_its_order_or_the_distribution_of_the_data(column: Column) -> None:
-    assert not [law for law in laws.laws(FLOW, column) if not law.holds]
+    assert not [check for check in checks.checks(FLOW, column) if not check.holds]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", SLOW, ids=names)
 def test_on_every_kind_of_process(row: Row) -> None:
-    denoise = laws.plain(row)
-    assert not [(column.name, law) for column in COLUMNS for law in laws.laws(row, column, denoise) if not law.holds]
+    denoise = checks.plain(row)
+    assert not [
+        (column.name, check) for column in COLUMNS for check in checks.checks(row, column, denoise) if not check.holds
+    ]
 
 
 @pytest.mark.parametrize("column", [BY_NAME["heun"]], ids=names)
 def test_guided_samples_end_where_they_must_and_cost_what_they_say(column: Column) -> None:
-    assert not [(name, law) for name, law in guided.Guided(FLOW).laws(column).items() if not law.holds]
+    assert not [(name, check) for name, check in guided.Guided(FLOW).checks(column).items() if not check.holds]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [FLOW, ROWS["ddpm linear", "eps, learned_range"], ROWS["edm", "F"]], ids=names)
 def test_guidance_goes_with_every_solver(row: Row) -> None:
     made = guided.Guided(row)
-    assert not [(c.name, name, law) for c in COLUMNS for name, law in made.laws(c).items() if not law.holds]
+    assert not [(c.name, name, check) for c in COLUMNS for name, check in made.checks(c).items() if not check.holds]
 
 
 @pytest.mark.parametrize("column", COMPILED, ids=names)
@@ -81,7 +83,10 @@ def test_the_compiled_driver_makes_the_samples_of_the_walk(column: Column) -> No
 def test_likelihoods_are_as_wrong_as_they_say(process: str) -> None:
     rows = [row for row in ROWS.values() if row.name == process]
     assert not [
-        (row, law) for row, found in zip(rows, compiled.likelihood(rows), strict=True) for law in found if not law.holds
+        (row, check)
+        for row, found in zip(rows, compiled.likelihood(rows), strict=True)
+        for check in found
+        if not check.holds
     ]
 
 
@@ -91,8 +96,8 @@ def test_dopri5_is_close_guided_or_not(process: str) -> None:
     column = compiled.dopri5() or pytest.skip("needs diffrax")
     rows = [row for row in ROWS.values() if row.name == process]
     plain, by_guidance = compiled.adaptive(rows, column)
-    assert all(law.holds for law in plain), plain
-    assert all(law.holds for law in by_guidance.values()), by_guidance
+    assert all(check.holds for check in plain), plain
+    assert all(check.holds for check in by_guidance.values()), by_guidance
     assert all(compiled.refuses_state(row, column).holds for row in rows)
 
 
@@ -100,7 +105,7 @@ def test_dopri5_is_close_guided_or_not(process: str) -> None:
 
 
 def failing(row: Row, column: Column) -> set[str]:
-    return {law.name for law in laws.laws(row, column) if not law.holds}
+    return {check.name for check in checks.checks(row, column) if not check.holds}
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, solver: Any) -> None:
@@ -111,7 +116,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, solver: Any) -> None:
 def test_a_solver_of_a_lower_order_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     instead(monkeypatch, Euler())
     assert {"order", "order to the data"} <= failing(FLOW, BY_NAME["midpoint"])
-    assert not guided.Guided(FLOW, ("none",)).laws(BY_NAME["midpoint"])["none"].holds
+    assert not guided.Guided(FLOW, ("none",)).checks(BY_NAME["midpoint"])["none"].holds
 
 
 class Short(Euler):
@@ -162,4 +167,4 @@ def test_guidance_of_another_scale_and_one_of_another_cost_fail() -> None:
     for changes, holds in (({}, True), ({"guidance_scale": 2.01}, False), ({"guidance": "autoguidance"}, False)):
         kind = dataclasses.replace(made.kinds[name], fields=made.kinds[name].fields | changes)
         made.denoisers[name] = Compiled(guided.denoiser(FLOW.process, made.network, kind))
-        assert made.laws(column)[name].holds == holds
+        assert made.checks(column)[name].holds == holds

@@ -280,7 +280,7 @@ def test_euler_maruyama_is_the_step_of_the_reverse_sde(eta: float) -> None:
     ("name", "process"), [("ddpm", FLOW), ("ddpm", DDPM(variance="fixed_large")), ("euler_maruyama", FLOW)]
 )
 def test_mean_and_variance_converge_with_the_weak_order_of_the_solver(name: str, process: Process) -> None:
-    """The mean even stays, as the mean of normal data moves on a straight line."""
+    """The mean even stays, as the mean of normal data moves along a line."""
     steps, found = [32, 64, 128, 256], []
     with jax.enable_x64(True):
         ways = [exact.even(process, n, 0.97, 0.0) for n in steps]

@@ -34,7 +34,7 @@ MISSED = 0.01  # share of samples that may end at the wrong one of two points, a
 EXACT = 1e-10  # rounding of float64 where sigma is 80
 
 
-class Law(NamedTuple):
+class Check(NamedTuple):
     """A measurement.
 
     Attributes:
@@ -112,7 +112,7 @@ def rows() -> list[Row]:
     return [*flows, *ddpm, Row("edm", "F", EDM())]
 
 
-def laws(row: Row, column: Column, denoise: Compiled | None = None) -> list[Law]:
+def checks(row: Row, column: Column, denoise: Compiled | None = None) -> list[Check]:
     """Everything that holds of a solver without guidance."""
     denoise = denoise or plain(row)
     found = refusal(row, column, denoise)
@@ -147,15 +147,15 @@ def start(row: Row, column: Column) -> float:
     return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if refuses_noise(row, column) else 1.0
 
 
-def refusal(row: Row, column: Column, denoise: Compiled) -> list[Law]:
+def refusal(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """Pure noise is refused where it must be."""
     if not refuses_noise(row, column):
         return []
     try:
         walk_data(row, column, denoise, forms.even(row.process, 4, 1.0), np.random.default_rng(0))
     except UserError:
-        return [Law("from pure noise", np.nan, "refused", True)]
-    return [Law("from pure noise", np.nan, "refused", False)]
+        return [Check("from pure noise", np.nan, "refused", True)]
+    return [Check("from pure noise", np.nan, "refused", False)]
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def walk_data(
     return split(x), split(walk(column.config.make_solver(), denoise, grid, x, all_data(), fresh))
 
 
-def inside_order(row: Row, column: Column, denoise: Compiled) -> Law:
+def inside_order(row: Row, column: Column, denoise: Compiled) -> Check:
     """The order of a deterministic solver between two noise levels."""
     errors = []
     for steps in STEPS:
@@ -207,10 +207,10 @@ def inside_order(row: Row, column: Column, denoise: Compiled) -> Law:
         exact = forms.transported(starts["mixture"], MIXTURE, row.process, grid[0, 0], grid[-1, 1])
         errors.append(rms(ends["mixture"] - exact))
     slope = order(STEPS, errors)
-    return Law("order", slope, f"{column.order} ± {TOLERANCE}", abs(slope - column.order) <= TOLERANCE)
+    return Check("order", slope, f"{column.order} ± {TOLERANCE}", abs(slope - column.order) <= TOLERANCE)
 
 
-def to_the_data(row: Row, column: Column, denoise: Compiled) -> list[Law]:
+def to_the_data(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """A deterministic solver from noise to data."""
     first, errors = start(row, column), []
     for steps in STEPS:
@@ -223,16 +223,16 @@ def to_the_data(row: Row, column: Column, denoise: Compiled) -> list[Law]:
     slopes = {k: order(STEPS, [rms(e[k]) for e in errors]) for k in ("mixture", "gaussian")}
     least = f"at least {column.last}"
     return [
-        Law("order to the data", slopes["mixture"], least, slopes["mixture"] >= column.last),
-        Law("order on a gaussian", slopes["gaussian"], least, slopes["gaussian"] >= column.last),
+        Check("order to the data", slopes["mixture"], least, slopes["mixture"] >= column.last),
+        Check("order on a gaussian", slopes["gaussian"], least, slopes["gaussian"] >= column.last),
         _exact_on_a_point([e["point"] for e in errors]),
-        Law("at the right one of two points", wrong, f"all but {MISSED}", wrong <= MISSED),
+        Check("at the right one of two points", wrong, f"all but {MISSED}", wrong <= MISSED),
     ]
 
 
-def _exact_on_a_point(errors: list[np.ndarray]) -> Law:
+def _exact_on_a_point(errors: list[np.ndarray]) -> Check:
     worst = max(float(np.max(np.abs(error))) for error in errors)
-    return Law("exact on a point", worst, f"at most {EXACT}", worst <= EXACT)
+    return Check("exact on a point", worst, f"at most {EXACT}", worst <= EXACT)
 
 
 @functools.cache
@@ -264,24 +264,24 @@ def prior_error(data: Data, process: Process, first: float) -> float:
     return float(np.mean(np.abs(forms.transported(noise, data, process, first, 0.0) - forms.quantile(p, data))))
 
 
-def stochastic(row: Row, column: Column, denoise: Compiled) -> list[Law]:
+def stochastic(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """A solver that adds noise: its samples are distributed as the data and as those of the ODE."""
     first, rng = start(row, column), np.random.default_rng(4)
     grids = {n: forms.even(row.process, n, first) for n in (*STEPS, MANY)}
     ends = {n: walk_data(row, column, denoise, grid, rng)[1] for n, grid in grids.items()}
     slope = order((*STEPS, MANY), [_moment_error(row.process, first, ends[n]["gaussian"], n) for n in ends])
-    found = [Law("weak order", slope, "at least 0.8", slope >= 0.8)]
+    found = [Check("weak order", slope, "at least 0.8", slope >= 0.8)]
     found += [_exact_on_a_point([end["point"] - POINT.means[0] for end in ends.values()])]
     for kind, data in (("mixture", MIXTURE), ("two points", TWO_POINTS)):
         coarse, fine = (distance(ends[n][kind], draws(data, COUNTS[kind], rng)) for n in (STEPS[0], MANY))
         # What a method of weak order 1 leaves of its error in so many more steps.
         allowed = own_noise(data, COUNTS[kind]) + coarse * STEPS[0] / MANY + prior_error(data, row.process, first)
-        found.append(Law(f"distribution of the {kind}", fine, "its noise", fine <= allowed))
+        found.append(Check(f"distribution of the {kind}", fine, "its noise", fine <= allowed))
         if kind == "mixture":
             heun = BY_NAME["heun"]
             grid = forms.even(row.process, STEPS[-1], start(row, heun))
             apart = distance(ends[MANY]["mixture"], walk_data(row, heun, denoise, grid, rng)[1]["mixture"])
-            found.append(Law("distribution of the ODE", apart, "its noise", apart <= allowed))
+            found.append(Check("distribution of the ODE", apart, "its noise", apart <= allowed))
     return found
 
 
@@ -294,7 +294,7 @@ def _moment_error(process: Process, first: float, responses: np.ndarray, steps: 
     return float(np.hypot(mean - GAUSSIAN.means[0], std - GAUSSIAN.stds[0]))
 
 
-def ancestral(row: Row, column: Column, denoise: Compiled) -> list[Law]:
+def ancestral(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """All steps of a DDPM: the distribution of the data, and ddim with eta 1 makes ddpm's samples of the same noise."""
     if not isinstance(row.process, DDPM) or column.name not in ("ddpm", "ddim eta=1"):
         return []
@@ -302,9 +302,9 @@ def ancestral(row: Row, column: Column, denoise: Compiled) -> list[Law]:
     end = walk_data(row, column, denoise, grid, np.random.default_rng(5))[1]["mixture"]
     apart = distance(end, draws(MIXTURE, COUNTS["mixture"], np.random.default_rng(6)))
     allowed = own_noise(MIXTURE, COUNTS["mixture"]) + prior_error(MIXTURE, row.process, 1.0)
-    found = [Law("distribution in all steps", apart, "its noise", apart <= allowed)]
+    found = [Check("distribution in all steps", apart, "its noise", apart <= allowed)]
     if column.name != "ddpm" and row.process.variance != "fixed_large":
         other = walk_data(row, BY_NAME["ddpm"], denoise, grid, np.random.default_rng(5))[1]["mixture"]
         off = float(np.max(np.abs(end - other)))
-        found.append(Law("ddpm's samples in all steps", off, f"at most {EXACT}", off <= EXACT))
+        found.append(Check("ddpm's samples in all steps", off, f"at most {EXACT}", off <= EXACT))
     return found
