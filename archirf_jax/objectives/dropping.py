@@ -58,5 +58,8 @@ def _drop(key: jax.Array, condition: Condition, null: Condition, probability: fl
         return condition
     batch = len(next(iter(condition.values())))
     dropped = jax.random.bernoulli(key, float(probability), (batch,))
-    replaced = {name: jnp.where(expand(dropped, condition[name]), null[name], condition[name]) for name in null}
-    return condition | replaced
+
+    def replaced(value: jax.Array, instead: jax.Array) -> jax.Array:
+        return jnp.where(expand(dropped, value), jnp.asarray(instead, value.dtype), value)
+
+    return condition | {name: replaced(condition[name], instead) for name, instead in null.items()}

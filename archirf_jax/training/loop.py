@@ -74,6 +74,7 @@ def train(
     Raises:
         UserError: a guard stopped the run, or something cannot be written.
     """
+    logging.info("%s", devices.describe(config.model.get("dtype", "float32")))
     with StopRequest(hard_exit) as stop:
         loop = Loop(task, feed, config, workdir, frozen, again, stop, profile or Profile(workdir), writers, still_ours)
         try:
@@ -147,7 +148,6 @@ class Loop:
         return self.state
 
     def _run(self) -> None:
-        logging.info("%s", devices.describe(self.config.model.get("dtype", "float32")))
         self.state = start(self.task, self.config.seed, self.runner.frozen, self.checkpoints, self.mesh, self.workdir)
         log, step = self.config.log, int(self.state.step)
         self.progress = Progress(step, self.config.steps) if self.first else None
