@@ -152,10 +152,10 @@ def test_a_damaged_file_is_told_in_one_line(case: str, tmp_path: pathlib.Path) -
     assert "is damaged: " in complaint(put(tmp_path / "x.safetensors", DAMAGED[case]))
 
 
-def test_a_missing_file_and_a_folder_are_told_apart_from_a_file(tmp_path: pathlib.Path) -> None:
-    assert "no file" in complaint(tmp_path / "x.safetensors")
-    assert "no file" in complaint(tmp_path, "weights")
-    assert "no file" in complaint(tmp_path / "x.pkl")
+def test_a_missing_file_and_a_folder_are_not_files(tmp_path: pathlib.Path) -> None:
+    assert "not a file" in complaint(tmp_path / "x.safetensors")
+    assert "not a file" in complaint(tmp_path, "weights")
+    assert "not a file" in complaint(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x", "x.onnx", "x.safetensors.zip"])
