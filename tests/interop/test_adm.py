@@ -90,7 +90,7 @@ def test_shapes_and_heads_tell_a_classifier(fields: dict[str, Any]) -> None:
     model = ADMClassifier(**CLASSIFIER | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     if model.pool == "attention":
-        del hints["image_size"]  # its positions tell
+        del hints["image_size"]  # its positions determine it
     assert ADMClassifier(**adm.classifier_fields(published(model), hints)) == model
 
 
