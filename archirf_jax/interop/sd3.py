@@ -91,8 +91,8 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         num_classes=1,
         context="text",
-        context_width=shapes.get("context_embedder.weight", (0, 0))[1],
-        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, 0))[1],
+        context_width=shapes.get("context_embedder.weight", (0, None))[1],
+        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, None))[1],
         patch_size=patch,
         hidden_size=width,
         depth=depth,
@@ -101,13 +101,13 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         # A gated hidden layer is two thirds as wide, rounded up to a multiple of 256.
         mlp_ratio=ratio(hidden * 3 // 2 if swiglu else hidden, width),
         mlp="swiglu" if swiglu else "gelu",
-        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else "",
+        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else None,
         norm=hints.get("norm") or "layer",
         scale_only=vectors == width,
         use_bias=f"{FIRST}.attn.qkv.bias" in shapes,
         registers=shapes.get("register", (1, 0, 0))[1],
-        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5),
-        out_channels=0 if out in (channels, 2 * channels) else out,
+        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5) or None,
+        out_channels=None if out in (channels, 2 * channels) else out,
         learn_sigma=out == 2 * channels,
     )
 

@@ -29,7 +29,7 @@ UNETS: list[dict[str, Any]] = [
     dict(super_resolution=True, learn_sigma=True, num_heads_upsample=4),
     dict(super_resolution=True, class_conditional=False, num_classes=1),
 ]
-CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=0)
+CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=None)
 CLASSIFIERS: list[dict[str, Any]] = [
     dict(pool="attention"),
     dict(pool="attention", image_size=16, channel_mult=(1, 1, 2), attention_downsamples=(1, 4), num_res_blocks=2),

@@ -161,7 +161,7 @@ def test_the_tiny_preset_takes_8x8_images() -> None:
         (dict(channel_mult=(1, 2, 2, 2)), "model.channel_mult"),
         (dict(model_channels=20), "model.channel_mult"),
         (dict(num_head_channels=36), "model.num_head_channels"),
-        (dict(num_head_channels=0, num_heads=5), "model.num_heads"),
+        (dict(num_head_channels=None, num_heads=5), "model.num_heads"),
     ],
 )
 def test_fields_out_of_their_range_are_named(fields: dict[str, Any], named: str) -> None:

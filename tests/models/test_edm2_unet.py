@@ -192,7 +192,7 @@ def test_the_levels_that_are_named_attend_and_so_does_the_middle() -> None:
 
 
 def test_a_decoder_block_whose_branches_count_nothing_is_the_identity_but_for_clipping() -> None:
-    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=0.0)
+    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=None)
     x, emb = 300 * RANDOM.normal(size=(2, 4, 4, 8)).astype(np.float32), np.ones((2, 5), np.float32)
     variables = block.init(jax.random.key(0), x, emb)
     np.testing.assert_allclose(block.apply(variables, x, emb), x, rtol=1e-6)

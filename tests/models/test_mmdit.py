@@ -179,7 +179,7 @@ def test_registers_matter_and_have_no_order() -> None:
 
 def test_a_second_attention_sees_the_image_alone() -> None:
     """With the joint attention's outputs at zero, a block of two attentions hides the context from the image."""
-    model = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=0)
+    model = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=None)
     y = {"tokens": TEXT["tokens"]}
     params = stir(shapes(model, y=y))
     assert set(params["block_0"]["image"]) == {"modulation", "project", "out", "perceptron", "second"}
@@ -332,7 +332,7 @@ def test_keys_that_are_not_read_change_nothing() -> None:
     params = stir(shapes(TEXTS))
     more = TEXT | {"label": Y, "features": X}
     np.testing.assert_array_equal(run(TEXTS, params, y=more), run(TEXTS, params))
-    plain, alone = TEXTS.clone(pooled_width=0), {"tokens": TEXT["tokens"]}
+    plain, alone = TEXTS.clone(pooled_width=None), {"tokens": TEXT["tokens"]}
     params = stir(shapes(plain, y=alone))
     np.testing.assert_array_equal(run(plain, params), run(plain, params, y=alone))
 
@@ -375,7 +375,7 @@ def test_the_presets_have_the_published_numbers_of_parameters(name: str, dual: i
     y = {"tokens": np.zeros((1, 1, 4096), np.float32), "pooled": np.zeros((1, 2048), np.float32)}
     params = shapes(model, np.zeros((1, 8, 8, 16), np.float32), y)
     assert params["frozen_positions"].shape == (model.position_size**2, model.hidden_size)
-    assert trainable(params) == parameters(model.hidden_size, model.depth, dual, norms=model.qk_norm != "")
+    assert trainable(params) == parameters(model.hidden_size, model.depth, dual, norms=model.qk_norm is not None)
     assert trainable(params) == published
 
 
