@@ -67,7 +67,7 @@ def unet_fields(shapes: Shapes, hints: Mapping[str, Any], super_resolution: bool
         num_classes=labels[0] if labels else hints.get("num_classes") or 1,
         class_conditional=labels is not None,
         learn_sigma=outputs == 2 * channels,
-        out_channels=0 if outputs in (channels, 2 * channels) else outputs,
+        out_channels=None if outputs in (channels, 2 * channels) else outputs,
         super_resolution=super_resolution,
     )
     name = published_unet(shapes)
@@ -241,10 +241,10 @@ def _heads(shapes: Shapes, known: Fields, hints: Mapping[str, Any], more: tuple[
             message=f"the shapes leave the number of attention heads open (width {width} in the middle) and are not a "
             "published model's; give this number or model.num_head_channels",
         )
-    # A width of heads that is not named must be 0, whatever the network's own default.
+    # A width of heads that is not named must be None, whatever the network's own default.
     found = {name: heads[name] for name in ("num_heads", *more) if name in heads}
     order = hints.get("attention_order") or known.get("attention_order", "legacy")
-    return found | dict(num_head_channels=heads.get("num_head_channels", 0), attention_order=order)
+    return found | dict(num_head_channels=heads.get("num_head_channels"), attention_order=order)
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:

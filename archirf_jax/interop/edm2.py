@@ -156,7 +156,7 @@ def _widths(shapes: Shapes, levels: list[int]) -> dict[str, Any]:
     emb, noise = _shape(shapes, "unet.emb_noise.weight")
     others = {"channel_mult_noise": noise * (noise != levels[0]), "channel_mult_emb": emb * (emb != max(levels))}
     unit = math.gcd(*levels, *others.values())
-    multiples = {name: width // unit for name, width in others.items()}
+    multiples = {name: width // unit or None for name, width in others.items()}
     return {"model_channels": unit, "channel_mult": tuple(width // unit for width in levels)} | multiples
 
 

@@ -91,8 +91,8 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         num_classes=1,
         context="text",
-        context_width=shapes.get("context_embedder.weight", (0, 0))[1],
-        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, 0))[1],
+        context_width=shapes.get("context_embedder.weight", (0, None))[1],
+        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, None))[1],
         patch_size=patch,
         hidden_size=width,
         depth=depth,
@@ -107,7 +107,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=f"{FIRST}.attn.qkv.bias" in shapes,
         registers=shapes.get("register", (1, 0, 0))[1],
         position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5) or None,
-        out_channels=0 if out in (channels, 2 * channels) else out,
+        out_channels=None if out in (channels, 2 * channels) else out,
         learn_sigma=out == 2 * channels,
     )
 

@@ -20,7 +20,7 @@ from tests.golden.synthetic import synthetic
 NEEDED = dict(img_resolution=0, img_channels=0, label_dim=0)
 AROUND = dict(use_fp16=True, sigma_data=0.5, logvar_channels=128)
 NETWORK = dict(model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3, attn_resolutions=[16, 8])
-OPTIONAL: dict[str, Any] = dict(channel_mult_noise=None, channel_mult_emb=None, clip_act=256)  # None is our 0
+OPTIONAL: dict[str, Any] = dict(channel_mult_noise=None, channel_mult_emb=None, clip_act=256)
 ASIS = dict(channels_per_head=64, label_balance=0.5, concat_balance=0.5, res_balance=0.3, attn_balance=0.3, dropout=0.0)
 DEFAULTS = NEEDED | AROUND | NETWORK | OPTIONAL | ASIS | dict(resample_filter=[1, 1])
 
@@ -39,7 +39,7 @@ def network(given: dict[str, Any]) -> EDM2UNet:
     # Published levels narrower than a head attend nowhere, without a word.
     wide = [given["model_channels"] * times >= per_head for times in multiples]
     attends = [size >> level in given["attn_resolutions"] for level in range(len(multiples))]
-    others: dict[str, Any] = {name: given[name] or 0 for name in OPTIONAL} | {name: given[name] for name in ASIS}
+    others: dict[str, Any] = {name: given[name] for name in OPTIONAL} | {name: given[name] for name in ASIS}
     return EDM2UNet(
         num_classes=given["label_dim"] or None,
         class_conditional=given["label_dim"] > 0,

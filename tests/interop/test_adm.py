@@ -29,7 +29,7 @@ UNETS: list[dict[str, Any]] = [
     dict(super_resolution=True, learn_sigma=True, num_heads_upsample=4),
     dict(super_resolution=True, class_conditional=False, num_classes=1),
 ]
-CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=0)
+CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=None)
 CLASSIFIERS: list[dict[str, Any]] = [
     dict(pool="attention"),
     dict(pool="attention", image_size=16, channel_mult=(1, 1, 2), attention_downsamples=(1, 4), num_res_blocks=2),
@@ -90,7 +90,7 @@ def test_shapes_and_heads_tell_a_classifier(fields: dict[str, Any]) -> None:
     model = ADMClassifier(**CLASSIFIER | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     if model.pool == "attention":
-        del hints["image_size"]  # its positions tell
+        del hints["image_size"]  # its positions determine it
     assert ADMClassifier(**adm.classifier_fields(published(model), hints)) == model
 
 

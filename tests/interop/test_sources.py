@@ -51,8 +51,8 @@ def model_of(config: Any) -> Any:
 
 def made(room: Any, group: str, config: Any) -> Any:
     """The process or objective of a configuration."""
-    fields = dict(config[group])
-    return registry.build(room, f"{group}.name", fields.pop("name"), fields)
+    fields, process = dict(config[group]), None if room is processes else made(processes, "process", config)
+    return registry.build(room, f"{group}.name", fields.pop("name"), fields, offered={"process": process})
 
 
 def described(source: str, shapes: Shapes, **hints: Any) -> Any:

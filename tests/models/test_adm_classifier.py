@@ -48,7 +48,7 @@ def shapes(model: ADMClassifier, x: Any = X) -> Any:
 
 @functools.cache
 def stirred(model: ADMClassifier) -> Any:
-    """Parameters without zeros, so that no branch is silent."""
+    """Parameters without zeros, so that every branch counts."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes(model))
 
@@ -161,7 +161,7 @@ def test_the_tiny_preset_takes_8x8_images() -> None:
         (dict(channel_mult=(1, 2, 2, 2)), "model.channel_mult"),
         (dict(model_channels=20), "model.channel_mult"),
         (dict(num_head_channels=36), "model.num_head_channels"),
-        (dict(num_head_channels=0, num_heads=5), "model.num_heads"),
+        (dict(num_head_channels=None, num_heads=5), "model.num_heads"),
     ],
 )
 def test_fields_out_of_their_range_are_named(fields: dict[str, Any], named: str) -> None:

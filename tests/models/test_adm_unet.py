@@ -52,7 +52,7 @@ def shapes(model: ADMUNet, x: Any = X, y: Any = None) -> Any:
 
 @functools.cache
 def stirred(model: ADMUNet) -> Any:
-    """Parameters without zeros, so that no branch is silent."""
+    """Parameters without zeros, so that every branch counts."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes(model))
 

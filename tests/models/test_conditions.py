@@ -109,7 +109,7 @@ def test_texts_are_projected_or_taken_as_they_are() -> None:
     assert vector.shape == (4, 8) and np.any(vector)
 
     wide = {"tokens": RANDOM.normal(size=(4, 6, 8)).astype(np.float32)}
-    plain = TEXTS.clone(context_width=0, pooled_width=0)
+    plain = TEXTS.clone(context_width=None, pooled_width=None)
     assert plain.init(jax.random.key(0), wide) == {}
     tokens, vector = outcome(plain, {}, wide)
     np.testing.assert_array_equal(tokens, wide["tokens"])

@@ -147,7 +147,7 @@ def test_rotary_positions_are_nothing_but_rotations() -> None:
 
 
 def test_rotary_rows_and_columns_are_two_directions() -> None:
-    """The network tells an image from its transpose, patch by patch."""
+    """The network distinguishes an image from its transpose, patch by patch."""
     model = DiT(**FIELDS | dict(positions="rotary"))
     x = np.concatenate([X, X[:, :2]], axis=1)  # (4, 6, 6, 3)
     params = stirred(model, x)

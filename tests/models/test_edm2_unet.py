@@ -47,7 +47,7 @@ def of_type(tree: Any, *names: str) -> dict[str, np.ndarray]:
 
 
 def awake(params: Any) -> Any:
-    """The same parameters with gains of 0.7, so that nothing is silent."""
+    """The same parameters with gains of 0.7, so that everything counts."""
 
     def gain(path: Any, leaf: Any) -> Any:
         return jnp.full(leaf.shape, 0.7) if path[-1].key.endswith("gain") else leaf
@@ -181,7 +181,7 @@ def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], shape: tu
     assert out.shape == (B, *shape) and out.dtype == jnp.float32
 
 
-def test_the_levels_that_are_named_attend_and_the_middle_beside_them() -> None:
+def test_the_levels_that_are_named_attend_and_so_does_the_middle() -> None:
     def attending(**fields: Any) -> set[str]:
         tree = shapes(EDM2UNet(**FIELDS | fields), X)
         return {name for name, block in tree.items() if isinstance(block, dict) and "qkv" in block}
@@ -192,7 +192,7 @@ def test_the_levels_that_are_named_attend_and_the_middle_beside_them() -> None:
 
 
 def test_a_decoder_block_whose_branches_count_nothing_is_the_identity_but_for_clipping() -> None:
-    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=0.0)
+    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=None)
     x, emb = 300 * RANDOM.normal(size=(2, 4, 4, 8)).astype(np.float32), np.ones((2, 5), np.float32)
     variables = block.init(jax.random.key(0), x, emb)
     np.testing.assert_allclose(block.apply(variables, x, emb), x, rtol=1e-6)

@@ -178,8 +178,8 @@ def test_registers_matter_and_have_no_order() -> None:
 
 
 def test_a_second_attention_sees_the_image_alone() -> None:
-    """With the joint attention's outputs at zero, a block of two attentions tells the image nothing of the context."""
-    model = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=0)
+    """With the joint attention's outputs at zero, a block of two attentions hides the context from the image."""
+    model = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=None)
     y = {"tokens": TEXT["tokens"]}
     params = stir(shapes(model, y=y))
     assert set(params["block_0"]["image"]) == {"modulation", "project", "out", "perceptron", "second"}
@@ -189,11 +189,11 @@ def test_a_second_attention_sees_the_image_alone() -> None:
     assert differ(out, other)
 
     image = params["block_0"]["image"]
-    deaf = {"block_0": params["block_0"] | {"image": image | {"out": jax.tree.map(np.zeros_like, image["out"])}}}
-    out, other = (run(model, params | deaf, y={"tokens": tokens}) for tokens in (y["tokens"], y["tokens"][..., ::-1]))
+    alone = {"block_0": params["block_0"] | {"image": image | {"out": jax.tree.map(np.zeros_like, image["out"])}}}
+    out, other = (run(model, params | alone, y={"tokens": tokens}) for tokens in (y["tokens"], y["tokens"][..., ::-1]))
     np.testing.assert_array_equal(out, other)
-    mixed = run(model, params | deaf, np.concatenate([X[:, :, :4], X[:, :, 4:] + 1], axis=2), y=y)
-    assert differ(mixed[:, :, :4], out[:, :, :4])  # patches do hear each other
+    mixed = run(model, params | alone, np.concatenate([X[:, :, :4], X[:, :, 4:] + 1], axis=2), y=y)
+    assert differ(mixed[:, :, :4], out[:, :, :4])  # patches do attend to each other
 
 
 def test_norms_of_root_mean_square_keep_the_mean_and_modulation_may_lack_shifts() -> None:
@@ -332,7 +332,7 @@ def test_keys_that_are_not_read_change_nothing() -> None:
     params = stir(shapes(TEXTS))
     more = TEXT | {"label": Y, "features": X}
     np.testing.assert_array_equal(run(TEXTS, params, y=more), run(TEXTS, params))
-    plain, alone = TEXTS.clone(pooled_width=0), {"tokens": TEXT["tokens"]}
+    plain, alone = TEXTS.clone(pooled_width=None), {"tokens": TEXT["tokens"]}
     params = stir(shapes(plain, y=alone))
     np.testing.assert_array_equal(run(plain, params), run(plain, params, y=alone))
 
