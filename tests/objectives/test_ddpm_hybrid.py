@@ -35,7 +35,7 @@ def test_training_times_are_the_visited_steps_alike(respacing: str | None) -> No
     assert scipy.stats.chisquare(np.bincount(np.searchsorted(process.visited, step))).pvalue > 1e-3
     np.testing.assert_array_equal(weights, 1)
     objective = DdpmHybrid(process=process)
-    drawn = objective.draw(jax.random.key(0), setting(process), jnp.zeros((20000, 1, 1, 1), t.dtype), {})
+    drawn = objective.draw(jax.random.key(0), setting(process, null={}), jnp.zeros((20000, 1, 1, 1), t.dtype), {})
     first = jax.random.split(jax.random.key(0), 3)[0]
     np.testing.assert_array_equal(drawn.t, times.of_steps(first, process, 20000)[0])
     regression = Regression(time_distribution="steps").sample_times(first, process, 20000)
@@ -126,7 +126,7 @@ def remembered(process: DDPM) -> Any:
 def drawn_times(process: DDPM, history: Any) -> tuple[np.ndarray, np.ndarray]:
     """Places (20000,) of the times drawn among the visited steps, and their weights."""
     tiny = jnp.zeros((20000, 1, 1, 1))
-    drawn = jax.jit(lambda key: by_loss(process).draw(key, setting(process, history), tiny, {}))(jax.random.key(0))
+    drawn = jax.jit(lambda key: by_loss(process).draw(key, setting(process, history, {}), tiny, {}))(jax.random.key(0))
     return np.asarray(process.index(drawn.t)), np.asarray(drawn.weight)
 
 
@@ -175,7 +175,7 @@ def test_what_is_noted_are_the_places_and_the_losses_without_the_weights_of_the_
     np.testing.assert_allclose(found.noted["losses"] * found.drawn.weight, found.losses, rtol=1e-9)
     after = objective.remember(objective.init(), found.noted)
     np.testing.assert_array_equal(after.written, np.bincount(found.noted["index"], minlength=50))
-    last = dict(zip(np.asarray(found.noted["index"]), np.asarray(found.noted["losses"], np.float32), strict=True))
+    last = dict(zip(np.asarray(found.noted["index"]), np.asarray(found.noted["losses"]), strict=True))
     assert all(loss in np.asarray(after.losses)[i] for i, loss in last.items())
 
 
