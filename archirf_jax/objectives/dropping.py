@@ -56,7 +56,7 @@ def drops(dropout: Dropout) -> bool:
 def _drop(key: jax.Array, condition: Condition, null: Condition, probability: float) -> Condition:
     if probability == 0 or not null:
         return condition
-    batch = len(next(iter(condition.values())))
+    batch = len(condition[next(iter(null))])
     dropped = jax.random.bernoulli(key, float(probability), (batch,))
 
     def replaced(value: jax.Array, instead: jax.Array) -> jax.Array:

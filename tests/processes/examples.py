@@ -92,3 +92,18 @@ def within_error(draws: Any, expected: float) -> bool:
     """Whether the mean of independent draws lies within 4 of its own standard errors of what is expected."""
     draws = np.asarray(draws, np.float64).ravel()
     return bool(abs(draws.mean() - expected) <= 4 * draws.std() / np.sqrt(draws.size) + 1e-12)
+
+
+def bayes(process: DDPM) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """q(x_s | x_t, x0) of the visited steps as a product of normal densities of x_s.
+
+    Of x_t given x_s, and of x_s given x0: factors of x0 and x_t in the mean, the variance, and that of the first.
+    """
+    abar = np.cumprod(1 - process.betas)[process.visited]
+    before = np.append(1.0, abar[:-1])
+    kept = np.sqrt(abar / before)
+    beta = 1 - abar / before
+    with np.errstate(divide="ignore"):
+        precision = kept**2 / beta + 1 / (1 - before)
+        from_x0 = np.where(before == 1, 1, np.sqrt(before) / np.maximum(1 - before, 1e-300) / precision)
+    return from_x0, kept / beta / precision, 1 / precision, beta

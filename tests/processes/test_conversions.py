@@ -17,7 +17,7 @@ from tests.processes.examples import every_clock, images
 pytestmark = pytest.mark.usefixtures("float64")
 X0 = images(64)
 EPS: Any = np.random.default_rng(1).normal(size=X0.shape)
-# Off the edges of the straight pieces of -log abar, where no derivative is.
+# Off the knots of -log abar, where no derivative is.
 TIMES = np.linspace(0.0513, 0.9513, 64)
 
 
@@ -81,7 +81,7 @@ def test_v_of_a_path_on_the_circle_is_the_derivative_by_the_angle() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("x0", X0), ("eps", EPS), ("velocity", EPS - X0)])
-def test_the_rows_of_a_straight_line_are_image_noise_and_their_difference(name: str, expected: Any) -> None:
+def test_the_rows_of_a_line_are_image_noise_and_their_difference(name: str, expected: Any) -> None:
     t = jnp.full((64, 1, 1, 1), 0.3)
     path = Path(1 - t, t, -jnp.ones_like(t), jnp.ones_like(t))
     np.testing.assert_array_equal(TABLE[name].combine(path, jnp.asarray(X0), jnp.asarray(EPS)), expected)
