@@ -28,7 +28,7 @@ from archirf_jax.training.checkpoints import Checkpoints, MetricsState
 from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
-from archirf_jax.training.start import start
+from archirf_jax.training.start import mark, start
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
@@ -164,6 +164,7 @@ class Loop:
         with self._tolerating(False):
             for one in self.kept:
                 one.wait()
+            mark(self.workdir, self.checkpoints)
         if skipped := self._skipped_in_a_row():
             logging.warning("the last %d updates were skipped, see `skipped` in metrics.jsonl", skipped)
 
@@ -223,6 +224,7 @@ class Loop:
         with self._tolerating(not config.checkpoint.required):
             for one in self.kept:
                 one.check()
+            mark(self.workdir, self.checkpoints)
         if not (sampling or saving or snapping):
             return
         self.meter.settle()
