@@ -24,7 +24,7 @@ FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
 )
-ENDLESS = ("constant", "inverse_sqrt")  # schedules that do not depend on where the run ends
+ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
 
 

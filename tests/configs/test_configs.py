@@ -13,6 +13,7 @@ import pytest
 from archirf_jax import processes, registry
 from archirf_jax.errors import UserError
 from archirf_jax.launch import fields
+from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.overrides import load_file
 from archirf_jax.models.dit import MODULATIONS
 from archirf_jax.tasks.building import make_task
@@ -112,3 +113,8 @@ def test_a_wrong_variant_is_refused_in_one_line_with_the_right_ones(name: str, v
 def test_every_field_has_a_type_and_a_range() -> None:
     listed = {field for field, _ in fields.leaves(default.get_config()) if not fields.is_free(field)}
     assert listed == fields.FIELDS.keys()
+
+
+def test_the_package_has_the_same_defaults() -> None:
+    ours, theirs = (dict(fields.leaves(config)) for config in (default.get_config(), defaults()))
+    assert {name: ours[name] for name in fields.FIELDS} == {name: theirs[name] for name in fields.FIELDS}
