@@ -43,6 +43,7 @@ def main(args: types.SimpleNamespace) -> None:
 
     from archirf_jax.interop import files
     from archirf_jax.launch import run_directory
+    from archirf_jax.launch.defaults import DEFAULTS
     from archirf_jax.launch.runs import open_run
     from archirf_jax.tasks.published import load
 
@@ -52,6 +53,7 @@ def main(args: types.SimpleNamespace) -> None:
     hints = {flag.name: getattr(args, flag.name) for flag in HINTS if getattr(args, flag.name) is not None}
     tensors = files.read(args.checkpoint)
     config, params = load(args.source, dict(tensors), hints)
+    config = DEFAULTS | config
     run_directory.write(workdir, config, params, step=0)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)

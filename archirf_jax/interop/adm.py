@@ -1,6 +1,6 @@
 """openai/guided-diffusion: names, layouts and hyper-parameters of ADM's U-Nets, upsamplers and classifiers.
 
-Shapes tell everything but the number of attention heads and the layout of their projections. Where they are a published
+Shapes show everything but the number of attention heads and the layout of their projections. Where they are a published
 model's, those are known too.
 """
 
@@ -51,16 +51,16 @@ def unet_fields(shapes: Shapes, hints: Mapping[str, Any], super_resolution: bool
 
     Args:
         shapes: published name -> shape.
-        hints: what shapes do not tell; they win over what is known of published models: num_heads,
+        hints: what shapes do not show; they win over what is known of published models: num_heads,
             num_head_channels, num_heads_upsample, attention_order ("legacy" if not given), num_classes where there
             are no labels (1 if not given). 0, "" and None count as not given.
         super_resolution: whether the network is an upsampler.
 
     Raises:
-        UserError: they are no U-Net's, or heads are neither given nor known.
+        UserError: they are not a U-Net's, or heads are neither given nor known.
     """
     if not count(shapes, r"output_blocks\.(\d+)\."):
-        raise UserError("these are no tensors of ADM's U-Net: there is no output_blocks.0")
+        raise UserError("holds no tensors of ADM's U-Net: there is no output_blocks.0")
     channels, outputs = image_channels(shapes, super_resolution), _shape(shapes, "out.2.weight")[0]
     labels = shapes.get("label_emb.weight")
     found = _shared_fields(shapes, _blocks(shapes, hints)) | dict(
@@ -73,7 +73,7 @@ def unet_fields(shapes: Shapes, hints: Mapping[str, Any], super_resolution: bool
     name = published_unet(shapes)
     known = adm_unet.PRESETS[name] if name else {}
     if known and known.get("super_resolution", False) != super_resolution:
-        raise UserError(f"these are the tensors of {name}, which is {'no' if super_resolution else 'an'} upsampler")
+        raise UserError(f"holds the tensors of {name}, which is {'not ' if super_resolution else ''}an upsampler")
     return found | {"dropout": known.get("dropout", 0.0)} | _heads(shapes, known, hints, ("num_heads_upsample",))
 
 
@@ -82,14 +82,14 @@ def classifier_fields(shapes: Shapes, hints: Mapping[str, Any]) -> Fields:
 
     Args:
         shapes: published name -> shape.
-        hints: as in `unet_fields`; image_size, which only pool "attention" needs and tells; num_res_blocks, which
-            shapes do not always tell.
+        hints: as in `unet_fields`; image_size, which only pool "attention" needs and shows; num_res_blocks, which
+            shapes do not always show.
 
     Raises:
-        UserError: they are no classifier's, or heads are neither given nor known.
+        UserError: they are not a classifier's, or heads are neither given nor known.
     """
     if count(shapes, r"output_blocks\.(\d+)\."):
-        raise UserError("these are no tensors of ADM's classifier: output_blocks.0 belongs to a U-Net")
+        raise UserError("holds no tensors of ADM's classifier: output_blocks.0 belongs to a U-Net")
     found = _shared_fields(shapes, _blocks(shapes, hints)) | _pool(shapes)
     if found["pool"] == "attention":
         side = round((_shape(shapes, "out.2.positional_embedding")[1] - 1) ** 0.5)
@@ -108,7 +108,7 @@ def image_channels(shapes: Shapes, super_resolution: bool = False) -> int:
     """
     channels = _shape(shapes, "input_blocks.0.0.weight")[1]
     if super_resolution and channels % 2:
-        raise UserError(f"input_blocks.0.0.weight takes {channels} channels: an upsampler takes two images of as many")
+        raise UserError(f"holds input_blocks.0.0.weight for {channels} channels, but an upsampler takes two images")
     return channels // 2 if super_resolution else channels
 
 
@@ -125,7 +125,7 @@ def published_classifier(shapes: Shapes) -> str | None:
 
 
 def _alike(shapes: Shapes, preset: Fields) -> bool:
-    # Tells most apart without making a table, which takes a second.
+    # This rules most out without making a table, which takes a second.
     width, blocks = preset["model_channels"], len(preset["channel_mult"]) * (preset["num_res_blocks"] + 1)
     total = count(shapes, r"input_blocks\.(\d+)\.")
     return tuple(shapes.get("time_embed.0.weight", ())) == (4 * width, width) and total == blocks
@@ -188,10 +188,10 @@ def _blocks_by_widths(shapes: Shapes, total: int, given: int | None) -> int:
 
     found = [n for n in range(1, total) if total % (n + 1) == 0 and fits(n)]
     if not found:
-        raise UserError(f"these are no tensors of ADM's classifier: its {total - 1} blocks do not fall into levels")
+        raise UserError(f"holds no tensors of ADM's classifier: its {total - 1} blocks do not fall into levels")
     if given not in found and len(found) > 1:
         fitting = f"{', '.join(map(str, found[:-1]))} or {found[-1]}"
-        raise UserError(f"--num_res_blocks: the shapes fit {fitting} residual blocks a level; give --num_res_blocks")
+        raise UserError("num_res_blocks", message=f"is needed: the shapes fit {fitting} residual blocks a level")
     return given if given in found else found[0]
 
 
@@ -233,10 +233,8 @@ def _heads(shapes: Shapes, known: Fields, hints: Mapping[str, Any], more: tuple[
     heads = given if "num_heads" in given or "num_head_channels" in given else known | given
     if not (heads.get("num_heads") or heads.get("num_head_channels")):
         width = _shape(shapes, "middle_block.1.qkv.weight")[1]
-        raise UserError(
-            f"--num_heads: the shapes do not tell the number of attention heads (width {width} in the middle) and are "
-            "no published model's; give --num_heads or --num_head_channels"
-        )
+        what = f"or num_head_channels is needed: the shapes (width {width} in the middle) are not a published model's"
+        raise UserError("num_heads", message=what)
     # A width of heads that is not named must be none, whatever the network's own default.
     found = {name: heads[name] for name in ("num_heads", *more) if name in heads}
     order = hints.get("attention_order") or known.get("attention_order", "legacy")
@@ -246,5 +244,5 @@ def _heads(shapes: Shapes, known: Fields, hints: Mapping[str, Any], more: tuple[
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     """Of a weight, which has two axes or more."""
     if len(shapes.get(name, ())) < 2:
-        raise UserError(f"these are no tensors of an ADM network: there is no {name}, or it is no matrix")
+        raise UserError(f"holds no tensors of an ADM network: there is no {name}, or it is not a matrix")
     return tuple(shapes[name])

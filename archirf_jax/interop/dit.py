@@ -15,6 +15,7 @@ from archirf_jax.models.layers import sincos_positions_2d
 POSITIONS = "pos_embed"  # fixed, hence no parameter of ours: (1, N, D)
 # Peebles & Xie 2022, Table 1: heads by (width, depth); and what all published weights are for.
 HEADS = {(fields["hidden_size"], fields["depth"]): fields["num_heads"] for fields in PRESETS.values()}
+CLASSES = 1000  # of all published weights
 # Fields that the tensors' names do not show.
 PUBLISHED = dict(conditioning="adaln_zero", positions="sincos")
 
@@ -41,9 +42,8 @@ def rename(model: DiT) -> Rename:
     """
     for field, published in PUBLISHED.items():
         if getattr(model, field) != published:
-            raise UserError(
-                f"config.model.{field}: {getattr(model, field)!r}, but the published network has {published!r}"
-            )
+            what = f"is not what the published network has: {published!r}"
+            raise UserError(f"model.{field}", getattr(model, field), what)
 
     def of(path: Path) -> tuple[str, Layout]:
         *layer, leaf = path
@@ -57,25 +57,23 @@ def rename(model: DiT) -> Rename:
 
 
 def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model, from shapes and, for what they do not tell, from hints.
+    """The fields of the model, from shapes and, for what they do not show, from hints.
 
     Args:
         shapes: published name -> shape.
         hints: may hold num_heads and num_classes (where labels are not followed by a null label).
 
     Raises:
-        UserError: shapes and hints do not tell.
+        UserError: neither shapes nor hints decide a field.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
     rows = shapes.get("y_embedder.embedding_table.weight", (1, 0))[0]
     depth = count(shapes, r"blocks\.(\d+)\.")
     num_heads = hints.get("num_heads") or HEADS.get((width, depth))
     if not num_heads:
-        raise UserError(
-            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published and do not tell the "
-            "number of attention heads; give --num_heads"
-        )
-    classes = hints.get("num_classes") or rows - 1
+        what = f"is needed: the shapes (width {width}, depth {depth}) are not published ones and do not show the heads"
+        raise UserError("num_heads", message=what)
+    classes = hints.get("num_classes") or max(1, rows - 1)  # a single row is a class and not a null label
     out = shapes.get("final_layer.linear.weight", (0, 0))[0]
     return dict(
         num_classes=classes,

@@ -1,6 +1,6 @@
 """NVlabs/edm2: names, layouts and hyper-parameters of the published EDM2 networks.
 
-The published `Precond` is a U-Net with preconditioning around it, which is a process here (`edm`), and a head that says
+The published `Precond` is a U-Net with preconditioning around it, which is a process here (`edm`), and a head for
 the logarithm of the loss: `Uncertain`. Its blocks are named after the height and width of their images, ours after
 their level. Weights of convolutions of size 1 are matrices here.
 """
@@ -32,7 +32,7 @@ OUTER: dict[Path, tuple[str, Layout]] = {
     ("uncertainty", "kernel"): ("logvar_linear.weight", LINEAR),
 }
 INNER: dict[Path, tuple[str, Layout]] = {
-    ("kernel",): ("weight", CONV),  # the very first convolution, which is no block
+    ("kernel",): ("weight", CONV),  # the very first convolution, which is not a block
     ("embedding_gain",): ("emb_gain", SAME),
     ("embedding", "kernel"): ("emb_linear.weight", LINEAR),
     ("conv_0", "kernel"): ("conv_res0.weight", CONV),
@@ -42,31 +42,31 @@ INNER: dict[Path, tuple[str, Layout]] = {
     ("out", "kernel"): ("attn_proj.weight", POINT),
 }
 
-_PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0, uncertainty=True)
+# Fields of `processes.edm.EDM`.
+PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0)
 _SIZES = {"img512": ("XS", "S", "M", "L", "XL", "XXL"), "img64": ("S", "M", "L", "XL")}
 _DATA = {
-    "img512": dict(image_size=64, channels=4, process=_PROCESS | dict(log_mean=-0.4, log_std=1.0)),
-    "img64": dict(image_size=64, channels=3, process=_PROCESS | dict(log_mean=-0.8, log_std=1.6)),
+    "img512": dict(image_size=64, channels=4, times=dict(P_mean=-0.4, P_std=1.0)),
+    "img64": dict(image_size=64, channels=3, times=dict(P_mean=-0.8, P_std=1.6)),
 }
 # Around the published networks (Karras et al. 2024, Table 6): the preset of `EDM2UNet` and the dropout that it
-# was trained with, the data, the process (fields of `processes.edm.EDM`) and how it is sampled. Heun's grid has rho 7.
+# was trained with, the data and the training times (fields of `objectives.regression.Regression`).
 PUBLISHED: dict[str, dict[str, Any]] = {
     f"edm2-{data}-{size.lower()}": dict(
         preset=size,
         dropout=0.0 if size in ("XS", "S") else 0.1,
         num_classes=1000,
-        sample=dict(solver="edm", grid="karras", steps=32),
         **_DATA[data],
     )
     for data, sizes in _SIZES.items()
     for size in sizes
 }
-# Fields of the network that shapes do not tell.
+# Fields of the network that shapes do not show.
 HINTED = ("channels_per_head", "label_balance", "concat_balance", "res_balance", "attn_balance", "clip_act")
 
 
 class Outside(NamedTuple):
-    """What the tensors say of things around the network.
+    """What the tensors show of things around the network.
 
     Attributes:
         image_size: pixels a side.
@@ -98,7 +98,7 @@ def outside(shapes: Shapes) -> Outside:
     """What surrounds the network that tensors of these shapes belong to.
 
     Raises:
-        UserError: they are no EDM2 network's.
+        UserError: they are not an EDM2 network's.
     """
     side = _sides(shapes)[0]
     return Outside(side, _shape(shapes, "unet.out_conv.weight")[0], _shape(shapes, "logvar_linear.weight")[1])
@@ -109,11 +109,11 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         shapes: published name -> shape.
-        hints: what shapes do not tell: those of `HINTED`, as published if not given, resample_filter, and num_classes
+        hints: what shapes do not show: those of `HINTED`, as published if not given, resample_filter, and num_classes
             where there are no labels (1 if not given). 0, "" and None count as not given.
 
     Raises:
-        UserError: they are no EDM2 network's, or the heads cannot be told.
+        UserError: they are not an EDM2 network's, or the heads are not known.
     """
     sides, labels = _sides(shapes), shapes.get("unet.emb_label.weight")
     first, last = (f"{side}x{side}" for side in (sides[0], sides[-1]))
@@ -130,10 +130,9 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     attending = {width for width, attention in zip(widths, attends, strict=True) if attention}
     attending |= {shapes[middle][1]} if middle in shapes else set()
     if attending and not hints.get("channels_per_head") and not published(shapes):
-        raise UserError(
-            f"--channels_per_head: {', '.join(map(str, sorted(attending)))} channels attend, and the tensors are "
-            "no published network's and do not tell how many belong to a head; give --channels_per_head"
-        )
+        widths_seen = ", ".join(map(str, sorted(attending)))
+        what = f"is needed: {widths_seen} channels attend, and the shapes do not show how many belong to a head"
+        raise UserError("channels_per_head", message=what)
     given = {name: hints[name] for name in (*HINTED, "resample_filter") if hints.get(name)}
     return found | {"channels_per_head": 64} | given
 
@@ -162,11 +161,11 @@ def _sides(shapes: Shapes) -> list[int]:
     blocks = [re.match(r"unet\.dec\.(\d+)x\1_block0\.", name) for name in shapes]
     sides = sorted({int(block[1]) for block in blocks if block}, reverse=True)
     if not sides:
-        raise UserError("these are no tensors of an EDM2 network: there is no unet.dec.64x64_block0 or the like")
+        raise UserError("holds no tensors of an EDM2 network: there is no unet.dec.64x64_block0 or the like")
     return sides
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise UserError(f"these are no tensors of an EDM2 network: there is no {name}")
+        raise UserError(f"holds no tensors of an EDM2 network: there is no {name}")
     return tuple(shapes[name])

@@ -64,24 +64,22 @@ def rename(model: MMDiT) -> Rename:
 
 
 def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model, from shapes and, for what they do not tell, from hints.
+    """The fields of the model, from shapes and, for what they do not show, from hints.
 
     Args:
         shapes: published name -> shape.
         hints: may hold num_heads.
 
     Raises:
-        UserError: shapes and hints do not tell.
+        UserError: neither shapes nor hints decide a field.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
     depth = count(shapes, r"joint_blocks\.(\d+)\.")
     head = shapes.get(f"{FIRST}.attn.ln_q.weight", (0,))[0]
     num_heads = hints.get("num_heads") or (width // head if head else depth if width == 64 * depth else 0)
     if not num_heads:
-        raise UserError(
-            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published, which have "
-            "64 channels a head and as many heads as blocks; give --num_heads"
-        )
+        what = f"is needed: the shapes (width {width}, depth {depth}) are not published ones and do not show the heads"
+        raise UserError("num_heads", message=what)
     swiglu = f"{FIRST}.mlp.w1.weight" in shapes
     hidden = shapes.get(f"{FIRST}.mlp.{'w1' if swiglu else 'fc1'}.weight", (4 * width, 0))[0]
     dual = tuple(i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in shapes)
