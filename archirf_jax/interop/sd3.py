@@ -98,12 +98,12 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         # A gated hidden layer is two thirds as wide, rounded up to a multiple of 256.
         mlp_ratio=ratio(hidden * 3 // 2 if swiglu else hidden, width),
         mlp="swiglu" if swiglu else "gelu",
-        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else "",
+        qk_norm=("layer" if f"{FIRST}.attn.ln_q.bias" in shapes else "rms") if head else None,
         norm=hints.get("norm") or "layer",
         scale_only=vectors == width,
         use_bias=f"{FIRST}.attn.qkv.bias" in shapes,
         registers=shapes.get("register", (1, 0, 0))[1],
-        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5),
+        position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5) or None,
         out_channels=0 if out in (channels, 2 * channels) else out,
         learn_sigma=out == 2 * channels,
     )

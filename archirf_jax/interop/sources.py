@@ -69,7 +69,7 @@ def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
 def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
     _require(shapes, "Stable Diffusion 3", "x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight")
     fields = sd3.fields(shapes, hints)
-    largest = fields["position_size"] * fields["patch_size"] or 128
+    largest = (fields["position_size"] or 0) * fields["patch_size"] or 128
     size = hints.get("image_size") or min(128, largest)  # published: 1024 pixels, in latents of 128x128
     text = {"tokens": (1, fields["context_width"] or fields["hidden_size"])}
     pooled = {"pooled": (fields["pooled_width"],)} if fields["pooled_width"] else {}

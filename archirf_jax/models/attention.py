@@ -23,7 +23,7 @@ Implementation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, ja
 
 xavier = nn.initializers.xavier_uniform()
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
-QK_NORMS = ("", "rms", "layer")
+QK_NORMS = (None, "rms", "layer")
 ROTARY_BASE = 10_000.0
 SAMPLED = np.s_[::16]  # images of a batch whose logits are reported: enough to see them grow, and next to no work
 
@@ -188,13 +188,13 @@ class Projection(nn.Module):
     Attributes:
         num_heads: must divide the width of the tokens.
         qk_norm: one of QK_NORMS, of each head's queries and keys, with a learned scale a channel that all heads
-            share (Esser et al. 2024, Sec. 5.3.2); "" is none.
+            share (Esser et al. 2024, Sec. 5.3.2); None is none.
         use_bias: of the linear layer.
         dtype: compute dtype.
     """
 
     num_heads: int
-    qk_norm: str = ""
+    qk_norm: str | None = None
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
@@ -207,8 +207,8 @@ class Projection(nn.Module):
         return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
 
 
-def normed(x: jax.Array, kind: str, name: str) -> jax.Array:
-    """x (B, N, heads, width) after the norm `kind` ("", "rms" or "layer"); only inside a compact module."""
+def normed(x: jax.Array, kind: str | None, name: str) -> jax.Array:
+    """x (B, N, heads, width) after the norm `kind` (None, "rms" or "layer"); only inside a compact module."""
     if kind == "rms":
         return RMSNorm(name=name)(x)
     if kind == "layer":
@@ -221,7 +221,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
-    qk_norm: str = ""
+    qk_norm: str | None = None
     use_bias: bool = True
 
     @nn.compact
@@ -240,7 +240,7 @@ class CrossAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
-    qk_norm: str = ""
+    qk_norm: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, key_lengths: jax.Array | None = None) -> jax.Array:

@@ -68,9 +68,9 @@ class Context(nn.Module):
     kind: str
     num_classes: int | None
     width: int
-    class_tokens: int = 2
-    class_width: int = 0
-    class_embeddings: str = ""
+    class_tokens: int | None = 2
+    class_width: int | None = None
+    class_embeddings: str | None = None
     context_width: int = 0
     pooled_width: int = 0
     dtype: jnp.dtype = jnp.float32
@@ -106,11 +106,14 @@ class Context(nn.Module):
     def _labels(self, y: jax.Array) -> jax.Array:
         positive = "must be above 0 for a context of classes"
         layers.require(self, lambda value: value and value > 0, positive, "num_classes", "class_tokens")
-        assert self.num_classes is not None, "just required"
+        assert self.num_classes is not None and self.class_tokens is not None, "just required"
         if self.kind == "class_tokens":
             shape = (self.num_classes + 1, self.class_tokens, self.width)
             return self.param("class_tokens", layers.small_normal, shape)[y].astype(self.dtype)
-        layers.require(self, lambda width: width > 0, "must be above 0 for context class_table", "class_width")
+        layers.require(
+            self, lambda width: width and width > 0, "must be above 0 for context class_table", "class_width"
+        )
+        assert self.class_width is not None, "just required"
         shape = (self.num_classes, self.class_tokens, self.class_width)
         table = self.param("frozen_table", lambda key: from_file(self.class_embeddings, shape))
         null = self.param("null_tokens", layers.small_normal, shape[1:])
@@ -123,7 +126,7 @@ class Context(nn.Module):
         return Dense(self.width, dtype=self.dtype, kernel_init=layers.xavier, name="tokens")(tokens)
 
 
-def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
+def from_file(path: str | None, shape: tuple[int, ...]) -> jax.Array:
     """The table of a file of class embeddings, read when a program runs, so that none carries it as a constant.
 
     Raises:
@@ -140,19 +143,19 @@ def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
             )
         return found.astype(np.float32)
 
-    if os.path.exists(path):  # a run whose checkpoint has the table needs no file
+    if path is not None and os.path.exists(path):  # a run whose checkpoint has the table needs no file
         table()
     return jax.pure_callback(table, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def read_table(path: str) -> np.ndarray:
+def read_table(path: str | None) -> np.ndarray:
     """(classes, tokens, width) of a file of class embeddings.
 
     Raises:
         UserError: no such file, or one without such a table.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path or "", allow_pickle=False) as archive:
             table = archive[TABLE]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(

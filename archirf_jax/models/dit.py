@@ -50,7 +50,7 @@ class DiTBlock(nn.Module):
     conditioning: str = "adaln_zero"
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
-    qk_norm: str = ""
+    qk_norm: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -113,7 +113,7 @@ class DiT(nn.Module, layers.Presets):
         mlp: "gelu" or "swiglu".
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
         registers: learned tokens before the image's, whose outputs are dropped (Darcet et al. 2023).
-        qk_norm: norm of the queries and keys of each head, learned a channel: "" for none, "rms" or "layer".
+        qk_norm: norm of the queries and keys of each head, learned a channel: None, "rms" or "layer".
         positions: "sincos" (fixed), "learned" (a table) or "rotary" (2-D axial).
         position_size: side of the learned table in patches; smaller images take its middle.
         null_label: whether there is an embedding for the null label.
@@ -136,9 +136,9 @@ class DiT(nn.Module, layers.Presets):
     mlp: str = "gelu"
     learn_sigma: bool = False
     registers: int = 0
-    qk_norm: str = ""
+    qk_norm: str | None = None
     positions: str = "sincos"
-    position_size: int = 0
+    position_size: int | None = None
     null_label: bool = True
     two_times: bool = False
     context_width: int | None = None
@@ -220,7 +220,7 @@ class DiT(nn.Module, layers.Presets):
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
         if self.positions == "learned":
-            shape = (self.position_size**2, self.hidden_size)
+            shape = ((self.position_size or 0) ** 2, self.hidden_size)
             return layers.centre_crop(self.param("positions", layers.small_normal, shape), rows, columns)
         if self.positions == "sincos":
             return layers.sincos_positions_2d(rows, columns, self.hidden_size)
@@ -234,9 +234,12 @@ class DiT(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio")
-        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth", "registers", "position_size")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth", "registers")
         layers.require(
-            self, lambda value: value is None or value > 0, "must be above 0", "num_classes", "context_width"
+            self,
+            lambda value: value is None or value > 0,
+            "must be above 0",
+            *("num_classes", "context_width", "position_size"),
         )
         layers.check_choices(
             self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS

@@ -128,12 +128,12 @@ def layer_normalized(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def check_choices(model: nn.Module, **allowed: Collection[str]) -> None:
+def check_choices(model: nn.Module, **allowed: Collection[str | None]) -> None:
     """Raise a UserError if a field of a network is not among the names allowed for it."""
     for field, names in allowed.items():
         value = getattr(model, field)
         if value not in names:
-            message = f"is not one of {', '.join(map(repr, names))}{nearest(str(value), names)}"
+            message = f"is not one of {', '.join(map(repr, names))}{nearest(str(value), filter(None, names))}"
             raise UserError(f"model.{field}", value, message)
 
 

@@ -49,7 +49,7 @@ class Stream(nn.Module):
     num_heads: int
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
-    qk_norm: str = ""
+    qk_norm: str | None = None
     norm: str = "layer"
     scale_only: bool = False
     use_bias: bool = True
@@ -162,12 +162,12 @@ class MMDiT(nn.Module, layers.Presets):
         dual_layers: numbers of two-stream blocks that attend twice within the image.
         mlp_ratio: width of the perceptrons' hidden layers over hidden_size.
         mlp: "gelu" or "swiglu".
-        qk_norm: norm of the queries and keys of each head: "" for none, "rms" or "layer".
+        qk_norm: norm of the queries and keys of each head: None, "rms" or "layer".
         norm: of the streams: "layer" or "rms".
         scale_only: modulate without shifts.
         use_bias: of the projections to queries, keys and values.
         registers: learned tokens before the context's.
-        position_size: side of the table of positions in patches, whose middle an image takes; 0 = none is kept and
+        position_size: side of the table of positions in patches, whose middle an image takes; None = none is kept and
             positions count from the top left corner.
         out_channels: 0 = as many as the image has, or twice as many with learn_sigma.
         learn_sigma: the second half of the output is the variance's.
@@ -178,9 +178,9 @@ class MMDiT(nn.Module, layers.Presets):
 
     num_classes: int | None = None
     context: str = "class_tokens"
-    class_tokens: int = 2
-    class_width: int = 0
-    class_embeddings: str = ""
+    class_tokens: int | None = 2
+    class_width: int | None = None
+    class_embeddings: str | None = None
     context_width: int = 0
     pooled_width: int = 0
     patch_size: int = 2
@@ -191,12 +191,12 @@ class MMDiT(nn.Module, layers.Presets):
     dual_layers: tuple[int, ...] = ()
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
-    qk_norm: str = ""
+    qk_norm: str | None = None
     norm: str = "layer"
     scale_only: bool = False
     use_bias: bool = True
     registers: int = 0
-    position_size: int = 0
+    position_size: int | None = None
     out_channels: int = 0
     learn_sigma: bool = False
     remat: bool = False
@@ -286,7 +286,7 @@ class MMDiT(nn.Module, layers.Presets):
         )
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
-        if not self.position_size:
+        if self.position_size is None:
             return layers.sincos_positions_2d(rows, columns, self.hidden_size)
         side, width = self.position_size, self.hidden_size
         table = self.param("frozen_positions", lambda key: layers.sincos_positions_2d(side, side, width))
@@ -294,8 +294,9 @@ class MMDiT(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio", "depth")
-        counts = ("depth_single", "registers", "position_size", "out_channels")
+        counts = ("depth_single", "registers", "out_channels")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
+        layers.require(self, lambda value: value is None or value > 0, "must be above 0", "position_size")
         layers.check_choices(self, context=CONTEXTS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS, norm=NORMS)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)

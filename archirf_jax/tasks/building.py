@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from archirf_jax import conditioners, first_stages, models, objectives, processe
 from archirf_jax.conditioners.merged import Merged
 from archirf_jax.contracts import Conditioner, FirstStage, Objective, Task
 from archirf_jax.errors import UserError
+from archirf_jax.files import expand
 from archirf_jax.models.conditions import read_table
 from archirf_jax.processes.base import Process
 
@@ -123,7 +123,7 @@ def resolve(config: Any, num_classes: int) -> None:
     if model.get("context") != "class_table":
         return
     with config.unlocked():
-        model.class_embeddings = os.path.expanduser(model.class_embeddings)
+        model.class_embeddings = str(expand(model.class_embeddings or "", "model.class_embeddings"))
         table = read_table(model.class_embeddings)
         for field, size in zip(("class_tokens", "class_width"), table.shape[1:], strict=True):
             model[field] = model.get(field) or size

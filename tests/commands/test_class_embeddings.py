@@ -258,7 +258,7 @@ def context(path: pathlib.Path | str, **fields: Any) -> Any:
     """A configuration whose context is a table."""
     config = mmdit_rf.get_config()
     config.data.num_classes = 10
-    config.model.update(dict(context="class_table", class_embeddings=str(path), class_tokens=0) | fields)
+    config.model.update(dict(context="class_table", class_embeddings=str(path), class_tokens=None) | fields)
     return config
 
 
@@ -302,7 +302,7 @@ def train(workdir: pathlib.Path, data_dir: pathlib.Path, table: pathlib.Path) ->
     few = ("--config.steps=2", "--config.batch_size=16", "--config.model.depth=1", "--config.model.depth_single=0")
     few += ("--config.sample.classes=2", "--config.sample.per_class=1", "--config.schedule.name=constant")
     choice = ("--config.model.context=class_table", f"--config.model.class_embeddings={table}")
-    command = running.arguments(workdir, data_dir, [*few, *choice, "--config.model.class_tokens=0"])
+    command = running.arguments(workdir, data_dir, [*few, *choice, "--config.model.class_tokens=None"])
     command = [argument.replace("configs/dit_rf.py", "configs/mmdit_rf.py") for argument in command]
     return running.run(command, env=running.environment(XLA_FLAGS="--xla_backend_optimization_level=0"))
 

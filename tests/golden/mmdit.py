@@ -34,7 +34,7 @@ DEFAULTS = dict(
     x_block_self_attn_layers=(),
     qkv_bias=True,
 )
-QK_NORMS = {None: "", "rms": "rms", "ln": "layer"}
+QK_NORMS = {None: None, "rms": "rms", "ln": "layer"}
 
 
 def run(case: Case) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
         scale_only=given["scale_mod_only"],
         use_bias=given["qkv_bias"],
         registers=given["register_length"],
-        position_size=given["pos_embed_max_size"] or 0,
+        position_size=given["pos_embed_max_size"] or None,
         out_channels=given["out_channels"] or 0,
         learn_sigma=given["learn_sigma"],
     )

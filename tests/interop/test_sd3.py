@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "many": dict(depth=11, hidden_size=8, num_heads=1, mlp_ratio=2.6),
     "wide": dict(mlp_ratio=120 / 44 + 1e-9, hidden_size=44, num_heads=1, patch_size=1),
     "bare": dict(context_width=0, pooled_width=0, depth=1),
-    "sigma": dict(learn_sigma=True, position_size=0),
+    "sigma": dict(learn_sigma=True, position_size=None),
     "channels": dict(out_channels=5, patch_size=3),
     "everything": dict(
         mlp="swiglu", scale_only=True, norm="rms", use_bias=False, qk_norm="layer", registers=1, learn_sigma=True

@@ -205,7 +205,7 @@ def test_normed_queries_and_keys_bound_the_logits(kind: str) -> None:
     (q, k, _), _ = module.init_with_output(jax.random.key(0), x)
     logits = np.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(16)
     assert 1 < np.abs(logits).max() < math.sqrt(16) * 1.001
-    (q, k, _), _ = module.clone(qk_norm="").init_with_output(jax.random.key(0), x)
+    (q, k, _), _ = module.clone(qk_norm=None).init_with_output(jax.random.key(0), x)
     assert np.abs(np.einsum("bnhd,bmhd->bhnm", q, k)).max() > 1e4
 
 

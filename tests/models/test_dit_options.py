@@ -199,7 +199,7 @@ def test_normed_queries_and_keys_do_not_know_how_large_they_were(kind: str, desi
     params = stirred(model)
     grown = jax.tree_util.tree_map_with_path(larger, params)
     np.testing.assert_allclose(run(model, grown), run(model, params), atol=2e-3)
-    plain = model.clone(qk_norm="")
+    plain = model.clone(qk_norm=None)
     params = stirred(plain)
     grown = jax.tree_util.tree_map_with_path(larger, params)
     assert np.abs(run(plain, grown) - run(plain, params)).max() > 0.1

@@ -362,7 +362,7 @@ def test_the_presets_have_the_published_numbers_of_parameters(name: str, dual: i
     y = {"tokens": np.zeros((1, 1, 4096), np.float32), "pooled": np.zeros((1, 2048), np.float32)}
     params = shapes(model, np.zeros((1, 8, 8, 16), np.float32), y)
     assert params["frozen_positions"].shape == (model.position_size**2, model.hidden_size)
-    assert trainable(params) == parameters(model.hidden_size, model.depth, dual, norms=model.qk_norm != "")
+    assert trainable(params) == parameters(model.hidden_size, model.depth, dual, norms=model.qk_norm is not None)
     assert trainable(params) == published
 
 

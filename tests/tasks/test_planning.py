@@ -113,7 +113,7 @@ def test_time_is_arithmetic_over_what_devices_do() -> None:
 
 
 def test_arithmetic_and_parameters_are_those_of_the_network(needs: list[Way]) -> None:
-    fields = dict(hidden_size=384, depth=12, num_heads=6, registers=0, qk_norm="", scan=True)
+    fields = dict(hidden_size=384, depth=12, num_heads=6, registers=0, qk_norm=None, scan=True)
     latents = {"data__image_size": 32, "data__channels": 4, "data__num_classes": 1000}
     found = planning.make(configuration(**latents, **{f"model__{k}": v for k, v in fields.items()}), H200, 1)
     assert found.forward / 2e9 == pytest.approx(6.06, rel=0.005)  # Peebles & Xie 2022, table 4

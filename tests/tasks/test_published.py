@@ -242,7 +242,7 @@ def small() -> Any:
     from configs import dit_rf
 
     config = dit_rf.get_config()
-    config.model.update(dict(hidden_size=16, depth=1, num_heads=2, registers=0, qk_norm=""))
+    config.model.update(dict(hidden_size=16, depth=1, num_heads=2, registers=0, qk_norm=None))
     return config
 
 
