@@ -139,8 +139,8 @@ def _tuples(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def _unet_table(name: str) -> dict[str, tuple[int, ...]]:
     model = ADMUNet(num_classes=CLASSES, **adm_unet.PRESETS[name])
     images, numbers = jnp.zeros((1, 64, 64, IMAGE_CHANNELS)), jnp.zeros(1)
-    y = {"label": jnp.zeros(1, jnp.int32), "low_res": images} if model.super_resolution else jnp.zeros(1, jnp.int32)
-    like = jax.eval_shape(model.init, jax.random.key(0), images, numbers, y)["params"]
+    condition = {"label": jnp.zeros(1, jnp.int32), "low_res": images}
+    like = jax.eval_shape(model.init, jax.random.key(0), images, numbers, condition)["params"]
     return published_shapes(like, rename_unet(model))
 
 
@@ -148,7 +148,7 @@ def _unet_table(name: str) -> dict[str, tuple[int, ...]]:
 def _classifier_table(name: str) -> dict[str, tuple[int, ...]]:
     model = ADMClassifier(num_classes=CLASSES, **adm_classifier.PRESETS[name])
     images = jnp.zeros((1, model.image_size, model.image_size, IMAGE_CHANNELS))
-    like = jax.eval_shape(model.init, jax.random.key(0), images, jnp.zeros(1))["params"]
+    like = jax.eval_shape(model.init, jax.random.key(0), images, jnp.zeros(1), {})["params"]
     return published_shapes(like, rename_classifier(model))
 
 

@@ -15,6 +15,7 @@ from archirf_jax.models.layers import sincos_positions_2d
 POSITIONS = "pos_embed"  # fixed, hence no parameter of ours: (1, N, D)
 # Peebles & Xie 2022, Table 1: heads by (width, depth); and what all published weights are for.
 HEADS = {(fields["hidden_size"], fields["depth"]): fields["num_heads"] for fields in PRESETS.values()}
+LABELS = "y_embedder.embedding_table.weight"
 CLASSES = 1000  # of all published weights
 # Fields that the tensors' names do not show.
 PUBLISHED = dict(conditioning="adaln_zero", positions="sincos")
@@ -67,7 +68,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         UserError: neither shapes nor hints decide a field.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
-    rows = shapes.get("y_embedder.embedding_table.weight", (1, 0))[0]
+    rows = shapes.get(LABELS, (1, 0))[0]
     depth = count(shapes, r"blocks\.(\d+)\.")
     num_heads = hints.get("num_heads") or HEADS.get((width, depth))
     if not num_heads:

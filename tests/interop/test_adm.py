@@ -1,4 +1,4 @@
-"""Laws of published ADM weights: shapes tell the network, tensors come back bit for bit, the unknown is asked for."""
+"""Laws of published ADM weights: shapes show the network, tensors come back bit for bit, the unknown is asked for."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def shapes_of(model: ADMUNet | ADMClassifier, channels: int = 3) -> Any:
     images, numbers = np.zeros((1, size, size, channels), np.float32), np.zeros(1, np.float32)
     label = np.zeros(1, np.int32)
     if isinstance(model, ADMClassifier):
-        return jax.eval_shape(model.init, jax.random.key(0), images, numbers)["params"]
-    y = {"label": label, "low_res": images} if model.super_resolution else label
+        return jax.eval_shape(model.init, jax.random.key(0), images, numbers, {})["params"]
+    y = {"label": label} | ({"low_res": images} if model.super_resolution else {})
     return jax.eval_shape(model.init, jax.random.key(0), images, numbers, y)["params"]
 
 
@@ -77,7 +77,7 @@ def assert_round_trip(model: ADMUNet | ADMClassifier, channels: int) -> None:
 
 @pytest.mark.parametrize("fields", UNETS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_shapes_and_heads_tell_a_unet(fields: dict[str, Any], channels: int) -> None:
+def test_shapes_and_heads_show_a_unet(fields: dict[str, Any], channels: int) -> None:
     model = ADMUNet(**UNET | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     found = adm.unet_fields(published(model, channels), hints, model.super_resolution)
@@ -86,11 +86,11 @@ def test_shapes_and_heads_tell_a_unet(fields: dict[str, Any], channels: int) -> 
 
 
 @pytest.mark.parametrize("fields", CLASSIFIERS)
-def test_shapes_and_heads_tell_a_classifier(fields: dict[str, Any]) -> None:
+def test_shapes_and_heads_show_a_classifier(fields: dict[str, Any]) -> None:
     model = ADMClassifier(**CLASSIFIER | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     if model.pool == "attention":
-        del hints["image_size"]  # its positions tell
+        del hints["image_size"]  # its positions show it
     assert ADMClassifier(**adm.classifier_fields(published(model), hints)) == model
 
 
@@ -105,7 +105,7 @@ def test_parameters_of_a_classifier_come_back_bit_for_bit(fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", list(adm.PUBLISHED))
-def test_shapes_alone_tell_a_published_unet(name: str) -> None:
+def test_shapes_alone_show_a_published_unet(name: str) -> None:
     model = ADMUNet(num_classes=1000 if name not in ("imagenet256-unconditional", "lsun256") else 1, **PRESETS[name])
     shapes = published(model)
     # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
@@ -119,7 +119,7 @@ def test_shapes_alone_tell_a_published_unet(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(adm.PUBLISHED_CLASSIFIERS))
-def test_shapes_alone_tell_a_published_classifier(name: str) -> None:
+def test_shapes_alone_show_a_published_classifier(name: str) -> None:
     model = ADMClassifier(num_classes=1000, **adm_classifier.PRESETS[name])
     assert adm.published_classifier(published(model)) == name
     assert ADMClassifier(**adm.classifier_fields(published(model), {})) == model
@@ -150,37 +150,40 @@ def test_names_are_the_published_ones() -> None:
     assert published(ADMClassifier(**CLASSIFIER, pool="adaptive"))["out.3.weight"] == (3, 64, 1, 1)
 
 
-def test_heads_that_nothing_tells_are_asked_for() -> None:
+def test_heads_that_nothing_shows_are_asked_for() -> None:
     shapes = published(ADMUNet(**UNET))
     for hints in ({}, dict(num_heads=0, num_head_channels=None), dict(attention_order="new")):
-        with pytest.raises(UserError, match="^--num_heads: .*width 64 .* --num_head_channels$"):
+        with pytest.raises(UserError) as caught:
             adm.unet_fields(shapes, hints)
-    with pytest.raises(UserError, match="^--num_heads: "):
+        assert caught.value.field == "num_heads"
+    with pytest.raises(UserError) as caught:
         adm.classifier_fields(published(ADMClassifier(**CLASSIFIER)), {})
+    assert caught.value.field == "num_heads"
 
 
-def test_levels_that_widths_do_not_tell_apart_are_asked_for() -> None:
+def test_levels_that_widths_do_not_separate_are_asked_for() -> None:
     """Five equal blocks: two and two with one between, one, one and one with two between, or one level of five."""
     model = ADMClassifier(**CLASSIFIER | dict(num_res_blocks=2, channel_mult=(1, 1), attention_downsamples=()))
     shapes, hints = published(model), dict(num_heads=2)
-    with pytest.raises(UserError, match="^--num_res_blocks: .* 1, 2 or 5 "):
+    with pytest.raises(UserError, match="1, 2 or 5 ") as caught:
         adm.classifier_fields(shapes, hints)
+    assert caught.value.field == "num_res_blocks"
     assert adm.classifier_fields(shapes, hints | dict(num_res_blocks=2))["channel_mult"] == (1, 1)
 
 
-def test_tensors_of_another_network_are_named() -> None:
+def test_tensors_of_another_network_are_refused() -> None:
     hints = dict(num_heads=2)
     unet, classifier = published(ADMUNet(**UNET)), published(ADMClassifier(**CLASSIFIER))
     upsampler = published(ADMUNet(num_classes=1000, **PRESETS["upsample64-256"]))
-    for call, named in (
-        (lambda: adm.unet_fields(classifier, hints), "U-Net.* output_blocks"),
-        (lambda: adm.classifier_fields(unet, hints), "classifier.* output_blocks"),
-        (lambda: adm.unet_fields({}, hints), "U-Net"),
-        (lambda: adm.classifier_fields({}, hints), "input_blocks"),
-        (lambda: adm.unet_fields(upsampler, hints), "upsample64-256, which is an upsampler"),
-        (lambda: adm.unet_fields(unet, hints, super_resolution=True), "takes 3 channels"),
+    for call in (
+        lambda: adm.unet_fields(classifier, hints),
+        lambda: adm.classifier_fields(unet, hints),
+        lambda: adm.unet_fields({}, hints),
+        lambda: adm.classifier_fields({}, hints),
+        lambda: adm.unet_fields(upsampler, hints),
+        lambda: adm.unet_fields(unet, hints, super_resolution=True),
     ):
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(UserError):
             call()
 
 

@@ -51,7 +51,7 @@ def test_layouts_turn_back_bit_for_bit(layout: Layout, shape: tuple[int, ...], a
     np.testing.assert_array_equal(layout.to_ours(back), ours)
 
 
-def test_layouts_say_what_they_mean() -> None:
+def test_layouts_compute_what_the_published_layers_compute() -> None:
     """A published layer applied the published way is ours applied our way."""
     w, x = numbered((4, 3)), numbered((2, 3))
     np.testing.assert_array_equal(np.einsum("oi,bi->bo", w, x), x @ weights.LINEAR.to_ours(w))
@@ -88,21 +88,20 @@ def test_missing_needless_and_misshapen_tensors_are_all_named_in_one_line() -> N
     state = dict(to_state(PARAMS, rename))
     del state["a.0.bias"]
     state |= {"a.1.kernel": np.zeros((3, 4)), "b.weight": np.zeros(1), "c.weight": np.zeros(1)}
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as caught:
         to_params(state, PARAMS, rename)
-    message = str(error.value)
+    message = str(caught.value)
+    assert caught.value.field == "checkpoint"
     assert "1 missing: a.0.bias" in message and "2 without place in this network: b.weight, c.weight" in message
     assert "1 of another shape: a.1.kernel (3, 4) instead of (4, 3)" in message and "\n" not in message
     assert "a.0.kernel" not in message
 
 
-def test_long_lists_are_cut_and_say_so() -> None:
+def test_long_lists_are_cut() -> None:
     extra = {f"extra.{i}": np.zeros(1) for i in range(20)}
-    with pytest.raises(
-        UserError, match=r"20 without place in this network: extra\.0, .*extra\.11 and 8 more$"
-    ) as error:
+    with pytest.raises(UserError, match=r"extra\.11 and 8 more$") as caught:
         to_params(to_state(PARAMS, rename) | extra, PARAMS, rename)
-    assert "extra.12" not in str(error.value)
+    assert "extra.12" not in str(caught.value)
 
 
 def test_a_scalar_and_a_vector_of_one_are_two_shapes() -> None:
@@ -111,10 +110,11 @@ def test_a_scalar_and_a_vector_of_one_are_two_shapes() -> None:
     weights.check({"gain": ()}, {"gain": ()})
 
 
-def test_parameters_that_nobody_published_are_named() -> None:
+def test_parameters_that_were_not_published_are_named() -> None:
     for turn in (to_state, weights.published_shapes):
-        with pytest.raises(UserError, match=r"^third/bias: .* no such parameter"):
+        with pytest.raises(UserError, match="third/bias") as caught:
             turn({"third": {"bias": np.zeros(3)}}, rename)
+        assert caught.value.field == "model"
 
 
 def test_blocks_are_counted_by_the_numbers_in_their_names() -> None:
