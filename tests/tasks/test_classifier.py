@@ -11,8 +11,8 @@ import pytest
 
 from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.samplers.denoisers import classifier_gradient
 from archirf_jax.models import binding
+from archirf_jax.samplers.denoisers import classifier_gradient
 from archirf_jax.tasks.classifier import CLASSIFIER, FRAMES, Classifier
 from archirf_jax.training.state import purpose_key
 from configs import adm_classifier, dit_edm, dit_rf
