@@ -177,7 +177,7 @@ def _blocks(shapes: Shapes, hints: Mapping[str, Any]) -> _Blocks:
 
 
 def _blocks_by_widths(shapes: Shapes, total: int, given: int | None) -> int:
-    """Residual blocks a level, where those that halve the map look like the others: they never widen nor attend."""
+    """Residual blocks a level, where those that halve the map have the shapes of the others: they never widen nor attend."""
 
     def fits(blocks: int) -> bool:
         levels = [range(first, first + blocks) for first in range(1, total, blocks + 1)]
