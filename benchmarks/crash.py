@@ -18,21 +18,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from archirf_jax.data.preparation import prepare
-from archirf_jax.training.writers import read_metrics, told
-from benchmarks.machine import describe
+from archirf_jax.launch.runs import open_run
+from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.writers import read_metrics, rows_without_times
+from benchmarks.machine import say, write
 
-ITEMS = ("params", "ema", "opt", "guard")
 MOMENTS = ("start", "training", "save")
 SAVING = re.compile(r"\d+\.orbax-checkpoint-tmp")
 
 
-def command(workdir: pathlib.Path, data: pathlib.Path, steps: int, extra: tuple[str, ...] = ()) -> list[str]:
+def command(workdir: pathlib.Path, data: pathlib.Path, steps: int) -> list[str]:
     """A small training with many checkpoints."""
     start = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={workdir}"]
     fields = dict(batch_size=32, steps_per_dispatch=5, steps=steps)
@@ -40,28 +41,32 @@ def command(workdir: pathlib.Path, data: pathlib.Path, steps: int, extra: tuple[
     groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=7)}
     groups |= {"sample": dict(every_steps=100, steps=2, per_class=1), "data": dict(dir=data)}
     dotted = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
-    return [*start, *(f"--config.{name}={value}" for name, value in (fields | dotted).items()), *extra]
+    return [*start, *(f"--config.{name}={value}" for name, value in (fields | dotted).items())]
 
 
 def kill_at(moment: str, workdir: pathlib.Path, process: subprocess.Popen[bytes], chance: random.Random) -> bool:
     """Wait for such a moment and kill; False if the run ended before it came."""
     checkpoints = workdir / "checkpoints"
 
-    def saving() -> bool:
-        return any(SAVING.fullmatch(path.name) for path in checkpoints.glob("*"))
-
     def newest() -> int:
         return max((int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()), default=0)
 
     if moment == "start":
         end = time.monotonic() + chance.uniform(0.2, 6)
-        waiting = lambda: time.monotonic() < end  # noqa: E731
+
+        def waiting() -> bool:
+            return time.monotonic() < end
     elif moment == "training":
         # Not before there is a new checkpoint, so that the next start goes on from one.
         saved, first, rows = newest(), len(read_metrics(workdir)), chance.randint(1, 5)
-        waiting = lambda: len(read_metrics(workdir)) < first + rows or newest() == saved  # noqa: E731
+
+        def waiting() -> bool:
+            return len(read_metrics(workdir)) < first + rows or newest() == saved
     else:
-        waiting = lambda: not saving()  # noqa: E731
+
+        def waiting() -> bool:
+            return not any(SAVING.fullmatch(path.name) for path in checkpoints.glob("*"))
+
     while waiting():
         if process.poll() is not None:
             return False
@@ -73,46 +78,65 @@ def kill_at(moment: str, workdir: pathlib.Path, process: subprocess.Popen[bytes]
     return True
 
 
-def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint by its path."""
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        args = {name: ocp.args.StandardRestore() for name in ITEMS}
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
-    leaves = jax.tree_util.tree_leaves_with_path(dict(restored.items()))
+def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint by its path."""
+    like = jax.eval_shape(lambda: open_run(workdir).task.init(jax.random.key(0), {}))
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(like))
+    checkpoints.close()
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def differences(first: pathlib.Path, second: pathlib.Path, step: int) -> list[str]:
+def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
     """Names of what is not the same in two runs."""
-    ours, theirs = arrays(first, step), arrays(second, step)
+    ours, theirs = arrays(first), arrays(second)
     names = [name for name in ours.keys() | theirs.keys() if name not in ours or name not in theirs]
     names += [name for name in ours.keys() & theirs.keys() if ours[name].tobytes() != theirs[name].tobytes()]
-    return names + (["metrics.jsonl"] if told(first) != told(second) else [])
+    return names + (["metrics.jsonl"] if rows_without_times(first) != rows_without_times(second) else [])
 
 
-def run(kills: int, steps: int, seed: int, folder: pathlib.Path, extra: tuple[str, ...] = ()) -> dict[str, object]:
-    """Kill a training as often as `kills`; what happened and what differs."""
+def run(
+    kills: int,
+    steps: int,
+    seed: int,
+    folder: pathlib.Path,
+    moments: tuple[str, ...] = MOMENTS,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, object]:
+    """Kill a training as often as `kills`, at such moments in turn; what happened and what differs.
+
+    Args:
+        kills: how many.
+        steps: of the training.
+        seed: of the moments.
+        folder: for data and runs.
+        moments: some of MOMENTS.
+        environment: of the trainings; None = as now, on the CPU.
+
+    Raises:
+        RuntimeError: the training ended before it was killed as often.
+    """
     data, whole, killed = folder / "data", folder / "whole", folder / "killed"
     prepare("digits", str(data))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run(command(whole, data, steps, extra), check=True, env=environment, capture_output=True)
+    environment = environment or os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run(command(whole, data, steps), check=True, env=environment, capture_output=True)
     chance, done = random.Random(seed), Counter[str]()
     while sum(done.values()) < kills:
-        moment = MOMENTS[sum(done.values()) % len(MOMENTS)]
+        moment = moments[sum(done.values()) % len(moments)]
         process = subprocess.Popen(
-            command(killed, data, steps, extra), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(killed, data, steps), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if not kill_at(moment, killed, process, chance):
             raise RuntimeError(f"the training ended after {sum(done.values())} kills; give more --steps")
         done[moment] += 1
-        print(f"killed {sum(done.values())} of {kills} ({moment})", flush=True)
-    subprocess.run(command(killed, data, steps, extra), check=True, env=environment, capture_output=True)
-    differing = differences(whole, killed, steps)
-    return {"kills": dict(done), "steps": steps, "differing": differing, "arrays": len(arrays(whole, steps))}
+        say(f"killed {sum(done.values())} of {kills} ({moment})")
+    subprocess.run(command(killed, data, steps), check=True, env=environment, capture_output=True)
+    differing = differences(whole, killed)
+    return {"kills": dict(done), "steps": steps, "differing": differing, "arrays": len(arrays(whole))}
 
 
 def main() -> int:
-    """Run, print, and with --out write JSON; 1 if anything differs."""
+    """Run, say, and with --out write JSON; 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
@@ -120,10 +144,9 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = describe() | run(args.kills, args.steps, args.seed, pathlib.Path(folder))
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        figures = run(args.kills, args.steps, args.seed, pathlib.Path(folder))
+    say(json.dumps(figures, indent=2))
+    write(figures, args.out)
     return int(bool(figures["differing"]))
 
 

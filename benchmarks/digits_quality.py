@@ -1,7 +1,7 @@
 """python -m benchmarks.digits_quality samples.npz [--out=quality.json]: are sampled digits right, varied and new?
 
-The judge is trained apart from the model: a support vector classifier on scikit-learn's 1,797 real digits. Beside each
-figure stands the real data's own value:
+The classifier is trained apart from the model: a support vector machine on scikit-learn's 1,797 real digits. Each
+figure comes with the real data's own value:
 
     accuracy    share of samples that the classifier gives their label     (real: 5-fold cross-validation)
     variety     per-class pixel standard deviation, mean, over the real    (real: 1)
@@ -13,7 +13,6 @@ Exit code 1 if a figure is below its bound. `images` is uint8 (N, 8, 8, 1), `lab
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -22,6 +21,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
+
+from benchmarks.machine import say, write
 
 BOUNDS = {"accuracy": 0.97, "variety": 0.85, "novelty": 0.90}
 
@@ -50,18 +51,17 @@ def measure(images: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, float
 
 
 def main() -> int:
-    """Print the table; 0 if every bound is met, else 1."""
+    """Show the table; 0 if every bound is met, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("npz", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, help="also write the figures as JSON")
     args = parser.parse_args()
     with np.load(args.npz) as archive:
         figures = measure(archive["images"], archive["labels"])
-    print(f"{'':10}{'samples':>9}{'real':>9}{'bound':>9}")
+    say(f"{'':10}{'samples':>9}{'real':>9}{'bound':>9}")
     for name, bound in BOUNDS.items():
-        print(f"{name:10}{figures['samples'][name]:9.3f}{figures['real'][name]:9.3f}{bound:9.2f}")
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        say(f"{name:10}{figures['samples'][name]:9.3f}{figures['real'][name]:9.3f}{bound:9.2f}")
+    write(figures, args.out)
     return int(any(figures["samples"][name] < bound for name, bound in BOUNDS.items()))
 
 

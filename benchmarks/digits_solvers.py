@@ -1,28 +1,25 @@
 """python -m benchmarks.digits_solvers --flow=runs/dit_rf --ddpm=runs/dit_ddpm [--out=FILE] [--plot=FILE]
 
 Frechet distance of unguided samples of trained digits models to the real digits, in the features of a classifier, for
-each solver and number of network evaluations. Beside it stands the distance of as many real digits, drawn anew with
-replacement, to all of them: what a perfect sampler of the training set would have.
+each solver and number of network evaluations, and the distance of as many real digits, drawn anew with replacement, to
+all of them: what a perfect sampler of the training set would have.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import pathlib
-import sys
 from typing import Any
 
 import matplotlib
 
-from archirf_jax.samplers.choice import Choice
-from benchmarks.digits_judge import features, frechet, of_real, real_images
-from benchmarks.machine import describe
-from benchmarks.runs import draw, evaluations, open_run, steps_within
+from archirf_jax.launch.runs import open_run
+from benchmarks.digits_classifier import features, frechet, of_real, real_images
+from benchmarks.machine import say, write
+from benchmarks.runs import draw, evaluations, steps_within
 
 BUDGETS = (5, 10, 20, 40, 80)
-HIGHEST = 2.0  # distance that is still plotted; worse samples are no digits
+HIGHEST = 2.0  # distance that is still plotted; worse samples are not digits
 # Per kind of model: solver and grid.
 WAYS = {
     "flow": (
@@ -38,18 +35,16 @@ WAYS = {
 
 def rows(kind: str, workdir: pathlib.Path, per_class: int, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
     """One row a way and budget."""
-    task, params = open_run(workdir)
-    real = features(real_images())
-    plain = dataclasses.replace(Choice(), guidance_scale=1.0)
+    run, real = open_run(workdir), features(real_images())
     found: list[dict[str, Any]] = []
     for solver, grid in WAYS[kind]:
         for budget in budgets:
             steps = steps_within(solver, budget)
-            images, _ = draw(task, params, dataclasses.replace(plain, solver=solver, grid=grid, steps=steps), per_class)
+            images, _ = draw(run, per_class, solver=solver, grid=grid, steps=steps)
             row: dict[str, Any] = {"model": kind, "solver": solver, "grid": grid}
             row["evaluations"] = evaluations(solver, steps)
             found.append(row | {"frechet": frechet(features(images), real)})
-            print("{model:5} {solver:15} {grid:9} {evaluations:4} {frechet:8.3f}".format(**found[-1]), flush=True)
+            say("{model:5} {solver:15} {grid:9} {evaluations:4} {frechet:8.3f}".format(**found[-1]))
     return found
 
 
@@ -83,8 +78,8 @@ def plot(table: list[dict[str, Any]], floor: float, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> int:
-    """Measure, print, and with --out and --plot write."""
+def main() -> None:
+    """Measure, say, and with --out and --plot write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--flow", type=pathlib.Path)
     parser.add_argument("--ddpm", type=pathlib.Path)
@@ -93,20 +88,17 @@ def main() -> int:
     parser.add_argument("--plot", type=pathlib.Path)
     args = parser.parse_args()
     floor = of_real(10 * args.per_class)
-    print(f"real digits drawn anew {floor:.3f}")
+    say(f"real digits drawn anew {floor:.3f}")
     table = [
         row
         for kind in ("flow", "ddpm")
         if getattr(args, kind)
         for row in rows(kind, getattr(args, kind), args.per_class, BUDGETS)
     ]
-    if args.out:
-        figures = describe() | {"images": 10 * args.per_class, "real": floor, "rows": table}
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write({"images": 10 * args.per_class, "real": floor, "rows": table}, args.out)
     if args.plot:
         plot(table, floor, args.plot)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

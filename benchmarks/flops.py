@@ -1,4 +1,4 @@
-"""Multiply-adds of a network, from what XLA says of its program; nothing is computed or allocated."""
+"""Parameters and multiply-adds of a network; nothing is computed or allocated."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-def shapes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Any, ...]:
-    """(parameters, x, t, y) of a batch of one image as shapes."""
-    example = getattr(model, "example_condition", lambda shape: jnp.int32(0))(image_shape)
-    y = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
-    x, t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"], x, t, y
+from archirf_jax.contracts import Condition
+from archirf_jax.models import binding
+from archirf_jax.training import flops
 
 
-def gflops(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
-    """Billions of multiply-adds of a forward pass of one image (H, W, C).
-
-    One each, as Peebles & Xie 2022 count. Blocks must not be scanned: a loop's body is counted once.
-    """
-    params, *inputs = shapes_of(model, image_shape)
-    program = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs)).lower(params, *inputs)
-    cost = program.cost_analysis()
-    assert cost is not None, "XLA counts on every platform that this project runs on"
-    return float(cost["flops"]) / 2e9
+def shapes_of(model: nn.Module, image_shape: tuple[int, ...], condition: Condition, batch: int = 1) -> tuple[Any, ...]:
+    """(parameters, x, t, condition) of a batch as shapes; `condition` has a leading axis of any length."""
+    of_batch = {name: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype) for name, leaf in condition.items()}
+    inputs = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.float32)
+    params = jax.eval_shape(lambda *each: binding.init(model, jax.random.key(0), *each), *inputs, of_batch)
+    return params, *inputs, of_batch
 
 
-def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def gflops(model: nn.Module, image_shape: tuple[int, ...], condition: Condition) -> float:
+    """Billions of multiply-adds of a forward pass of one image (H, W, C), one each, as Peebles & Xie 2022 count."""
+    params, *inputs = shapes_of(model, image_shape, condition)
+    return flops.count(lambda params, *inputs: binding.bind(model, params)(*inputs)[0], params, *inputs) / 2e9
+
+
+def parameters(params: Any) -> int:
     """Trainable parameters."""
-    leaves = jax.tree_util.tree_leaves_with_path(shapes_of(model, image_shape)[0])
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum(int(leaf.size) for path, leaf in leaves if not path[-1].key.startswith("frozen_"))

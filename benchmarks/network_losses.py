@@ -1,24 +1,23 @@
 """python -m benchmarks.network_losses --data=data --runs=runs/networks: train every network briefly.
 
-Each for a few hundred steps of enlarged digits through the command, then the losses of all in one plot. What they say
+Each for a few hundred steps of enlarged digits, then the losses of all in one plot. What they say
 depends on the process: compare each with its own start.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
-import subprocess
-import sys
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from archirf_jax.launch.overrides import load_file
 from archirf_jax.training.writers import read_metrics
-from benchmarks.machine import describe
+from benchmarks.machine import say, write
+from benchmarks.runs import trained
 
 CONFIGS = (
     *(f"dit_designs_rf.py:{design}" for design in ("in_context", "cross_attention", "adaln", "adaln_zero")),
@@ -36,9 +35,7 @@ def name_of(config: str) -> str:
 
 def train(config: str, data: str, workdir: pathlib.Path, steps: int, image_size: int) -> list[dict[str, float]]:
     """The metrics of a short run; one that is there already is not trained again."""
-    if (workdir / "metrics.jsonl").exists() and (rows := read_metrics(workdir)) and rows[-1]["step"] == steps:
-        return rows
-    flags = {
+    changes = {
         "data.dir": data,
         "data.image_size": image_size,
         "batch_size": BATCH_SIZE,
@@ -49,14 +46,13 @@ def train(config: str, data: str, workdir: pathlib.Path, steps: int, image_size:
         "checkpoint.every_steps": steps,
     }
     if "dit" in config:
-        flags["model.patch_size"] = PATCH_SIZE
-    command = [sys.executable, "-m", "archirf_jax.main", f"--config=configs/{config}", f"--workdir={workdir}"]
-    subprocess.run([*command, *(f"--config.{field}={value}" for field, value in flags.items())], check=True)
+        changes["model.patch_size"] = PATCH_SIZE
+    trained(load_file(f"configs/{config}"), workdir, changes)
     return read_metrics(workdir)
 
 
 def main() -> None:
-    """Train, plot, print."""
+    """Train, plot, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data", help="folder of the prepared digits")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/networks"))
@@ -83,11 +79,9 @@ def main() -> None:
     figure.tight_layout()
     given.plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(given.plot, dpi=110)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    figures = describe() | {"steps": given.steps, "image_size": given.image_size, "networks": found}
-    given.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write({"steps": given.steps, "image_size": given.image_size, "networks": found}, given.out)
     for name, row in found.items():
-        print(name, json.dumps({key: round(value, 3) for key, value in row.items()}))
+        say(f"{name} first {row['first']:.3f} last {row['last']:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m benchmarks.networks [--torch=PYTHON] [--rounds=9] [--out=FILE]: each network beside its reference.
+"""python -m benchmarks.networks [--torch=PYTHON] [--rounds=9] [--out=FILE]: each network and its reference.
 
 The largest relative error against the stored outputs of the published code, trainable parameters, multiply-adds of an
 image, and seconds of a forward pass and of a training step (loss, gradient, AdamW) in float32. PYTHON is an interpreter
@@ -21,34 +21,48 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from archirf_jax.contracts import Condition
+from archirf_jax.models import binding
 from archirf_jax.models.adm_unet import ADMUNet
 from archirf_jax.models.dit import DiT
 from archirf_jax.models.edm2_unet import EDM2UNet
 from archirf_jax.models.mmdit import MMDiT
 from benchmarks.flops import gflops, parameters, shapes_of
-from benchmarks.machine import describe
+from benchmarks.machine import say, write
 from tests.golden.cases import compare, load
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests/golden"
 SMALL: dict[str, Any] = dict(num_classes=10, model_channels=64, channel_mult=(1, 2, 2))
 KINDS = ("forward", "step")
+LABEL: Condition = {"label": jnp.zeros(1, jnp.int32)}
+TEXT: Condition = {"tokens": jnp.zeros((1, 77, 768)), "pooled": jnp.zeros((1, 768))}
 
 
 class Row(NamedTuple):
-    """A network of a size that a CPU trains, what it is called, its images, and the golden cases of its kind."""
+    """A network that is timed.
+
+    Attributes:
+        model: the network.
+        size: what it is called.
+        image_shape: of one image.
+        batch: images a step.
+        cases: the files of its golden cases.
+        condition: an example of what it takes, with a leading axis.
+    """
 
     model: Any
     size: str
     image_shape: tuple[int, int, int]
     batch: int
     cases: str
+    condition: Condition = LABEL
 
 
 ROWS = {
     "dit": Row(DiT(num_classes=10, null_label=True), "S/2, 32x32x4", (32, 32, 4), 8, "dit_*.npz"),
     "mmdit": Row(
-        MMDiT(num_classes=1, context="text", context_width=768, pooled_width=768, position_size=32),
-        *("6 blocks of width 384, 32x32x16 and 77 tokens", (32, 32, 16), 8, "mmdit_*.npz"),
+        MMDiT(context="text", context_width=768, pooled_width=768, position_size=32),
+        *("6 blocks of width 384, 32x32x16 and 77 tokens", (32, 32, 16), 8, "mmdit_*.npz", TEXT),
     ),
     "adm_unet": Row(
         ADMUNet(**SMALL, num_res_blocks=2, attention_downsamples=(2, 4), num_head_channels=64, resblock_updown=False),
@@ -67,26 +81,25 @@ class Ours:
     def __init__(self, row: Row) -> None:
         """Compile nothing yet."""
         model, keys = row.model, jax.random.split(jax.random.key(0), 3)
-        x, t, y = jax.tree.map(
-            lambda leaf: jnp.zeros((row.batch, *leaf.shape[1:]), leaf.dtype), shapes_of(model, row.image_shape)[1:]
-        )
+        shapes = shapes_of(model, row.image_shape, row.condition, row.batch)[1:]
+        x, t, condition = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         x, target = jax.random.normal(keys[0], x.shape), jax.random.normal(keys[1], x.shape)
-        params = jax.jit(model.init)(keys[2], x, t, y)["params"]
+        params = jax.jit(lambda *each: binding.init(model, *each))(keys[2], x, t, condition)
         optimizer = optax.adamw(1e-4)
-        constrained = getattr(model, "constrained", lambda params: params)
+        project = getattr(model, "normalize_weights", lambda params: params)
 
         # Whatever goes in is an argument: the compiler computes in advance what it knows.
-        def forward(params: Any, x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-            return model.apply({"params": params}, x, t, y)
+        def forward(params: Any, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+            return binding.bind(model, params)(x, t, condition)[0]
 
         def step(carry: Any, *inputs: Any) -> Any:
-            params, state = constrained(carry[0]), carry[1]
+            params, state = project(carry[0]), carry[1]
             gradients = jax.grad(lambda params: jnp.mean((forward(params, *inputs) - target) ** 2))(params)
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
         self._forward, self._step = jax.jit(forward), jax.jit(step, donate_argnums=0)
-        self._carry, self._inputs = (params, optimizer.init(params)), (x, t, y)
+        self._carry, self._inputs = (params, optimizer.init(params)), (x, t, condition)
 
     @property
     def params(self) -> Any:
@@ -138,8 +151,8 @@ def measure(name: str, row: Row, theirs: Theirs | None, rounds: int) -> dict[str
         "batch": row.batch,
         "golden_cases": len(errors),
         "largest_relative_error": max(errors),
-        "parameters": parameters(row.model, row.image_shape),
-        "gflops": gflops(row.model, row.image_shape),
+        "parameters": parameters(ours.params),
+        "gflops": gflops(row.model, row.image_shape, row.condition),
         **{f"{kind}_seconds": statistics.median(times[1:]) for kind, times in seconds.items()},
         **({"reference": about} if about else {}),
     }
@@ -161,7 +174,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and with --out write JSON."""
+    """Measure, say, and with --out write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", help="Python interpreter with torch and diffusers")
     parser.add_argument("--rounds", type=int, default=9)
@@ -172,10 +185,8 @@ def main() -> None:
     for name in given.networks.split(","):
         referenced = given.torch and name != "edm2_unet"  # of which the package index has none
         found[name] = measure(name, ROWS[name], Theirs(given.torch) if referenced else None, given.rounds)
-    print(table(found))
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(describe() | {"networks": found}, indent=1) + "\n")
+    say(table(found))
+    write({"networks": found}, given.out)
 
 
 if __name__ == "__main__":

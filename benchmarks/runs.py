@@ -1,37 +1,42 @@
-"""A trained run, opened for measuring: its task, its EMA weights, and images drawn from them."""
+"""Trainings and samples that benchmarks and experiments measure."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax.launch import config as configuration
-from archirf_jax.samplers.choice import Choice
-from archirf_jax.tasks.diffusion import Diffusion, class_grid
-from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.state import purpose_key
-from archirf_jax.visuals.pictures import to_uint8
+from archirf_jax.data.pipeline import load
+from archirf_jax.data.preparation import prepare
+from archirf_jax.launch import fields
+from archirf_jax.launch.runs import Run, open_run
+from archirf_jax.launch.sampling import diffusion, sample_run
+from archirf_jax.launch.training import train_run
 
 # Evaluations of the network in N steps.
 EVALUATIONS = {"heun": lambda n: 2 * n - 1, "edm": lambda n: 2 * n - 1, "midpoint": lambda n: 2 * n}
 
 
-def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Diffusion, Any]:
-    """The task of a run directory and its EMA parameters."""
-    task = Diffusion(configuration.load(workdir))
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    return task, Checkpoints(workdir / "checkpoints").restore_ema(like, step)[1]
+def trained(config: Any, workdir: pathlib.Path, changes: dict[str, Any]) -> Run:
+    """The run of a configuration with changes by dotted name; what was trained before is not trained again.
+
+    Data sets that this package builds itself are prepared where they are absent.
+    """
+    config.update_from_flattened_dict(changes)
+    fields.check(config)
+    if config.data.name in ("digits", "openmoji"):
+        prepare(config.data.name, config.data.dir)
+    dataset = load(config.data)
+    train_run(config, dataset, workdir, again="the same script")
+    return open_run(workdir, data=dataset)
 
 
-def draw(task: Diffusion, params: Any, choice: Choice, per_class: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images (N, H, W, C) and labels (N,), `per_class` of each class."""
-    labels, keys = class_grid(purpose_key(seed, "sample"), range(int(task.null)), per_class)
-    images = task.sampler(choice)(params, keys, jnp.asarray(labels))
-    return to_uint8(np.asarray(images)), np.asarray(labels)
+def draw(run: Run, per_class: int, seed: int = 0, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Unguided uint8 images (N, H, W, C) and labels (N,), `per_class` of each class; `how` as of `sample_run`."""
+    classes = range(diffusion(run).num_classes)
+    images = sample_run(run, classes, per_class, seed, **({"guidance_scale": 1.0, "batch_size": 512} | how))
+    return images, np.repeat(np.asarray(classes, np.int32), per_class)
 
 
 def evaluations(solver: str, steps: int) -> int:

@@ -26,7 +26,7 @@ PICKLE = (
     "s.save_file({k: v.contiguous() for k, v in n.state_dict().items()}, 'FILE.safetensors')\""
 )
 NESTED = ("ema", "model", "state_dict")  # where training scripts put the tensors, the best first
-# What PyTorch raises about files that are damaged or hold more than it reads safely.
+# What PyTorch says of files that are damaged or hold more than it reads safely.
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError),
     *(TypeError, AttributeError, AssertionError, struct.error),
@@ -34,14 +34,14 @@ UNREADABLE = (
 
 
 class Tensor:
-    """A tensor that is read when its values are asked for."""
+    """A tensor that is read when somebody asks for its values."""
 
     def __init__(self, shape: tuple[int, ...], read: Callable[[], Any]) -> None:
         self.shape = shape
         self._read = read
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Its values; float32 unless another type is asked for."""
+        """Its values; float32 unless another dtype is given."""
         return np.asarray(self._read(), dtype or np.float32)
 
 
@@ -89,8 +89,8 @@ def _safetensors(path: pathlib.Path, field: str) -> dict[str, Tensor]:
             return file.get_tensor(name)
         except (SafetensorError, AttributeError, TypeError) as e:  # the numbers of some types are not numpy's
             kind = file.get_slice(name).get_dtype()
-            what = f"holds {kind} numbers in {name}, which are not read; write float32"
-            raise UserError(field, str(path), what) from e
+            message = f"holds {kind} numbers in {name}, which are not read; write float32"
+            raise UserError(field, str(path), message) from e
 
     return {name: Tensor(shape, functools.partial(tensor, name)) for name, shape in shapes.items()}
 
@@ -99,8 +99,11 @@ def _torch(path: pathlib.Path, field: str) -> dict[str, Tensor]:
     try:
         import torch
     except ImportError as e:
-        what = "is read by PyTorch, which is not installed; pip install torch, or give the tensors as .safetensors"
-        raise UserError(field, str(path), what) from e
+        raise UserError(
+            field,
+            str(path),
+            "is read by PyTorch, which is not installed; pip install torch, or give the tensors as .safetensors",
+        ) from e
 
     try:
         # Nothing that runs code is read; the arguments of the script that saved the tensors are plain values.
@@ -109,14 +112,15 @@ def _torch(path: pathlib.Path, field: str) -> dict[str, Tensor]:
     except UNREADABLE as e:
         found = re.search(r"GLOBAL ([\w.]+)", str(e))
         what = f"holds more than tensors ({found[1]}), which might run code" if found else "is damaged"
-        what += " and is not read; save tensors alone, as torch.save(model.state_dict())"
-        raise UserError(field, str(path), what) from e
+        raise UserError(
+            field, str(path), f"{what} and is not read; save tensors alone, as torch.save(model.state_dict())"
+        ) from e
     nested = next((name for name in NESTED if isinstance(found, dict) and isinstance(found.get(name), dict)), None)
     state = found[nested] if nested else found
     tensors = state if isinstance(state, dict) else {}
     kept = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor) and isinstance(name, str)}
     if not kept:
-        raise UserError(field, str(path), "holds no tensors by name")
+        raise UserError(field, str(path), "does not hold tensors by name")
     return {name: Tensor(tuple(value.shape), functools.partial(_numbers, value)) for name, value in kept.items()}
 
 

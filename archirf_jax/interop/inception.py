@@ -30,7 +30,7 @@ def load(network: Any, tensors: State, field: str) -> Any:
     Args:
         network: takes images (B, H, W, 3).
         tensors: by published name.
-        field: named them.
+        field: what named them, for messages.
 
     Raises:
         UserError: lists tensors that are missing, of another shape or without place.

@@ -124,12 +124,12 @@ def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
 def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     fields, outside = edm2.fields(shapes, hints), edm2.outside(shapes)
     known = edm2.PUBLISHED[edm2.published(shapes) or "edm2-img512-s"]
-    times = dict(time_distribution="log_normal", **known["times"])
+    times = dict(time_distribution="log_normal", **known["objective"])
     return dict(
         data=_data(outside.image_size, outside.channels, fields),
         conditioners=LABEL,
         model=dict(name="edm2_unet", dropout=known["dropout"], **fields),
-        process=dict(name="edm", **edm2.PROCESS),
+        process=dict(name="edm", **known["process"]),
         objective=dict(name="uncertainty", channels=outside.uncertainty_channels, condition_dropout=0.0) | times,
         sample=_sample("edm", dict(name="karras"), 32),
     )
@@ -196,8 +196,8 @@ def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
     given = {name: value for name, value in hints.items() if value is not None}
     try:
         groups = SOURCES[source].describe(shapes, given)
-    except UserError as e:
-        raise e if e.field else UserError(CHECKPOINT, message=str(e)) from e
+    except UserError:
+        raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # a tensor with fewer or more axes
         what = f"holds tensors whose shapes are not those of a network of the kind {source}: {e}"
         raise UserError(CHECKPOINT, message=what) from e

@@ -1,6 +1,6 @@
-"""Published tensors <-> parameters of our networks: names, layouts, and errors where they do not fit.
+"""Published tensors <-> parameters of our networks: names, layouts, and what to say when they do not fit.
 
-A source (one file each) gives for every parameter path which published tensor holds it and how that lies in memory. The
+A source (one file each) says of every parameter path which published tensor holds it and how that lies in memory. The
 network's own tree then decides what is missing, what is too much and which shape is wrong, in both directions.
 """
 
@@ -64,7 +64,7 @@ def to_state(params: Any, rename: Rename) -> dict[str, Any]:
         try:
             name, layout = rename(path)
         except KeyError as e:
-            raise UserError("model", message=f"{'/'.join(path)} is not a parameter of the published network") from e
+            raise UserError("model", "/".join(path), "is a parameter that the published network does not have") from e
         state[name] = layout.to_theirs(leaf)
     return state
 
@@ -95,7 +95,7 @@ def check(shapes: Shapes, expected: Shapes) -> None:
     found = {"missing": missing, "without place in this network": extra, "of another shape": wrong}
     parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in found.items() if names]
     if parts:
-        raise UserError("checkpoint", message=f"its tensors do not fit the network; {'; '.join(parts)}")
+        raise UserError("checkpoint", message=f"the tensors do not fit the network; {'; '.join(parts)}")
 
 
 def count(names: Iterable[str], pattern: str) -> int:

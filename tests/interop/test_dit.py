@@ -74,7 +74,7 @@ def test_names_and_shapes_are_those_of_the_reference(changes: dict[str, Any]) ->
 
 
 @every_variant
-def test_shapes_show_the_network_and_tensors_come_back_bit_for_bit(changes: dict[str, Any]) -> None:
+def test_shapes_tell_the_network_and_tensors_come_back_bit_for_bit(changes: dict[str, Any]) -> None:
     model = DiT(**SMALL | changes)
     params = filled(model)
     state = to_state(params, dit.rename(model))
@@ -107,11 +107,11 @@ def test_published_networks_need_no_hint(name: str) -> None:
     assert DiT(**dit.fields(published(model), {})) == model
 
 
-def test_others_need_the_number_of_heads() -> None:
+def test_others_need_the_number_of_heads_and_say_so() -> None:
     for shapes in (published(DiT(**SMALL)), {}):
         with pytest.raises(UserError) as caught:
             dit.fields(shapes, {})
-        assert caught.value.field == "num_heads"
+        assert caught.value.field == "model.num_heads"
     assert dit.fields(published(DiT(**SMALL)), {"num_heads": 4})["num_heads"] == 4
 
 
@@ -122,8 +122,8 @@ def test_a_hint_wins_over_the_published_number_of_heads() -> None:
 
 def test_the_last_label_is_the_null_label_unless_the_hint_counts_it_as_a_class() -> None:
     shapes = published(DiT(**SMALL | dict(num_classes=9)))  # ten rows
-    found = [dit.fields(shapes, {"num_heads": 2} | hint) for hint in ({}, {"num_classes": 10}, {"num_classes": 9})]
-    assert [(each["num_classes"], each["null_label"]) for each in found] == [(9, True), (10, False), (9, True)]
+    fields = [dit.fields(shapes, {"num_heads": 2} | hint) for hint in ({}, {"num_classes": 10}, {"num_classes": 9})]
+    assert [(found["num_classes"], found["null_label"]) for found in fields] == [(9, True), (10, False), (9, True)]
 
 
 def test_every_missing_tensor_is_named() -> None:
@@ -132,28 +132,28 @@ def test_every_missing_tensor_is_named() -> None:
     state = to_state(filled(model), rename)
     for name in list(state)[:: len(state) // 8]:
         rest = {other: state[other] for other in state if other != name}
-        with pytest.raises(UserError, match=rf" missing: {name}$") as caught:
+        with pytest.raises(UserError) as caught:
             to_params(rest, like, rename)
-        assert caught.value.field == "checkpoint"
+        assert caught.value.field == "checkpoint" and str(caught.value).endswith(f"1 missing: {name}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    ("changes", "field", "value"),
     [
-        (dict(conditioning="adaln"), "model.conditioning"),
-        (dict(conditioning="in_context"), "model.conditioning"),
-        (dict(positions="rotary"), "model.positions"),
-        (dict(registers=2), "model"),
-        (dict(mlp="swiglu"), "model"),
-        (dict(qk_norm="rms"), "model"),
-        (dict(scan=True), "model"),
+        (dict(conditioning="adaln"), "model.conditioning", "adaln"),
+        (dict(conditioning="in_context"), "model.conditioning", "in_context"),
+        (dict(positions="rotary"), "model.positions", "rotary"),
+        (dict(registers=2), "model", "registers"),
+        (dict(mlp="swiglu"), "model", "block_0/mlp/gate/kernel"),
+        (dict(qk_norm="rms"), "model", "block_0/attention/project/"),
+        (dict(scan=True), "model", "blocks_0/"),
     ],
 )
-def test_what_the_reference_lacks_is_not_given_its_names(changes: dict[str, Any], field: str) -> None:
+def test_what_the_reference_lacks_is_not_given_its_names(changes: dict[str, Any], field: str, value: str) -> None:
     model = DiT(**SMALL | changes)
     with pytest.raises(UserError) as caught:
         to_state(filled(model), dit.rename(model))
-    assert caught.value.field == field
+    assert caught.value.field == field and caught.value.value.startswith(value)
 
 
 @pytest.mark.parametrize(("size", "patch", "side"), [(8, 2, 4), (32, 4, 8), (9, 3, 3)])

@@ -133,7 +133,7 @@ def test_every_published_edm2_is_known_by_shapes_alone(name: str) -> None:
     process: Any = make_process(config)
     objective = make_objective(config, process, {})
     assert isinstance(process, EDM) and isinstance(objective, Uncertainty) and objective.channels == 128
-    assert dict(P_mean=objective.P_mean, P_std=objective.P_std) == known["times"]
+    assert dict(P_mean=objective.P_mean, P_std=objective.P_std) == known["objective"]
 
 
 @pytest.mark.parametrize("source", sources.SOURCES)
@@ -164,10 +164,10 @@ def test_tensors_with_fewer_axes_are_refused_or_left_to_the_list_of_wrong_shapes
 @pytest.mark.parametrize(
     ("name", "field"),
     [
-        ("dit_patch4", "num_heads"),
-        ("adm_class_cond", "num_heads"),
-        ("adm_classifier", "num_heads"),
-        ("edm2_uncond", "channels_per_head"),
+        ("dit_patch4", "model.num_heads"),
+        ("adm_class_cond", "model.num_heads"),
+        ("adm_classifier", "model.num_heads"),
+        ("edm2_uncond", "model.channels_per_head"),
     ],
 )
 def test_what_shapes_do_not_show_is_asked_for(name: str, field: str) -> None:

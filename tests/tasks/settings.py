@@ -22,7 +22,12 @@ BATCH: Batch = {
     "label": jnp.arange(8, dtype=jnp.int32) % 3,
 }
 TEXT = {  # a network of texts, which a frozen run encodes
-    **{"model.context": "text", "model.context_width": 16, "model.pooled_width": 0, "frozen.encoder": "runs/encoder"},
+    **{
+        "model.context": "text",
+        "model.context_width": 16,
+        "model.pooled_width": None,
+        "frozen.encoder": "runs/encoder",
+    },
     "conditioners": {"text": {"name": "tests.extensions.text"}, "low": {"name": "tests.extensions.low_res"}},
     "data.fields": {
         "ids": {"name": "array", "feature": "ids", "shape": (4,), "dtype": "int32"},

@@ -1,4 +1,4 @@
-"""Judges of sampled digits that never saw the model: features of a small classifier, and the Frechet distance in them.
+"""Features of a small classifier of the real digits, which never saw a model, and the Frechet distance in them.
 
 The distance between normal distributions fitted to the features of two sets of images, as in the Frechet inception
 distance (Heusel et al. 2017), with a network of one hidden layer trained on the real digits in the inception network's
@@ -32,14 +32,13 @@ def real_images() -> np.ndarray:
 
 def features(images: np.ndarray) -> np.ndarray:
     """(N, UNITS) activations of the hidden layer for uint8 images (N, 8, 8, 1)."""
-    judge = _classifier()
-    x = images.reshape(len(images), 64).astype(np.float64) / 255
-    return np.maximum(x @ judge.coefs_[0] + judge.intercepts_[0], 0)
+    classifier = _classifier()
+    return np.maximum(_flat(images) @ classifier.coefs_[0] + classifier.intercepts_[0], 0)
 
 
 def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
     """Share of images that the classifier gives their label."""
-    return float(_classifier().score(images.reshape(len(images), 64).astype(np.float64) / 255, labels))
+    return float(_classifier().score(_flat(images), labels))
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
@@ -51,3 +50,7 @@ def of_real(count: int, repeats: int = 20) -> float:
     """The mean Frechet distance of `count` real digits, drawn with replacement, to all of them."""
     real, random = features(real_images()), np.random.default_rng(0)
     return float(np.mean([frechet(real[random.integers(0, len(real), count)], real) for _ in range(repeats)]))
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), 64).astype(np.float64) / 255

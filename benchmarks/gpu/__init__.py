@@ -1,0 +1,1 @@
+"""Everything that is worth measuring on a GPU, in one command."""

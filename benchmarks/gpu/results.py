@@ -1,0 +1,83 @@
+"""The results of a part: written as they come, so that a process that is killed loses only what it was at."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from archirf_jax.errors import UserError
+from archirf_jax.files import atomic_write
+
+# What a row may fail with, so that the others are measured all the same.
+FAILURES = (
+    *(UserError, ValueError, TypeError, KeyError, AssertionError, RuntimeError, OSError, NotImplementedError),
+    *(ImportError, AttributeError, subprocess.SubprocessError),
+)
+
+
+class Results:
+    """Figures by name in a JSON file.
+
+    Args:
+        path: of the file.
+        seconds: in which the part is to be done.
+        figures: that are there already.
+    """
+
+    def __init__(self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None) -> None:
+        self.path, self.figures = path, figures or {}
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until the part is to be done."""
+        return self._end - time.monotonic()
+
+    def add(self, name: str, value: Any) -> None:
+        """Write a figure."""
+        self.figures[name] = value
+        text = json.dumps(self.figures, indent=1, default=float) + "\n"
+        atomic_write(self.path, lambda file: file.write(text.encode()))
+
+    def measure(self, name: str, figures: Callable[[], dict[str, Any]], needs: float = 5.0) -> None:
+        """Write a row; where it fails, the reason is its "error".
+
+        Args:
+            name: of the row.
+            figures: measures it.
+            needs: seconds that it takes at least; it is left out where fewer are left.
+        """
+        begun = time.monotonic()
+        try:
+            if self.left < needs:
+                raise TimeoutError(f"left out: {self.left:.0f} s were left")
+            found = dict(figures())
+        except FAILURES as e:
+            found = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"}
+            traceback.print_exc()
+        self.add(name, found | {"seconds": round(time.monotonic() - begun, 2)})
+
+    def end(self, how: str) -> None:
+        """Write how the part ended."""
+        self.add("end", how)
+
+
+def of_file(path: pathlib.Path) -> Results:
+    """What a part has written, to go on with."""
+    return Results(path, figures=json.loads(path.read_text()) if path.exists() else None)
+
+
+def started() -> tuple[Results, bool]:
+    """(the results of the part that this process is, whether its sizes are small), from the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--toy", action="store_true")
+    args = parser.parse_args()
+    return Results(args.out, args.seconds), args.toy

@@ -1,0 +1,167 @@
+"""Whether what is computed on this device is right."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.models import attention, binding
+from archirf_jax.tasks.building import resolve
+from archirf_jax.training import devices
+from benchmarks import crash
+from benchmarks.gpu.networks import counted_memory, start
+from benchmarks.gpu.results import started
+from benchmarks.machine import describe
+from configs import adm_ddpm, dit_ddpm, dit_edm, dit_rf, edm2_edm, edm2_rf, mmdit_rf
+from tests.golden import adm, dit, edm2, mmdit
+from tests.golden.cases import compare, load
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "tests/golden"
+CONFIGS = (dit_rf, dit_ddpm, dit_edm, mmdit_rf, adm_ddpm, edm2_rf, edm2_edm)
+# Golden cases whose networks are built by a name in this module, which may be made to compute in bfloat16.
+BUILT = {"dit": (dit, "DiT"), "mmdit": (mmdit, "MMDiT"), "adm": (adm, "ADMUNet"), "edm2": (edm2, "EDM2UNet")}
+HALF_ERROR = 1e-2
+# (batch, queries, keys, heads, width), and whether keys have lengths.
+ATTENTION = (
+    ((2, 256, 256, 16, 72), False),
+    ((2, 257, 257, 4, 64), False),
+    ((2, 333, 333, 12, 64), True),
+    ((2, 64, 77, 6, 64), True),
+)
+KILLED_STEPS = 200
+
+
+def planned_memory(toy: bool) -> dict[str, Any]:
+    """The planned bytes of a training and those that the device counts: the first row, as the counter never falls."""
+    config = dit_rf.get_config("digits" if toy else "openmoji")
+    config.model.dtype = "bfloat16"
+    resolve(config, 10)
+    made = start(config, config.batch_size)
+    state = made.state
+    for _ in range(2):
+        state, metrics = made.step(state, {}, made.batch, jax.random.key(1))
+    jax.block_until_ready(metrics)
+    known = devices.of(jax.devices()[0])
+    name = known.name if known else "h100"
+    variant = "" if toy else ":openmoji"
+    command = [sys.executable, "-m", "archirf_jax.plan", f"--config=configs/dit_rf.py{variant}", f"--device={name}"]
+    flags = ["--num_classes=10", "--config.model.dtype=bfloat16", "--json"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, check=True)
+    memory = json.loads(done.stdout)["tried"][0][1]
+    return {"planned_bytes": sum(memory.values()), "counted_bytes": counted_memory(), "device": name}
+
+
+def golden(half: bool, toy: bool) -> dict[str, Any]:
+    """The largest relative error of each golden case, in float32 or of the networks in bfloat16."""
+    errors: dict[str, float] = {}
+    wrong = []
+    for path in sorted(GOLDEN.glob("*.npz")):
+        module, name = BUILT.get(path.stem.partition("_")[0], (None, ""))
+        if half and (module is None or path.stem in ("adm_classifier", "edm2_training")):
+            continue
+        if toy and path.stem not in ("dit_patch4", "flow_euler_10"):
+            continue
+        network = functools.partial(getattr(module, name), dtype=jnp.bfloat16) if half else None
+        with mock.patch.object(module, name, network) if half else contextlib.nullcontext():
+            errors[path.stem], allowed = compare(load(path))
+        if errors[path.stem] > (HALF_ERROR if half else allowed):
+            wrong.append(path.stem)
+    return {"errors": errors, "largest": max(errors.values()), "wrong": wrong}
+
+
+def attention_errors() -> dict[str, Any]:
+    """Values and gradients of the attention that is chosen here for bfloat16, against the plain one in float32."""
+    found = {}
+    for (batch, n, m, heads, width), lengths in ATTENTION:
+        keys = jax.random.split(jax.random.key(0), 4)
+        q, slope = (jax.random.normal(key, (batch, n, heads, width)) for key in keys[:2])
+        k, v = (jax.random.normal(key, (batch, m, heads, width)) for key in keys[2:])
+        of_keys = jnp.asarray([m, m // 3]) if lengths else None
+
+        def results(
+            attend: Callable[..., jax.Array], *qkv: jax.Array, of_keys: Any = of_keys, slope: Any = slope
+        ) -> Any:
+            out, pull = jax.vjp(lambda *each: attend(*each, key_lengths=of_keys), *qkv)
+            return out, *pull(slope.astype(out.dtype))
+
+        half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+        ours = jax.jit(functools.partial(results, attention.attend))(*half)
+        with jax.default_matmul_precision("highest"):
+            exact = jax.jit(functools.partial(results, attention.plain))(*(x.astype(jnp.float32) for x in half))
+        errors = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))), ours, exact)
+        found[f"{n}x{m}x{heads}x{width}{', lengths' if lengths else ''}"] = max(errors)
+    return {"errors": found, "largest": max(found.values())}
+
+
+def forward_mode() -> dict[str, Any]:
+    """The forward derivative of a network on the path that has one, in bfloat16 against float32."""
+    config = dit_rf.get_config()
+    resolve(config, 10)
+    slopes = []
+    for dtype in ("bfloat16", "float32"):
+        config.model.dtype = dtype
+        made = start(config, 4)
+        params = jax.tree.map(
+            lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+            made.state.networks["model"].params["model"],
+        )
+        answer = functools.partial(_answer, made.task.module, params, made.batch)
+        slope = jax.jit(lambda x, answer=answer: jax.jvp(answer, (x,), (jnp.ones_like(x),))[1])
+        slopes.append(slope(made.batch["image"]))
+    half, whole = (np.asarray(slope, np.float32) for slope in slopes)
+    return {"error": float(np.max(np.abs(half - whole)) / np.max(np.abs(whole)))}
+
+
+def _answer(module: Any, params: Any, batch: Any, x: jax.Array) -> jax.Array:
+    bound = binding.bind(module, params, higher_derivatives=True)
+    return bound(x, jnp.full(len(x), 500.0), {"label": batch["label"]})[0]
+
+
+def half_step(config: Any) -> dict[str, Any]:
+    """A step of a small network in bfloat16."""
+    config.model.dtype = "bfloat16"
+    resolve(config, 10)
+    made = start(config, 16)
+    _, metrics = made.step(made.state, {}, made.batch, jax.random.key(1))
+    return {"loss": float(metrics["loss"][0]), "skipped": float(metrics["skipped"][0])}
+
+
+def resumed() -> dict[str, Any]:
+    """A training that is killed and goes on, against one that is not, under deterministic operations."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+        return crash.run(1, KILLED_STEPS, 0, pathlib.Path(folder), moments=("training",), environment=environment)
+
+
+def main() -> None:
+    """Check all."""
+    results, toy = started()
+    results.measure("planned memory", functools.partial(planned_memory, toy))
+    results.add("about", describe())
+    results.measure("attention in bfloat16", attention_errors)
+    results.measure("golden cases in float32", functools.partial(golden, half=False, toy=toy))
+    results.measure("golden cases in bfloat16", functools.partial(golden, half=True, toy=toy))
+    results.measure("forward derivative in bfloat16", forward_mode)
+    for module in CONFIGS[: 1 if toy else None]:
+        name = module.__name__.rpartition(".")[2]
+        results.measure(f"step in bfloat16, {name}", functools.partial(half_step, module.get_config()))
+    results.measure("killed and resumed", resumed, needs=20)
+
+
+if __name__ == "__main__":
+    main()
