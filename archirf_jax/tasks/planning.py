@@ -17,7 +17,7 @@ from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the libraries' and the gaps'
-PREALLOCATED = 0.75  # of it jax takes on a GPU unless told otherwise
+PREALLOCATED = 0.75  # of it that jax takes on a GPU by default
 TRAINING = 3  # times the arithmetic of the network: once on the way there, twice on the way back
 DAY = 86_400  # seconds
 
@@ -181,7 +181,7 @@ def _notes(plan: Plan, memory: Memory) -> Iterator[str]:
     if plan.devices > 1:
         yield f"not in the time: each step the devices add up gradients of {4 * plan.parameters / GIB:.3g} GiB"
     if plan.device.platform == "gpu" and PREALLOCATED < memory.total / plan.device.memory <= USABLE:
-        yield f"jax takes {PREALLOCATED:.0%} of a GPU unless told otherwise: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+        yield f"jax takes {PREALLOCATED:.0%} of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
 
 
 def _tried(plan: Plan, utilisation: float) -> Iterator[str]:
