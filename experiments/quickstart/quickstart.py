@@ -67,9 +67,7 @@ print(model)
 # The same call goes on where it was interrupted. Everything lies in `workdir`: open it again at any time.
 
 # %%
-run = arf.train(
-    model, flow, data, steps=STEPS, batch_size=128, learning_rate=2e-3, ema=0.998, workdir=WORKDIR
-)
+run = arf.train(model, flow, data, steps=STEPS, batch_size=128, learning_rate=2e-3, ema=0.998, workdir=WORKDIR)
 run.plot_loss()
 
 # %% [markdown]

@@ -1,16 +1,16 @@
-"""The judge of digits sees what it should see, and the default configuration satisfies it."""
+"""What is wrong with digits is seen, and those of the default configuration are within the bounds."""
 
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks.digits_quality import BOUNDS, measure
-from tests import running
+from benchmarks.runs import draw, trained
+from configs import dit_rf
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -39,12 +39,6 @@ def test_wrong_labels_averages_and_noise_are_seen() -> None:
 def test_the_default_configuration_draws_digits_that_are_right_varied_and_new(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    run, samples = tmp_path / "run", tmp_path / "samples.npz"
-    command = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={run}"]
-    trained = running.run([*command, f"--config.data.dir={data_dir}"], timeout=1200)
-    assert trained.returncode == 0, trained.stderr
-    drawn = running.sample(run, "--per_class=100", "--steps=50", "--guidance_scale=1", f"--out={samples}")
-    assert drawn.returncode == 0, drawn.stderr
-    with np.load(samples) as archive:
-        figures = measure(archive["images"], archive["labels"])["samples"]
+    run = trained(dit_rf.get_config(), tmp_path / "run", {"data.dir": str(data_dir)})
+    figures = measure(*draw(run, 100, steps=50))["samples"]
     assert all(figures[name] >= bound for name, bound in BOUNDS.items()), figures
