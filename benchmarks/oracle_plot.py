@@ -1,4 +1,4 @@
-"""The picture of `benchmarks.oracle`: error against evaluations of the network, for every solver."""
+"""The plot of `benchmarks.oracle`: error against evaluations of the network, for every solver."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from archirf_jax.samplers.denoisers import Network
+from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.sample import sample
-from benchmarks import oracle_forms as forms
-from benchmarks.oracle_compiled import has_dopri5
-from benchmarks.oracle_forms import MIXTURE, walk
-from benchmarks.oracle_guidance import Calls, counted
-from benchmarks.oracle_laws import COLUMNS, Column, Row, distance, draws, plain, rms, start
+from tests.samplers import compiled, forms
+from tests.samplers.checks import COLUMNS, Column, Row, distance, draws, plain, rms, start
+from tests.samplers.forms import MIXTURE, walk
+from tests.samplers.guided import Calls, counted
 
 STEPS = (4, 8, 16, 32, 64, 128, 256)
 MANY, FEW = 16384, 256  # images of a stochastic and of a deterministic solver
@@ -32,7 +31,7 @@ Line = list[tuple[float, float]]  # evaluations, error
 
 
 def lines(row: Row, columns: tuple[Column, ...] = COLUMNS, steps: tuple[int, ...] = STEPS) -> dict[str, Line]:
-    """Evaluations and errors of each solver on the mixture, from noise to the data in steps even in straight time.
+    """Evaluations and errors of each solver on the mixture, from noise to the data in steps even in flow time.
 
     The error is the root mean square distance from the exact end where the solver is deterministic, and Wasserstein's
     from exact draws where it is not.
@@ -40,7 +39,7 @@ def lines(row: Row, columns: tuple[Column, ...] = COLUMNS, steps: tuple[int, ...
     found, denoise = {}, plain(row)
     for column in columns:
         found[column.name] = [(float(column.evaluations(n)), _error(row, column, denoise, n)) for n in steps]
-    return found | ({"dopri5": adaptive(row)} if has_dopri5() else {})
+    return found | ({"dopri5": adaptive(row)} if compiled.dopri5() else {})
 
 
 def _error(row: Row, column: Column, denoise: Any, steps: int) -> float:
@@ -48,8 +47,8 @@ def _error(row: Row, column: Column, denoise: Any, steps: int) -> float:
     count = FEW if column.order else MANY
     x = float(row.process.sigma(np.asarray(first))) * rng.normal(size=(count, 1, 1, 1))
     noise: forms.Noise = forms.no_noise if column.order else (lambda i, shape: rng.normal(size=shape))
-    y = forms.images(MIXTURE, count)
-    end = walk(column.solver(), denoise, column.grid(row.process, steps, first), x, y, noise).ravel()
+    grid, data = forms.even(row.process, steps, first), forms.images(MIXTURE, count)
+    end = walk(column.config.make_solver(), denoise, grid, x, data, noise).ravel()
     if column.order:
         return rms(end - forms.transported(x.ravel(), MIXTURE, row.process, first, 0.0))
     return distance(end, draws(MIXTURE, count, rng))
@@ -66,14 +65,14 @@ def adaptive(row: Row, count: int = 32) -> Line:
     from archirf_jax.samplers.solvers.dopri5 import Dopri5
 
     process, first, calls = row.process, 1.0, Calls()
-    denoise = Network(process, counted(forms.conditional(process), calls))
-    keys, y = jax.random.split(jax.random.key(0), count), forms.images(MIXTURE, count)
+    denoise = NetworkDenoiser(process, counted(forms.conditional(process), calls))
+    keys, condition = jax.random.split(jax.random.key(0), count), forms.images(MIXTURE, count)._asdict()
     grid = forms.even(process, 1, first)
 
     @jax.jit
     def run(tolerance: jax.Array) -> jax.Array:
         solver = Dopri5(rtol=tolerance, atol=tolerance)  # type: ignore[arg-type]
-        return sample(keys, denoise, y, (1, 1, 1), grid=grid, solver=solver, stride=1)
+        return sample(keys, denoise, condition, (1, 1, 1), grid=grid, solver=solver, stride=1)
 
     found = []
     for tolerance in TOLERANCES:
@@ -100,7 +99,7 @@ def plot(panels: dict[str, dict[str, Line]], noise: float, path: pathlib.Path) -
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(
-        "error: root mean square of the ends (solid, dashed)\nWasserstein distance of the law (dotted)"
+        "error: root mean square of the ends (solid, dashed)\nWasserstein distance of the distribution (dotted)"
     )
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.tight_layout()

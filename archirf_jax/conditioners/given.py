@@ -27,14 +27,18 @@ class Given:
         """The keys (B, ...) of the batch; zeros where it lacks one, as in a trace of shapes."""
         del frozen
         return {
-            name: batch[name] if name in batch else jnp.zeros((len(keys), *shape))
+            name: batch[name] if name in batch else _zeros(name, (len(keys), *shape))
             for name, shape in self.shapes.items()
         }
 
     def null(self, frozen: Frozen) -> Condition:
         """Zeros, of the keys that may be dropped."""
         del frozen
-        return {name: jnp.zeros(tuple(shape)) for name, shape in self.shapes.items()} if self.droppable else {}
+        return {name: _zeros(name, tuple(shape)) for name, shape in self.shapes.items()} if self.droppable else {}
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, bool if name == "mask" else jnp.float32)
 
 
 build = Given

@@ -12,8 +12,10 @@ from archirf_jax.contracts import Batch, Condition, Frozen
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """Attributes:
-    num_classes: labels are 0..num_classes-1.
+    """The batch's labels.
+
+    Attributes:
+        num_classes: labels are 0..num_classes-1.
     """
 
     num_classes: int

@@ -13,8 +13,10 @@ from archirf_jax.contracts import Batch, Condition, Conditioner, Frozen
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """Attributes:
-    parts: conditioners by name; each draws from keys of its own.
+    """The conditions of all parts.
+
+    Attributes:
+        parts: conditioners by name; each draws from keys of its own.
     """
 
     parts: Mapping[str, Conditioner]

@@ -1,7 +1,7 @@
 """openai/guided-diffusion: names, layouts and hyper-parameters of ADM's U-Nets, upsamplers and classifiers.
 
-Shapes tell everything but the number of attention heads and the layout of their projections. Where they are a published
-model's, those are known too.
+Shapes determine everything but the number of attention heads and the layout of their projections. Where they are a
+published model's, those are known too.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ def unet_fields(shapes: Shapes, hints: Mapping[str, Any], super_resolution: bool
 
     Args:
         shapes: published name -> shape.
-        hints: what shapes do not tell; they win over what is known of published models: num_heads,
+        hints: what shapes leave open; they win over what is known of published models: num_heads,
             num_head_channels, num_heads_upsample, attention_order ("legacy" if not given), num_classes where there
             are no labels (1 if not given). 0, "" and None count as not given.
         super_resolution: whether the network is an upsampler.
 
     Raises:
-        UserError: they are no U-Net's, or heads are neither given nor known.
+        UserError: they are not a U-Net's, or heads are neither given nor known.
     """
     if not count(shapes, r"output_blocks\.(\d+)\."):
-        raise UserError("these are no tensors of ADM's U-Net: there is no output_blocks.0")
+        raise UserError("checkpoint", message="does not hold ADM's U-Net: output_blocks.0 is missing")
     channels, outputs = image_channels(shapes, super_resolution), _shape(shapes, "out.2.weight")[0]
     labels = shapes.get("label_emb.weight")
     found = _shared_fields(shapes, _blocks(shapes, hints)) | dict(
         num_classes=labels[0] if labels else hints.get("num_classes") or 1,
         class_conditional=labels is not None,
         learn_sigma=outputs == 2 * channels,
-        out_channels=0 if outputs in (channels, 2 * channels) else outputs,
+        out_channels=None if outputs in (channels, 2 * channels) else outputs,
         super_resolution=super_resolution,
     )
     name = published_unet(shapes)
     known = adm_unet.PRESETS[name] if name else {}
     if known and known.get("super_resolution", False) != super_resolution:
-        raise UserError(f"these are the tensors of {name}, which is {'no' if super_resolution else 'an'} upsampler")
+        raise UserError("checkpoint", message=f"holds {name}, which is {'not ' * super_resolution}an upsampler")
     return found | {"dropout": known.get("dropout", 0.0)} | _heads(shapes, known, hints, ("num_heads_upsample",))
 
 
@@ -82,14 +82,14 @@ def classifier_fields(shapes: Shapes, hints: Mapping[str, Any]) -> Fields:
 
     Args:
         shapes: published name -> shape.
-        hints: as in `unet_fields`; image_size, which only pool "attention" needs and tells; num_res_blocks, which
-            shapes do not always tell.
+        hints: as in `unet_fields`; image_size, which only the shapes of pool "attention" determine; num_res_blocks,
+            which shapes do not always determine.
 
     Raises:
-        UserError: they are no classifier's, or heads are neither given nor known.
+        UserError: they are not a classifier's, or heads are neither given nor known.
     """
     if count(shapes, r"output_blocks\.(\d+)\."):
-        raise UserError("these are no tensors of ADM's classifier: output_blocks.0 belongs to a U-Net")
+        raise UserError("checkpoint", message="does not hold ADM's classifier: output_blocks.0 belongs to a U-Net")
     found = _shared_fields(shapes, _blocks(shapes, hints)) | _pool(shapes)
     if found["pool"] == "attention":
         side = round((_shape(shapes, "out.2.positional_embedding")[1] - 1) ** 0.5)
@@ -108,7 +108,8 @@ def image_channels(shapes: Shapes, super_resolution: bool = False) -> int:
     """
     channels = _shape(shapes, "input_blocks.0.0.weight")[1]
     if super_resolution and channels % 2:
-        raise UserError(f"input_blocks.0.0.weight takes {channels} channels: an upsampler takes two images of as many")
+        message = f"input_blocks.0.0.weight takes {channels} channels, and an upsampler takes two images of as many"
+        raise UserError("checkpoint", message=message)
     return channels // 2 if super_resolution else channels
 
 
@@ -125,7 +126,7 @@ def published_classifier(shapes: Shapes) -> str | None:
 
 
 def _alike(shapes: Shapes, preset: Fields) -> bool:
-    # Tells most apart without making a table, which takes a second.
+    # Excludes most without making a table, which takes a second.
     width, blocks = preset["model_channels"], len(preset["channel_mult"]) * (preset["num_res_blocks"] + 1)
     total = count(shapes, r"input_blocks\.(\d+)\.")
     return tuple(shapes.get("time_embed.0.weight", ())) == (4 * width, width) and total == blocks
@@ -139,8 +140,8 @@ def _tuples(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def _unet_table(name: str) -> dict[str, tuple[int, ...]]:
     model = ADMUNet(num_classes=CLASSES, **adm_unet.PRESETS[name])
     images, numbers = jnp.zeros((1, 64, 64, IMAGE_CHANNELS)), jnp.zeros(1)
-    y = {"label": jnp.zeros(1, jnp.int32), "low_res": images} if model.super_resolution else jnp.zeros(1, jnp.int32)
-    like = jax.eval_shape(model.init, jax.random.key(0), images, numbers, y)["params"]
+    condition = {"label": jnp.zeros(1, jnp.int32), "low_res": images}
+    like = jax.eval_shape(model.init, jax.random.key(0), images, numbers, condition)["params"]
     return published_shapes(like, rename_unet(model))
 
 
@@ -188,10 +189,12 @@ def _blocks_by_widths(shapes: Shapes, total: int, given: int | None) -> int:
 
     found = [n for n in range(1, total) if total % (n + 1) == 0 and fits(n)]
     if not found:
-        raise UserError(f"these are no tensors of ADM's classifier: its {total - 1} blocks do not fall into levels")
+        message = f"does not hold ADM's classifier: its {total - 1} blocks do not fall into levels"
+        raise UserError("checkpoint", message=message)
     if given not in found and len(found) > 1:
         fitting = f"{', '.join(map(str, found[:-1]))} or {found[-1]}"
-        raise UserError(f"--num_res_blocks: the shapes fit {fitting} residual blocks a level; give --num_res_blocks")
+        message = f"the shapes fit {fitting} residual blocks a level; give this number"
+        raise UserError("model.num_res_blocks", message=message)
     return given if given in found else found[0]
 
 
@@ -234,17 +237,18 @@ def _heads(shapes: Shapes, known: Fields, hints: Mapping[str, Any], more: tuple[
     if not (heads.get("num_heads") or heads.get("num_head_channels")):
         width = _shape(shapes, "middle_block.1.qkv.weight")[1]
         raise UserError(
-            f"--num_heads: the shapes do not tell the number of attention heads (width {width} in the middle) and are "
-            "no published model's; give --num_heads or --num_head_channels"
+            "model.num_heads",
+            message=f"the shapes leave the number of attention heads open (width {width} in the middle) and are not a "
+            "published model's; give this number or model.num_head_channels",
         )
-    # A width of heads that is not named must be none, whatever the network's own default.
+    # A width of heads that is not named must be None, whatever the network's own default.
     found = {name: heads[name] for name in ("num_heads", *more) if name in heads}
     order = hints.get("attention_order") or known.get("attention_order", "legacy")
-    return found | dict(num_head_channels=heads.get("num_head_channels", 0), attention_order=order)
+    return found | dict(num_head_channels=heads.get("num_head_channels"), attention_order=order)
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     """Of a weight, which has two axes or more."""
     if len(shapes.get(name, ())) < 2:
-        raise UserError(f"these are no tensors of an ADM network: there is no {name}, or it is no matrix")
+        raise UserError("checkpoint", message=f"does not hold an ADM network: {name} is missing or not a matrix")
     return tuple(shapes[name])

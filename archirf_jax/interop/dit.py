@@ -12,7 +12,7 @@ from archirf_jax.interop.weights import LINEAR, SAME, Layout, Path, Rename, Shap
 from archirf_jax.models.dit import PRESETS, DiT
 from archirf_jax.models.layers import sincos_positions_2d
 
-POSITIONS = "pos_embed"  # fixed, hence no parameter of ours: (1, N, D)
+POSITIONS = "pos_embed"  # fixed, hence not a parameter of ours: (1, N, D)
 # Peebles & Xie 2022, Table 1: heads by (width, depth); and what all published weights are for.
 HEADS = {(fields["hidden_size"], fields["depth"]): fields["num_heads"] for fields in PRESETS.values()}
 # Fields that the tensors' names do not show.
@@ -41,9 +41,7 @@ def rename(model: DiT) -> Rename:
     """
     for field, published in PUBLISHED.items():
         if getattr(model, field) != published:
-            raise UserError(
-                f"config.model.{field}: {getattr(model, field)!r}, but the published network has {published!r}"
-            )
+            raise UserError(f"model.{field}", getattr(model, field), f"is not what is published, {published!r}")
 
     def of(path: Path) -> tuple[str, Layout]:
         *layer, leaf = path
@@ -57,14 +55,14 @@ def rename(model: DiT) -> Rename:
 
 
 def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model, from shapes and, for what they do not tell, from hints.
+    """The fields of the model, from shapes and, for what they leave open, from hints.
 
     Args:
         shapes: published name -> shape.
         hints: may hold num_heads and num_classes (where labels are not followed by a null label).
 
     Raises:
-        UserError: shapes and hints do not tell.
+        UserError: shapes and hints leave a field open.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
     rows = shapes.get("y_embedder.embedding_table.weight", (1, 0))[0]
@@ -72,8 +70,9 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     num_heads = hints.get("num_heads") or HEADS.get((width, depth))
     if not num_heads:
         raise UserError(
-            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published and do not tell the "
-            "number of attention heads; give --num_heads"
+            "model.num_heads",
+            message=f"the shapes (width {width}, depth {depth}) are not a published model's and leave the number of "
+            "attention heads open; give it",
         )
     classes = hints.get("num_classes") or rows - 1
     out = shapes.get("final_layer.linear.weight", (0, 0))[0]

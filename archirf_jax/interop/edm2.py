@@ -1,8 +1,8 @@
 """NVlabs/edm2: names, layouts and hyper-parameters of the published EDM2 networks.
 
-The published `Precond` is a U-Net with preconditioning around it, which is a process here (`edm`), and a head that says
-the logarithm of the loss: `Uncertain`. Its blocks are named after the height and width of their images, ours after
-their level. Weights of convolutions of size 1 are matrices here.
+The published `Precond` is a U-Net with preconditioning around it, which is a process here (`edm`), and a head that
+learns the logarithm of the loss: `Uncertain`. Its blocks are named after the height and width of their images, ours
+after their level. Weights of convolutions of size 1 are matrices here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OUTER: dict[Path, tuple[str, Layout]] = {
     ("uncertainty", "kernel"): ("logvar_linear.weight", LINEAR),
 }
 INNER: dict[Path, tuple[str, Layout]] = {
-    ("kernel",): ("weight", CONV),  # the very first convolution, which is no block
+    ("kernel",): ("weight", CONV),  # the very first convolution, which is not a block
     ("embedding_gain",): ("emb_gain", SAME),
     ("embedding", "kernel"): ("emb_linear.weight", LINEAR),
     ("conv_0", "kernel"): ("conv_res0.weight", CONV),
@@ -42,31 +42,33 @@ INNER: dict[Path, tuple[str, Layout]] = {
     ("out", "kernel"): ("attn_proj.weight", POINT),
 }
 
-_PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0, uncertainty=True)
+_PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0)
 _SIZES = {"img512": ("XS", "S", "M", "L", "XL", "XXL"), "img64": ("S", "M", "L", "XL")}
 _DATA = {
-    "img512": dict(image_size=64, channels=4, process=_PROCESS | dict(log_mean=-0.4, log_std=1.0)),
-    "img64": dict(image_size=64, channels=3, process=_PROCESS | dict(log_mean=-0.8, log_std=1.6)),
+    "img512": dict(image_size=64, channels=4, objective=dict(P_mean=-0.4, P_std=1.0)),
+    "img64": dict(image_size=64, channels=3, objective=dict(P_mean=-0.8, P_std=1.6)),
 }
 # Around the published networks (Karras et al. 2024, Table 6): the preset of `EDM2UNet` and the dropout that it
-# was trained with, the data, the process (fields of `processes.edm.EDM`) and how it is sampled. Heun's grid has rho 7.
+# was trained with, the data, the process (fields of `processes.edm.EDM`), the objective (those of
+# `objectives.uncertainty`) and how it is sampled. Heun's grid has rho 7.
 PUBLISHED: dict[str, dict[str, Any]] = {
     f"edm2-{data}-{size.lower()}": dict(
         preset=size,
         dropout=0.0 if size in ("XS", "S") else 0.1,
         num_classes=1000,
-        sample=dict(solver="edm", grid="karras", steps=32),
+        process=_PROCESS,
+        sample=dict(solver={"name": "edm"}, grid={"name": "karras"}, steps=32),
         **_DATA[data],
     )
     for data, sizes in _SIZES.items()
     for size in sizes
 }
-# Fields of the network that shapes do not tell.
+# Fields of the network that shapes leave open.
 HINTED = ("channels_per_head", "label_balance", "concat_balance", "res_balance", "attn_balance", "clip_act")
 
 
 class Outside(NamedTuple):
-    """What the tensors say of things around the network.
+    """What the tensors determine around the network.
 
     Attributes:
         image_size: pixels a side.
@@ -98,7 +100,7 @@ def outside(shapes: Shapes) -> Outside:
     """What surrounds the network that tensors of these shapes belong to.
 
     Raises:
-        UserError: they are no EDM2 network's.
+        UserError: they are not an EDM2 network's.
     """
     side = _sides(shapes)[0]
     return Outside(side, _shape(shapes, "unet.out_conv.weight")[0], _shape(shapes, "logvar_linear.weight")[1])
@@ -109,11 +111,11 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         shapes: published name -> shape.
-        hints: what shapes do not tell: those of `HINTED`, as published if not given, resample_filter, and num_classes
+        hints: what shapes leave open: those of `HINTED`, as published if not given, resample_filter, and num_classes
             where there are no labels (1 if not given). 0, "" and None count as not given.
 
     Raises:
-        UserError: they are no EDM2 network's, or the heads cannot be told.
+        UserError: they are not an EDM2 network's, or the heads are neither given nor known.
     """
     sides, labels = _sides(shapes), shapes.get("unet.emb_label.weight")
     first, last = (f"{side}x{side}" for side in (sides[0], sides[-1]))
@@ -131,8 +133,9 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     attending |= {shapes[middle][1]} if middle in shapes else set()
     if attending and not hints.get("channels_per_head") and not published(shapes):
         raise UserError(
-            f"--channels_per_head: {', '.join(map(str, sorted(attending)))} channels attend, and the tensors are "
-            "no published network's and do not tell how many belong to a head; give --channels_per_head"
+            "model.channels_per_head",
+            message=f"{', '.join(map(str, sorted(attending)))} channels attend, and the tensors are not a published "
+            "network's and leave open how many belong to a head; give this number",
         )
     given = {name: hints[name] for name in (*HINTED, "resample_filter") if hints.get(name)}
     return found | {"channels_per_head": 64} | given
@@ -153,7 +156,7 @@ def _widths(shapes: Shapes, levels: list[int]) -> dict[str, Any]:
     emb, noise = _shape(shapes, "unet.emb_noise.weight")
     others = {"channel_mult_noise": noise * (noise != levels[0]), "channel_mult_emb": emb * (emb != max(levels))}
     unit = math.gcd(*levels, *others.values())
-    multiples = {name: width // unit for name, width in others.items()}
+    multiples = {name: width // unit or None for name, width in others.items()}
     return {"model_channels": unit, "channel_mult": tuple(width // unit for width in levels)} | multiples
 
 
@@ -162,11 +165,12 @@ def _sides(shapes: Shapes) -> list[int]:
     blocks = [re.match(r"unet\.dec\.(\d+)x\1_block0\.", name) for name in shapes]
     sides = sorted({int(block[1]) for block in blocks if block}, reverse=True)
     if not sides:
-        raise UserError("these are no tensors of an EDM2 network: there is no unet.dec.64x64_block0 or the like")
+        message = "does not hold an EDM2 network: unet.dec.64x64_block0 or the like is missing"
+        raise UserError("checkpoint", message=message)
     return sides
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise UserError(f"these are no tensors of an EDM2 network: there is no {name}")
+        raise UserError("checkpoint", message=f"does not hold an EDM2 network: {name} is missing")
     return tuple(shapes[name])

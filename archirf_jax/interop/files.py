@@ -41,27 +41,27 @@ class Tensor:
         self._read = read
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Its values; float32 unless told otherwise."""
+        """Its values; float32 unless another dtype is given."""
         return np.asarray(self._read(), dtype or np.float32)
 
 
-def read(path: pathlib.Path, flag: str = "checkpoint") -> dict[str, Tensor]:
+def read(path: pathlib.Path, field: str = "checkpoint") -> dict[str, Tensor]:
     """The tensors of a file by name.
 
     Raises:
         UserError: no such file, a format that is not read, a damaged file, or PyTorch is needed and not installed.
     """
     if not path.is_file():
-        raise UserError(f"--{flag}: no file {str(path)!r}")
+        raise UserError(field, str(path), "is not a file")
     if path.suffix == ".safetensors":
-        return _safetensors(path, flag)
+        return _safetensors(path, field)
     if path.suffix in TORCH:
-        return _torch(path, flag)
+        return _torch(path, field)
     why = PICKLE if path.suffix == ".pkl" else f"give a file that ends in .safetensors, {', '.join(TORCH)}"
-    raise UserError(f"--{flag}: {str(path)!r} is not read: {why}")
+    raise UserError(field, str(path), f"is not read: {why}")
 
 
-def write(tensors: Mapping[str, Any], path: pathlib.Path, flag: str = "out") -> None:
+def write(tensors: Mapping[str, Any], path: pathlib.Path, field: str = "out") -> None:
     """Write tensors as .safetensors, whole or not at all.
 
     Raises:
@@ -74,35 +74,35 @@ def write(tensors: Mapping[str, Any], path: pathlib.Path, flag: str = "out") -> 
         save_file(arrays, part)
         part.replace(path)
     except (SafetensorError, OSError) as e:
-        raise UserError(f"--{flag}: {str(path)!r} cannot be written: {e}") from e
+        raise UserError(field, str(path), f"cannot be written: {e}") from e
 
 
-def _safetensors(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
+def _safetensors(path: pathlib.Path, field: str) -> dict[str, Tensor]:
     try:
         file = safe_open(path, "np")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as e:
-        raise UserError(f"--{flag}: {str(path)!r} is damaged: {e}") from e
+        raise UserError(field, str(path), f"is damaged: {e}") from e
 
     def tensor(name: str) -> np.ndarray:
         try:
             return file.get_tensor(name)
         except (SafetensorError, AttributeError, TypeError) as e:  # the numbers of some types are not numpy's
             kind = file.get_slice(name).get_dtype()
-            raise UserError(
-                f"--{flag}: {name} in {str(path)!r} holds {kind} numbers, which are not read; write float32"
-            ) from e
+            message = f"holds {kind} numbers in {name}, which are not read; write float32"
+            raise UserError(field, str(path), message) from e
 
     return {name: Tensor(shape, functools.partial(tensor, name)) for name, shape in shapes.items()}
 
 
-def _torch(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
+def _torch(path: pathlib.Path, field: str) -> dict[str, Tensor]:
     try:
         import torch
     except ImportError as e:
         raise UserError(
-            f"--{flag}: {str(path)!r} is read by PyTorch, which is not installed; pip install torch, "
-            "or give the tensors as .safetensors"
+            field,
+            str(path),
+            "is read by PyTorch, which is not installed; pip install torch, or give the tensors as .safetensors",
         ) from e
 
     try:
@@ -113,14 +113,14 @@ def _torch(path: pathlib.Path, flag: str) -> dict[str, Tensor]:
         found = re.search(r"GLOBAL ([\w.]+)", str(e))
         what = f"holds more than tensors ({found[1]}), which might run code" if found else "is damaged"
         raise UserError(
-            f"--{flag}: {str(path)!r} {what} and is not read; save tensors alone, as torch.save(model.state_dict())"
+            field, str(path), f"{what} and is not read; save tensors alone, as torch.save(model.state_dict())"
         ) from e
     nested = next((name for name in NESTED if isinstance(found, dict) and isinstance(found.get(name), dict)), None)
     state = found[nested] if nested else found
     tensors = state if isinstance(state, dict) else {}
     kept = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor) and isinstance(name, str)}
     if not kept:
-        raise UserError(f"--{flag}: {str(path)!r} holds no tensors by name")
+        raise UserError(field, str(path), "does not hold tensors by name")
     return {name: Tensor(tuple(value.shape), functools.partial(_numbers, value)) for name, value in kept.items()}
 
 

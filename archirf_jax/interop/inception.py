@@ -24,13 +24,13 @@ def rename(path: Path) -> tuple[str, Layout]:
     return f"{'.'.join(layers)}.bn.{MOMENTS[leaf]}", SAME
 
 
-def load(network: Any, tensors: State, flag: str) -> Any:
+def load(network: Any, tensors: State, field: str) -> Any:
     """Parameters of the network from published tensors.
 
     Args:
         network: takes images (B, H, W, 3).
         tensors: by published name.
-        flag: named them.
+        field: what named them, for messages.
 
     Raises:
         UserError: lists tensors that are missing, of another shape or without place.
@@ -40,4 +40,4 @@ def load(network: Any, tensors: State, flag: str) -> Any:
     try:
         return to_params(used, like, rename)
     except UserError as e:
-        raise UserError(f"--{flag}: {e}; the weights are those of pt_inception-2015-12-05") from e
+        raise UserError(field, message=f"{e.message}; the weights are those of pt_inception-2015-12-05") from e

@@ -64,14 +64,14 @@ def rename(model: MMDiT) -> Rename:
 
 
 def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model, from shapes and, for what they do not tell, from hints.
+    """The fields of the model, from shapes and, for what they leave open, from hints.
 
     Args:
         shapes: published name -> shape.
         hints: may hold num_heads.
 
     Raises:
-        UserError: shapes and hints do not tell.
+        UserError: shapes and hints leave a field open.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
     depth = count(shapes, r"joint_blocks\.(\d+)\.")
@@ -79,8 +79,9 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     num_heads = hints.get("num_heads") or (width // head if head else depth if width == 64 * depth else 0)
     if not num_heads:
         raise UserError(
-            f"--num_heads: the shapes (width {width}, depth {depth}) are none of the published, which have "
-            "64 channels a head and as many heads as blocks; give --num_heads"
+            "model.num_heads",
+            message=f"the shapes (width {width}, depth {depth}) are not a published model's, which has 64 channels a "
+            "head and as many heads as blocks; give the number of attention heads",
         )
     swiglu = f"{FIRST}.mlp.w1.weight" in shapes
     hidden = shapes.get(f"{FIRST}.mlp.{'w1' if swiglu else 'fc1'}.weight", (4 * width, 0))[0]
@@ -90,8 +91,8 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         num_classes=1,
         context="text",
-        context_width=shapes.get("context_embedder.weight", (0, 0))[1],
-        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, 0))[1],
+        context_width=shapes.get("context_embedder.weight", (0, None))[1],
+        pooled_width=shapes.get("y_embedder.mlp.0.weight", (0, None))[1],
         patch_size=patch,
         hidden_size=width,
         depth=depth,
@@ -106,7 +107,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=f"{FIRST}.attn.qkv.bias" in shapes,
         registers=shapes.get("register", (1, 0, 0))[1],
         position_size=round(shapes.get("pos_embed", (1, 0, 0))[1] ** 0.5) or None,
-        out_channels=0 if out in (channels, 2 * channels) else out,
+        out_channels=None if out in (channels, 2 * channels) else out,
         learn_sigma=out == 2 * channels,
     )
 

@@ -17,9 +17,11 @@ from archirf_jax.models.uncertainty import Uncertain
 Hints = Mapping[str, Any]
 Groups = dict[str, dict[str, Any]]  # of a configuration
 
-# What a run directory says of training, where there was none.
-RUN = {
+# A run's configuration of training, where there was none.
+RUN: dict[str, Any] = {
     "task": "diffusion",
+    "first_stage": dict(name="image"),
+    "conditioners": dict(label=dict(name="label")),
     "seed": 0,
     "steps": 1,
     "batch_size": 128,
@@ -28,7 +30,8 @@ RUN = {
     "ema": dict(decay=0.9999),
     "sample": dict(classes=10, per_class=8),
 }
-IMAGE_SIZE = 64  # of networks that take any, where nobody says another
+TOKENS = 154  # of a text, as published: 77 of CLIP and 77 of T5
+IMAGE_SIZE = 64  # of networks that take any, where nobody gives another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Source:
     """One kind of published checkpoint.
 
     Attributes:
-        describe: (shapes, hints) -> the groups data, model, process and sample of a run's configuration.
+        describe: (shapes, hints) -> the groups data, model, process, objective and sample of a run's configuration.
         rename: (network, image size) -> where each parameter lies.
-        constants: (network, image size) -> tensors that a checkpoint may hold, no parameters, with these values.
+        constants: (network, image size) -> tensors with these values that a checkpoint may hold, not parameters.
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
-        uncertain: whether the network also says the loss that it expects.
+        uncertain: whether a head that learns the expected loss belongs to the network.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -55,17 +58,18 @@ class Source:
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
     _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
-    # Where no table of positions tells: published for 256 pixels, in latents of 32x32.
+    # Without a table of positions: published for 256 pixels, in latents of 32x32.
     largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
     size = hints.get("image_size") or largest
-    process = dict(name="ddpm", schedule="linear", steps=1000, prediction="eps", condition_dropout=0.1)
+    process = dict(name="ddpm", schedule="linear", steps=1000, prediction="eps")
     variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
     dropout = 0.1 if fields["null_label"] else 0.0
     return dict(
         data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
         model=dict(name="dit", **fields),
-        process=process | dict(variance=variance, condition_dropout=dropout),
-        sample=dict(solver="ddpm", grid="250", steps=250, guidance_scale=4.0 if dropout else 1.0),
+        process=process | dict(variance=variance),
+        objective=dict(name="ddpm_hybrid", condition_dropout=dropout),
+        sample=_sample("ddpm", dict(name="250"), 250, scale=4.0 if dropout else 1.0),
     )
 
 
@@ -77,9 +81,17 @@ def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
     return dict(
         data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
         model=dict(name="mmdit", **fields),
-        process=dict(name="rectified_flow", shift=3.0, time_scale=1000.0, condition_dropout=0.1),
-        sample=dict(solver="euler", grid="shifted", shift=3.0, steps=28, guidance_scale=5.0),
+        process=dict(name="rectified_flow", time_scale=1000.0),
+        objective=dict(name="regression", time_distribution="logit_normal", shift=3.0, condition_dropout=0.1),
+        conditioners=dict(text=_text(fields)),
+        sample=_sample("euler", dict(name="shifted", shift=3.0), 28, scale=5.0),
     )
+
+
+def _text(fields: Mapping[str, Any]) -> dict[str, Any]:
+    width, pooled = fields["context_width"] or fields["hidden_size"], fields["pooled_width"]
+    given = dict(tokens=(TOKENS, width)) | (dict(pooled=(pooled,)) if pooled else {})
+    return dict(name="given", shapes=given)
 
 
 def _describe_adm(shapes: Shapes, hints: Hints, super_resolution: bool = False) -> Groups:
@@ -92,18 +104,19 @@ def _describe_adm(shapes: Shapes, hints: Hints, super_resolution: bool = False) 
         data=_data(_size(known, hints), adm.image_channels(shapes, super_resolution), fields),
         model=dict(name="adm_unet", **fields),
         process=process,
-        sample=dict(
-            solver="ddpm",
-            grid=respacing,
-            steps=int(respacing),
-            guidance_scale=1.0,
-            classifier_scale=known.get("classifier_scale", 1.0),
-        ),
+        objective=dict(name="ddpm_hybrid", condition_dropout=0.0),
+        sample=_sample("ddpm", dict(name=respacing), int(respacing))
+        | dict(classifier_scale=known.get("classifier_scale", 1.0)),
     )
 
 
 def _describe_adm_superres(shapes: Shapes, hints: Hints) -> Groups:
-    return _describe_adm(shapes, hints, super_resolution=True)
+    groups = _describe_adm(shapes, hints, super_resolution=True)
+    known = adm.PUBLISHED.get(adm.published_unet(shapes) or "", {})
+    size = known.get("low_res_size", groups["data"]["image_size"] // 4)
+    image = dict(low_res=(size, size, groups["data"]["channels"]))
+    low_res = dict(name="given", shapes=image, droppable=False)
+    return groups | dict(conditioners=RUN["conditioners"] | dict(low_res=low_res))
 
 
 def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
@@ -114,6 +127,7 @@ def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
         data=_data(size, adm.image_channels(shapes), fields),
         model=dict(name="adm_classifier", **fields),
         process=_adm_process(known, hints),
+        objective=dict(name="ddpm_hybrid", condition_dropout=0.0),
         sample={},
     )
 
@@ -121,19 +135,25 @@ def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
 def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     fields, outside = edm2.fields(shapes, hints), edm2.outside(shapes)
     known = edm2.PUBLISHED[edm2.published(shapes) or "edm2-img512-s"]
-    uncertainty = dict(uncertainty=True, uncertainty_channels=outside.uncertainty_channels)
+    head = dict(name="uncertainty", channels=outside.uncertainty_channels, condition_dropout=0.0)
     return dict(
         data=_data(outside.image_size, outside.channels, fields),
         model=dict(name="edm2_unet", dropout=known["dropout"], **fields),
-        process=dict(name="edm", condition_dropout=0.0) | known["process"] | uncertainty,
-        sample=known["sample"] | dict(guidance_scale=1.0),
+        process=dict(name="edm") | known["process"],
+        objective=head | dict(time_distribution="log_normal") | known["objective"],
+        sample=known["sample"] | dict(guidance=dict(name="classifier_free", scale=1.0)),
     )
+
+
+def _sample(solver: str, grid: dict[str, Any], steps: int, scale: float = 1.0) -> dict[str, Any]:
+    guidance = dict(name="classifier_free", scale=scale)
+    return dict(solver=dict(name=solver), grid=grid, steps=steps, guidance=guidance)
 
 
 def _require(shapes: Shapes, what: str, *names: str) -> None:
     absent = [name for name in names if name not in shapes]
     if absent:
-        raise UserError(f"--checkpoint: these are no tensors of {what}: there is no {absent[0]}")
+        raise UserError("checkpoint", message=f"does not hold {what}: {absent[0]} is missing")
 
 
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +167,7 @@ def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
 def _adm_process(known: Mapping[str, Any], hints: Hints) -> dict[str, Any]:
     process = dict(known.get("process", dict(schedule="linear", steps=1000, prediction="eps")))
     given = {"schedule": hints["schedule"]} if hints.get("schedule") else {}
-    return dict(name="ddpm", condition_dropout=0.0) | process | given
+    return dict(name="ddpm") | process | given
 
 
 def _size(known: Mapping[str, Any], hints: Hints) -> int:
@@ -169,17 +189,17 @@ def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
     """The configuration of the run that tensors of these shapes make.
 
     Raises:
-        UserError: they are no such network's, or neither they nor the hints tell a field.
+        UserError: they are not such a network's, or they and the hints leave a field open.
     """
     given = {name: value for name, value in hints.items() if value is not None}
     try:
         groups = SOURCES[source].describe(shapes, given)
-    except UserError as e:
-        raise e if str(e).startswith("--") else UserError(f"--checkpoint: {e}") from e
+    except UserError:
+        raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # a tensor with fewer or more axes
-        raise UserError(f"--checkpoint: the shapes of these tensors are no {source} network's: {e}") from e
+        raise UserError("checkpoint", message=f"does not hold tensors of a {source} network: {e}") from e
     groups["model"].setdefault("dtype", "float32")
-    sample = {**RUN["sample"], **groups.pop("sample")}  # type: ignore[dict-item]
+    sample = RUN["sample"] | groups.pop("sample")
     return RUN | groups | {"task": SOURCES[source].task, "sample": sample}
 
 
@@ -190,11 +210,9 @@ def rename(source: str, model: Any, image_size: int) -> Rename:
         UserError: the published network is another.
     """
     if isinstance(model, Uncertain) != SOURCES[source].uncertain:
-        uncertain = SOURCES[source].uncertain
-        raise UserError(
-            f"config.process.uncertainty: {not uncertain}, but the published network has "
-            f"{'a' if uncertain else 'no'} head that says the loss it expects"
-        )
+        having = "has" if SOURCES[source].uncertain else "does not have"
+        message = f"the published network {having} a head that learns the expected loss (objective 'uncertainty')"
+        raise UserError("objective.name", message=message)
     return SOURCES[source].rename(model, image_size)
 
 
@@ -208,6 +226,7 @@ def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
     kept = {name: inner for name, inner in own.items() if inner is not None}
     if len(set(kept.values())) < len(kept):
         twice = next(name for name, inner in kept.items() if name != inner and inner in kept)
-        raise UserError(f"--checkpoint: holds both {twice} and {kept[twice]}; write a file with one of them")
+        message = f"holds both {twice} and {kept[twice]}; write a file with one of them"
+        raise UserError("checkpoint", message=message)
     prefixes = {name.removesuffix(inner) for name, inner in kept.items()}
     return (prefixes.pop() if len(prefixes) == 1 else ""), kept

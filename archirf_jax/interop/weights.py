@@ -64,7 +64,7 @@ def to_state(params: Any, rename: Rename) -> dict[str, Any]:
         try:
             name, layout = rename(path)
         except KeyError as e:
-            raise UserError(f"{'/'.join(path)}: the published network has no such parameter") from e
+            raise UserError("model", "/".join(path), "is a parameter that the published network does not have") from e
         state[name] = layout.to_theirs(leaf)
     return state
 
@@ -95,7 +95,7 @@ def check(shapes: Shapes, expected: Shapes) -> None:
     found = {"missing": missing, "without place in this network": extra, "of another shape": wrong}
     parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in found.items() if names]
     if parts:
-        raise UserError(f"the tensors do not fit the network; {'; '.join(parts)}")
+        raise UserError("checkpoint", message=f"the tensors do not fit the network; {'; '.join(parts)}")
 
 
 def count(names: Iterable[str], pattern: str) -> int:

@@ -24,20 +24,8 @@ FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
 )
-ENDLESS = ("constant", "inverse_sqrt")  # schedules that do not depend on where the run ends
+ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
-
-
-def resolve_classes(config: Any, found: int) -> None:
-    """Fill in `data.num_classes` where it is None.
-
-    Raises:
-        UserError: it is below the number of classes that the data set has.
-    """
-    asked = config.data.num_classes
-    if asked is not None and asked < found:
-        raise UserError("data.num_classes", asked, f"is below the {found} classes of {config.data.name!r}; None = all")
-    config.data.num_classes = asked or found
 
 
 def save(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] | None = None) -> None:

@@ -1,11 +1,13 @@
-"""Several processes as one run: JAX's distributed runtime, from SLURM, Kubernetes, Open MPI, TPU pods or flags."""
+"""Several processes as one run: JAX's distributed runtime, from SLURM, Kubernetes, Open MPI, TPU pods or flags.
+
+JAX is imported when it is needed: a command declares these flags before it takes signals.
+"""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 
-import jax
 from absl import logging
 
 from archirf_jax.errors import UserError
@@ -30,6 +32,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     Raises:
         UserError: flags that do not fit, the others cannot be reached, or there is no device.
     """
+    import jax
+
     alone = coordinator is None and processes is None and process is None
     in_slurm_step = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if not alone or in_slurm_step:
@@ -52,6 +56,8 @@ def _checked(coordinator: str | None, processes: int | None, process: int | None
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    import jax
+
     # JAX's own watch of SIGTERM would take that signal from the run, which could not end at once at a second one.
     jax.config.update("jax_enable_preemption_service", False)
     try:

@@ -132,7 +132,7 @@ def check_saved(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the first field that is missing or outside its range.
     """
-    trained, found = "steps" in values, dict(leaves(values))
+    trained, found = not values.keys().isdisjoint(("steps", "optimizer")), dict(leaves(values))
     _check_groups(values, ("data", "model"))
     _check_groups(values, NAMED, complete=trained)
     for name, field in FIELDS.items():

@@ -66,7 +66,7 @@ class ADMClassifier(nn.Module, layers.Presets):
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     attention_downsamples: tuple[int, ...] = (2, 4, 8)
     num_heads: int = 4
-    num_head_channels: int = 64
+    num_head_channels: int | None = 64
     attention_order: str = "legacy"
     scale_shift_norm: bool = True
     resblock_updown: bool = True
@@ -75,7 +75,7 @@ class ADMClassifier(nn.Module, layers.Presets):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    num_heads_upsample = 0  # there is no decoder
+    num_heads_upsample = None  # there is no decoder
     presets = PRESETS
 
     def setup(self) -> None:
@@ -125,7 +125,7 @@ class ADMClassifier(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         layers.check_choices(self, pool=POOLS)
-        layers.require(self, lambda value: value and value > 0, "must be above 0", "num_classes", "image_size")
+        layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "image_size")
         Plan.of(self).check(height, width)
         if self.pool == "attention" and (height, width) != (self.image_size, self.image_size):
             raise UserError(

@@ -25,8 +25,8 @@ class Plan:
     channel_mult: tuple[float, ...]
     attention_downsamples: tuple[int, ...]
     num_heads: int
-    num_head_channels: int
-    num_heads_upsample: int
+    num_head_channels: int | None
+    num_heads_upsample: int | None
     attention_order: str
     scale_shift_norm: bool
     resblock_updown: bool
@@ -57,9 +57,9 @@ class Plan:
             UserError: the width does not divide into them.
         """
         field, size = "num_head_channels", self.num_head_channels
-        if not size:
-            field = "num_heads_upsample" if up and self.num_heads_upsample else "num_heads"
-            size = getattr(self, field)
+        if size is None:
+            field = "num_heads_upsample" if up and self.num_heads_upsample is not None else "num_heads"
+            size = int(getattr(self, field))
         if size < 1 or width % size:
             raise UserError(f"model.{field}", size, f"does not divide {width} channels; choose a divisor of them")
         return size if field != "num_head_channels" else width // size

@@ -68,16 +68,16 @@ class ADMUNet(nn.Module, layers.Presets):
         channel_mult: one factor a level; each level's width must be a multiple of 32.
         attention_downsamples: powers of 2: attention follows the blocks where the image is so many times smaller.
             The middle always has one.
-        num_heads: attention heads, where num_head_channels is 0.
-        num_head_channels: width of an attention head; 0 = as num_heads says.
-        num_heads_upsample: heads in the decoder, where num_head_channels is 0; 0 = num_heads.
+        num_heads: attention heads, where num_head_channels is None.
+        num_head_channels: width of an attention head; None = as num_heads says.
+        num_heads_upsample: heads in the decoder, where num_head_channels is None; None = num_heads.
         attention_order: "legacy" or "new": the layout of the attention's projection, of no consequence in training.
         scale_shift_norm: adaptive group norm (Sec. 3.1); False adds the embedding before the norm.
         resblock_updown: residual blocks change the resolution.
         conv_resample: otherwise convolutions change it; False = no parameters do.
         dropout: rate in residual blocks, or one a level; active where an rng called "dropout" is given.
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
-        out_channels: output channels; 0 = as learn_sigma says.
+        out_channels: output channels; None = as learn_sigma says.
         super_resolution: concatenate the image "low_res" (B, h, w, C), bilinearly resized, to x's channels.
         dtype: compute dtype; norms, softmax, the embedding of time and the last layer stay float32.
         remat: keep no activations of blocks for the backward pass.
@@ -90,15 +90,15 @@ class ADMUNet(nn.Module, layers.Presets):
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     attention_downsamples: tuple[int, ...] = (4, 8)
     num_heads: int = 4
-    num_head_channels: int = 0
-    num_heads_upsample: int = 0
+    num_head_channels: int | None = None
+    num_heads_upsample: int | None = None
     attention_order: str = "legacy"
     scale_shift_norm: bool = True
     resblock_updown: bool = True
     conv_resample: bool = True
     dropout: float | tuple[float, ...] = 0.0
     learn_sigma: bool = False
-    out_channels: int = 0
+    out_channels: int | None = None
     super_resolution: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -146,7 +146,7 @@ class ADMUNet(nn.Module, layers.Presets):
             message = "must be above 0; without labels, set model.class_conditional to False"
             raise UserError("model.num_classes", self.num_classes, message)
         counts = ("num_head_channels", "num_heads_upsample", "out_channels")
-        layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
+        layers.require(self, lambda value: value > 0, "must be above 0", *counts)
 
 
 build = ADMUNet

@@ -188,7 +188,7 @@ class Projection(nn.Module):
     Attributes:
         num_heads: must divide the width of the tokens.
         qk_norm: one of QK_NORMS, of each head's queries and keys, with a learned scale a channel that all heads
-            share (Esser et al. 2024, Sec. 5.3.2); None is none.
+            share (Esser et al. 2024, Sec. 5.3.2).
         use_bias: of the linear layer.
         dtype: compute dtype.
     """
@@ -208,7 +208,7 @@ class Projection(nn.Module):
 
 
 def normed(x: jax.Array, kind: str | None, name: str) -> jax.Array:
-    """x (B, N, heads, width) after the norm `kind` (None, "rms" or "layer"); only inside a compact module."""
+    """x (B, N, heads, width) after the norm `kind` (one of QK_NORMS); only inside a compact module."""
     if kind == "rms":
         return RMSNorm(name=name)(x)
     if kind == "layer":

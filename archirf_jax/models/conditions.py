@@ -60,19 +60,19 @@ class Context(nn.Module):
         class_tokens: tokens a class.
         class_width: of the table's features.
         class_embeddings: .npz file that the table is read from when parameters are made.
-        context_width: of text tokens; 0 = `width`, and they are not projected.
-        pooled_width: of pooled text vectors; 0 = there are none.
+        context_width: of text tokens; None = `width`, and they are not projected.
+        pooled_width: of pooled text vectors; None = there are none.
         dtype: compute dtype.
     """
 
     kind: str
     num_classes: int | None
     width: int
-    class_tokens: int | None = 2
+    class_tokens: int = 2
     class_width: int | None = None
     class_embeddings: str | None = None
-    context_width: int = 0
-    pooled_width: int = 0
+    context_width: int | None = None
+    pooled_width: int | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -104,29 +104,30 @@ class Context(nn.Module):
         return pooled
 
     def _labels(self, y: jax.Array) -> jax.Array:
-        positive = "must be above 0 for a context of classes"
-        layers.require(self, lambda value: value and value > 0, positive, "num_classes", "class_tokens")
-        assert self.num_classes is not None and self.class_tokens is not None, "just required"
+        classes = self._positive("num_classes")
+        self._positive("class_tokens")
         if self.kind == "class_tokens":
-            shape = (self.num_classes + 1, self.class_tokens, self.width)
+            shape = (classes + 1, self.class_tokens, self.width)
             return self.param("class_tokens", layers.small_normal, shape)[y].astype(self.dtype)
-        layers.require(
-            self, lambda width: width and width > 0, "must be above 0 for context class_table", "class_width"
-        )
-        assert self.class_width is not None, "just required"
-        shape = (self.num_classes, self.class_tokens, self.class_width)
-        table = self.param("frozen_table", lambda key: from_file(self.class_embeddings, shape))
+        shape = (classes, self.class_tokens, self._positive("class_width"))
+        table = self.param("frozen_table", lambda key: from_file(self.class_embeddings or "", shape))
         null = self.param("null_tokens", layers.small_normal, shape[1:])
-        known = (y < self.num_classes)[:, None, None]
-        tokens = jnp.where(known, jax.lax.stop_gradient(table)[jnp.minimum(y, self.num_classes - 1)], null)
+        known = (y < classes)[:, None, None]
+        tokens = jnp.where(known, jax.lax.stop_gradient(table)[jnp.minimum(y, classes - 1)], null)
         positions = self.param("token_positions", layers.small_normal, (self.class_tokens, self.width))
         return self._projected(tokens) + positions.astype(self.dtype)
+
+    def _positive(self, name: str) -> int:
+        value: int | None = getattr(self, name)
+        if value is None or value < 1:
+            raise UserError(f"model.{name}", value, f"must be above 0 for context {self.kind!r}")
+        return value
 
     def _projected(self, tokens: jax.Array) -> jax.Array:
         return Dense(self.width, dtype=self.dtype, kernel_init=layers.xavier, name="tokens")(tokens)
 
 
-def from_file(path: str | None, shape: tuple[int, ...]) -> jax.Array:
+def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:
     """The table of a file of class embeddings, read when a program runs, so that none carries it as a constant.
 
     Raises:
@@ -143,19 +144,19 @@ def from_file(path: str | None, shape: tuple[int, ...]) -> jax.Array:
             )
         return found.astype(np.float32)
 
-    if path is not None and os.path.exists(path):  # a run whose checkpoint has the table needs no file
+    if os.path.exists(path):  # a run whose checkpoint has the table needs no file
         table()
     return jax.pure_callback(table, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def read_table(path: str | None) -> np.ndarray:
+def read_table(path: str) -> np.ndarray:
     """(classes, tokens, width) of a file of class embeddings.
 
     Raises:
         UserError: no such file, or one without such a table.
     """
     try:
-        with np.load(path or "", allow_pickle=False) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             table = archive[TABLE]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise UserError(

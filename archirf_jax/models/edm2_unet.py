@@ -64,7 +64,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     res_balance: float = 0.3
     attn_balance: float = 0.3
-    clip_act: float = 256.0
+    clip_act: float | None = 256.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -77,7 +77,7 @@ class Block(nn.Module):
         x = mp_sum(skip, self._branch(x, emb), self.res_balance)
         if self.heads:
             x = mp_sum(x, self._attention(x), self.attn_balance)
-        return jnp.clip(x, -self.clip_act, self.clip_act) if self.clip_act else x
+        return jnp.clip(x, -self.clip_act, self.clip_act) if self.clip_act is not None else x
 
     def _branch(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         h = MPConv(self.features, dtype=self.dtype, name="conv_0")(mp_silu(x))
@@ -110,13 +110,13 @@ class EDM2UNet(nn.Module, layers.Presets):
         attention_levels: whose blocks attend; published for 64x64: those of 16x16 and 8x8.
         middle_attention: let the decoder's very first block attend, as published.
         channels_per_head: a level of width C has C // channels_per_head heads, which must divide C.
-        channel_mult_noise: random features of time, in units of model_channels; 0 = as many as the first level is wide.
-        channel_mult_emb: width of the embedding in units of model_channels; 0 = as wide as the widest level.
+        channel_mult_noise: random features of time, in units of model_channels; None = the width of the first level.
+        channel_mult_emb: width of the embedding in units of model_channels; None = as wide as the widest level.
         label_balance: share of the label in the embedding, 0 to 1.
         concat_balance: share of the encoder's channels where the decoder takes them in.
         res_balance: share of the residual branch in a block.
         attn_balance: share of the attention.
-        clip_act: largest activation after a block; 0 = any.
+        clip_act: largest activation after a block; None = any.
         resample_filter: an even number of weights.
         dropout: share of a branch's activations that are dropped, where an rng "dropout" is given.
         time_scale: what network times are divided by; 1 for ln(sigma) / 4, 1000 for times up to 1000.
@@ -132,13 +132,13 @@ class EDM2UNet(nn.Module, layers.Presets):
     attention_levels: tuple[int, ...] = (2, 3)
     middle_attention: bool = True
     channels_per_head: int = 64
-    channel_mult_noise: int = 0
-    channel_mult_emb: int = 0
+    channel_mult_noise: int | None = None
+    channel_mult_emb: int | None = None
     label_balance: float = 0.5
     concat_balance: float = 0.5
     res_balance: float = 0.3
     attn_balance: float = 0.3
-    clip_act: float = 256.0
+    clip_act: float | None = 256.0
     resample_filter: tuple[float, ...] = (1, 1)
     dropout: float = 0.0
     time_scale: float = 1.0
@@ -168,8 +168,8 @@ class EDM2UNet(nn.Module, layers.Presets):
         return with_unit_weights(params)
 
     def _embedding(self, t: jax.Array, condition: Condition) -> jax.Array:
-        noise = self.model_channels * self.channel_mult_noise or self._widths[0]
-        width = self.model_channels * self.channel_mult_emb or max(self._widths)
+        noise = self.model_channels * (self.channel_mult_noise or 0) or self._widths[0]
+        width = self.model_channels * (self.channel_mult_emb or 0) or max(self._widths)
         emb = MPDense(width, name="noise_embedding")(MPFourier(noise, name="time_features")(t / self.time_scale))
         if self.class_conditional:
             assert self.num_classes is not None, "checked"
@@ -225,10 +225,13 @@ class EDM2UNet(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         levels, conditional, require = len(self.channel_mult), self.class_conditional, layers.require
+        if conditional and self.num_classes is None:
+            message = "must be given; without labels, set model.class_conditional to False"
+            raise UserError("model.num_classes", self.num_classes, message)
         positive = ("model_channels", "channels_per_head", "time_scale", *("num_classes",) * conditional)
-        require(self, lambda value: value and value > 0, "must be above 0", *positive)
-        counts = ("num_blocks", "channel_mult_noise", "channel_mult_emb", "clip_act")
-        require(self, lambda value: value >= 0, "must be 0 or more", *counts)
+        multiples = ("channel_mult_noise", "channel_mult_emb", "clip_act")
+        require(self, lambda value: value > 0, "must be above 0", *positive, *multiples)
+        require(self, lambda value: value >= 0, "must be 0 or more", "num_blocks")
         balances = ("label_balance", "concat_balance", "res_balance", "attn_balance")
         require(self, lambda value: 0 <= value <= 1, "must be 0 to 1", *balances)
         require(self, lambda value: 0 <= value < 1, "must be 0 or more and below 1", "dropout")

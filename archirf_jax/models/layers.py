@@ -138,10 +138,10 @@ def check_choices(model: nn.Module, **allowed: Collection[str | None]) -> None:
 
 
 def require(model: nn.Module, holds: Callable[[Any], Any], rule: str, *fields: str) -> None:
-    """Raise a UserError if a value of these fields does not hold to a rule, such as "must be above 0"."""
+    """Raise a UserError if a value of these fields breaks a rule, such as "must be above 0"; None breaks none."""
     for field in fields:
         value = getattr(model, field)
-        if not holds(value):
+        if value is not None and not holds(value):
             raise UserError(f"model.{field}", value, rule)
 
 

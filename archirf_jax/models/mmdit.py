@@ -169,7 +169,7 @@ class MMDiT(nn.Module, layers.Presets):
         registers: learned tokens before the context's.
         position_size: side of the table of positions in patches, whose middle an image takes; None = none is kept and
             positions count from the top left corner.
-        out_channels: 0 = as many as the image has, or twice as many with learn_sigma.
+        out_channels: None = as many as the image has, or twice as many with learn_sigma.
         learn_sigma: the second half of the output is the variance's.
         remat: keep no activations of blocks for the backward pass.
         scan: compile one block for all equal ones in a row; their parameters are stacked.
@@ -178,11 +178,11 @@ class MMDiT(nn.Module, layers.Presets):
 
     num_classes: int | None = None
     context: str = "class_tokens"
-    class_tokens: int | None = 2
+    class_tokens: int = 2
     class_width: int | None = None
     class_embeddings: str | None = None
-    context_width: int = 0
-    pooled_width: int = 0
+    context_width: int | None = None
+    pooled_width: int | None = None
     patch_size: int = 2
     hidden_size: int = 384
     depth: int = 6
@@ -197,7 +197,7 @@ class MMDiT(nn.Module, layers.Presets):
     use_bias: bool = True
     registers: int = 0
     position_size: int | None = None
-    out_channels: int = 0
+    out_channels: int | None = None
     learn_sigma: bool = False
     remat: bool = False
     scan: bool = False
@@ -286,7 +286,7 @@ class MMDiT(nn.Module, layers.Presets):
         )
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
-        if self.position_size is None:
+        if not self.position_size:
             return layers.sincos_positions_2d(rows, columns, self.hidden_size)
         side, width = self.position_size, self.hidden_size
         table = self.param("frozen_positions", lambda key: layers.sincos_positions_2d(side, side, width))
@@ -294,9 +294,8 @@ class MMDiT(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio", "depth")
-        counts = ("depth_single", "registers", "out_channels")
-        layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
-        layers.require(self, lambda value: value is None or value > 0, "must be above 0", "position_size")
+        layers.require(self, lambda value: value > 0, "must be above 0", "position_size", "out_channels")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth_single", "registers")
         layers.check_choices(self, context=CONTEXTS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS, norm=NORMS)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)

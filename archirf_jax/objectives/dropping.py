@@ -56,7 +56,10 @@ def drops(dropout: Dropout) -> bool:
 def _drop(key: jax.Array, condition: Condition, null: Condition, probability: float) -> Condition:
     if probability == 0 or not null:
         return condition
-    batch = len(next(iter(condition.values())))
+    batch = len(condition[next(iter(null))])
     dropped = jax.random.bernoulli(key, float(probability), (batch,))
-    replaced = {name: jnp.where(expand(dropped, condition[name]), null[name], condition[name]) for name in null}
-    return condition | replaced
+
+    def replaced(value: jax.Array, instead: jax.Array) -> jax.Array:
+        return jnp.where(expand(dropped, value), jnp.asarray(instead, value.dtype), value)
+
+    return condition | {name: replaced(condition[name], instead) for name, instead in null.items()}

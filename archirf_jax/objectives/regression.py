@@ -2,9 +2,9 @@
 
     L = w(t) mean over the data's numbers of |prediction - target|^2
 
-A network may predict one quantity and be trained on another: with `loss_space`, prediction and target are converted by
-the same formula, whose divisors are kept away from 0 (Li & He 2025, "Back to Basics", Sec. 4: data predicted, velocity
-in the loss).
+A network may predict one quantity and be trained on another: conversions are affine, so with `loss_space` the error of
+what is predicted is multiplied by their slope, whose divisor is kept away from 0. Data predicted with the velocity in
+the loss is JiT's (Li & He 2025, "Back to Basics", Sec. 4).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition, Metrics, Models, Setting
+from archirf_jax.errors import UserError
 from archirf_jax.objectives import dropping, metrics, times
 from archirf_jax.processes.base import Process, ask, check_choice, check_positive
-from archirf_jax.processes.conversions import TABLE, convert
+from archirf_jax.processes.conversions import TABLE, slope
 
 SPACES = ("x0", "eps", "v", "velocity")
 
@@ -57,7 +58,7 @@ class Regression:
             their expectation is then that of `loss_weighting`, whatever the times; None = no weights. The shift stays
             with the times drawn.
         loss_space: the quantity whose error is squared: "x0", "eps", "v" or "velocity"; None = what is predicted.
-        smallest_divisor: of sigma (of alpha where the noise is predicted) on the way to `loss_space`.
+        smallest_divisor: on the way to `loss_space`: sigma where the data is predicted, alpha where the noise is.
         condition_dropout: see `dropping.drop`.
 
     Raises:
@@ -84,6 +85,10 @@ class Regression:
         check_choice("objective.time_distribution", self.time_distribution, times.NAMES)
         check_choice("objective.loss_weighting", self.loss_weighting or "uniform", times.OF_FLOWS)
         check_choice("objective.loss_space", self.loss_space or "x0", SPACES)
+        for name, unused in {"loss_weighting": None, "shift": 1.0}.items():
+            if self.time_distribution not in times.OF_FLOWS and getattr(self, name) != unused:
+                what = f"needs a time_distribution among {', '.join(times.OF_FLOWS)}; leave it at {unused}"
+                raise UserError(f"objective.{name}", getattr(self, name), what)
         check_positive("objective", self, "logit_std", "shift", "P_std", "smallest_divisor")
         dropping.check(self.condition_dropout)
         self._flow_times("mode")
@@ -108,7 +113,7 @@ class Regression:
         process = setting.process
         x = process.noised(drawn.x0, drawn.eps, drawn.t)
         output, extras = ask(process, models.online, x, drawn.t, drawn.condition)
-        losses = mean_square(self.error(process, output, drawn, x))
+        losses = mean_square(self.error(process, output, drawn))
         return drawn.weight * losses, metrics.by_time(losses, drawn.t) | metrics.diagnostics(extras), {}
 
     def remember(self, objective_state: Any, noted: dict[str, jax.Array]) -> Any:
@@ -116,18 +121,30 @@ class Regression:
         del noted
         return objective_state
 
-    def error(self, process: Process, output: jax.Array, drawn: Draw, x: jax.Array) -> jax.Array:
-        """The network's answer to x (B, ...) less what it should be, in the space of the loss."""
+    def error(self, process: Process, output: jax.Array, drawn: Draw) -> jax.Array:
+        """The network's answer (B, ...) less what it should be, up to sign in another space of the loss.
+
+        Raises:
+            UserError: the network also learns a variance.
+        """
         target = process.target(drawn.x0, drawn.eps, drawn.t)
+        if output.shape != target.shape:
+            what = "this one does not train a learned variance; take ddpm_hybrid, or a process.variance that is fixed"
+            raise UserError("objective.name", message=what)
         if self.loss_space is None:
             return output - target
-        return self._in_space(process, output, x, drawn.t) - self._in_space(process, target, x, drawn.t)
+        predicted = getattr(process, "prediction", None)
+        if predicted not in TABLE:
+            x, predicted = process.noised(drawn.x0, drawn.eps, drawn.t), "x0"
+            output, target = (process.interpret(value, x, drawn.t).x0 for value in (output, target))
+        path = process.coefficients(drawn.t, drawn.x0)
+        return slope(predicted, self.loss_space, path, self.smallest_divisor) * (output - target)
 
     def sample_times(self, key: jax.Array, process: Process, batch: int) -> tuple[jax.Array, jax.Array]:
         """(batch,) training times and the weights of their losses.
 
         Raises:
-            UserError: the process has no integer steps, or no end that the distribution needs.
+            UserError: the distribution is that of integer steps, and the process has none.
         """
         if self.time_distribution == "log_normal":
             return times.log_normal(key, process, batch, self.P_mean, self.P_std)
@@ -138,15 +155,6 @@ class Regression:
         if self.loss_weighting is None:
             return t, jnp.ones_like(t)
         return t, self._flow_times(self.loss_weighting).density(t) / drawn_from.density(t)
-
-    def _in_space(self, process: Process, value: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        assert self.loss_space is not None
-        path, predicted = process.coefficients(t, x), getattr(process, "prediction", "")
-        if predicted not in TABLE:
-            predicted, value = "x0", process.interpret(value, x, t).x0
-        if divisor := {"x0": "sigma", "eps": "alpha"}.get(predicted):
-            path = path._replace(**{divisor: jnp.maximum(getattr(path, divisor), self.smallest_divisor)})
-        return convert(predicted, self.loss_space, path, value, x)
 
     def _flow_times(self, name: str) -> times.Uniform | times.LogitNormal | times.Mode | times.CosMap:
         if name == "logit_normal":

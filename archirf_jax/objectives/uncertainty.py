@@ -46,7 +46,7 @@ class Uncertainty(Regression):
         process = setting.process
         x = process.noised(drawn.x0, drawn.eps, drawn.t)
         output, extras = ask(process, models.online, x, drawn.t, drawn.condition)
-        plain, u = mean_square(self.error(process, output, drawn, x)), extras["log_variance"]
+        plain, u = mean_square(self.error(process, output, drawn)), extras["log_variance"]
         losses = drawn.weight * (plain / jnp.exp(u) + u)
         reported = metrics.by_time(plain, drawn.t) | {"uncertainty": metrics.mean(u)} | metrics.diagnostics(extras)
         return losses, reported, {}

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Path(NamedTuple):
@@ -68,3 +69,21 @@ def convert(source: str, target: str, path: Path, value: jax.Array, x: jax.Array
     the result is infinite or nan.
     """
     return TABLE[target].combine(path, *TABLE[source].separate(path, value, x))
+
+
+def slope(source: str, target: str, path: Path, smallest: float = 0.0) -> jax.Array:
+    """How much a `target` changes with a `source` where x stays: `convert` is affine, and this is its factor's size.
+
+    Args:
+        source, target: names of the table.
+        path: at a time.
+        smallest: that is divided by.
+    """
+    if source == target:
+        return jnp.ones_like(path.alpha)
+
+    def rate(name: str) -> jax.Array:
+        # Where x stays, x0 and eps move along (sigma, -alpha), and the table is linear.
+        return jnp.abs(TABLE[name].combine(path, path.sigma, -path.alpha))
+
+    return rate(target) / jnp.maximum(rate(source), smallest)

@@ -30,9 +30,9 @@ class Mixture:
         weights: (K,) or (B, K), adding up to 1.
     """
 
-    means: np.ndarray
-    stds: np.ndarray
-    weights: np.ndarray
+    means: np.ndarray | jax.Array
+    stds: np.ndarray | jax.Array
+    weights: np.ndarray | jax.Array
 
     def denoise(self, x: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
         """E[x0 | x] for x (B, ...) at alpha (B,), sigma (B,)."""

@@ -54,7 +54,7 @@ def _tpu(name: str, gib: float, peak: float, *kinds: str) -> Device:
 
 
 # Dense peaks: where a sheet gives the double that holds for sparse matrices, half of it. float16 and bfloat16 add up in
-# float32. float32 is what jax multiplies float32 matrices with unless told otherwise: TF32 on the tensor cores of
+# float32. float32 is what jax multiplies float32 matrices with by default: TF32 on the tensor cores of
 # Ampere and later, plain float32 before it, bfloat16 on TPUs. Gigabytes of a sheet are GiB in the driver.
 DEVICES = (
     # "NVIDIA Ampere GA102 GPU Architecture" (2021), table 2: RTX 3090.

@@ -12,7 +12,7 @@ from archirf_jax.errors import UserError
 
 NOT_FINITE, JUMP = 1, 2
 REASONS = {NOT_FINITE: "loss, gradient or update was not finite", JUMP: "the loss jumped"}
-SETTLED = 100  # updates before a jump can be told from the beginning's fall
+SETTLED = 100  # updates before a jump differs from the fall of the beginning
 MEMORY = 0.99  # of the running mean and spread of losses
 # Dynamic loss scaling (Micikevicius et al. 2018, Sec. 3.2): halved where gradients overflow, doubled when it is quiet.
 FIRST_SCALE = 2.0**15

@@ -28,7 +28,7 @@ from archirf_jax.training.checkpoints import Checkpoints, MetricsState
 from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
-from archirf_jax.training.start import start
+from archirf_jax.training.start import mark, start
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
@@ -74,6 +74,7 @@ def train(
     Raises:
         UserError: a guard stopped the run, or something cannot be written.
     """
+    logging.info("%s", devices.describe(config.model.get("dtype", "float32")))
     with StopRequest(hard_exit) as stop:
         loop = Loop(task, feed, config, workdir, frozen, again, stop, profile or Profile(workdir), writers, still_ours)
         try:
@@ -147,7 +148,6 @@ class Loop:
         return self.state
 
     def _run(self) -> None:
-        logging.info("%s", devices.describe(self.config.model.get("dtype", "float32")))
         self.state = start(self.task, self.config.seed, self.runner.frozen, self.checkpoints, self.mesh, self.workdir)
         log, step = self.config.log, int(self.state.step)
         self.progress = Progress(step, self.config.steps) if self.first else None
@@ -164,6 +164,7 @@ class Loop:
         with self._tolerating(False):
             for one in self.kept:
                 one.wait()
+            mark(self.workdir, self.checkpoints)
         if skipped := self._skipped_in_a_row():
             logging.warning("the last %d updates were skipped, see `skipped` in metrics.jsonl", skipped)
 
@@ -223,6 +224,7 @@ class Loop:
         with self._tolerating(not config.checkpoint.required):
             for one in self.kept:
                 one.check()
+            mark(self.workdir, self.checkpoints)
         if not (sampling or saving or snapping):
             return
         self.meter.settle()

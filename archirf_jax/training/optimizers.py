@@ -219,7 +219,7 @@ def _decay_mask(optimizer: Any) -> Mask:
         given = optimizer.weight_decay_mask
         raise UserError("optimizer.weight_decay_mask", given, f"is not a regular expression: {e}") from e
 
-    # By name: under a scan over layers biases are 2-D too, so rank does not tell.
+    # By name: under a scan over layers biases are 2-D too, so rank does not say it.
     def mask(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: bool(pattern.fullmatch("/".join(_names(path)))), params)
 

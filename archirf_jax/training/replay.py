@@ -233,9 +233,15 @@ def _conclusion(report: dict[str, Any], state: TrainState) -> str:
     )
 
 
+def read_report(workdir: pathlib.Path) -> Numbers:
+    """What the last replay found."""
+    report: Numbers = json.loads((workdir / FOLDER / REPORT).read_text())
+    return report
+
+
 def log_report(workdir: pathlib.Path) -> None:
     """Log the table of the last replay."""
-    report = json.loads((workdir / FOLDER / REPORT).read_text())
+    report = read_report(workdir)
     logging.info("%-60s %10s %12s %12s", "output of", "finite", "largest", "rms")
     for layer in report["layers"]:
         logging.info("%-60s %10s %12.4g %12.4g", *layer.values())

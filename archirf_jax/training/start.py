@@ -16,7 +16,8 @@ from archirf_jax.errors import UserError
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import ordered
-from archirf_jax.training.writers import METRICS, read_metrics
+
+MARK = "checkpointed"  # a file of the run directory, from the first whole checkpoint on
 
 
 def start(
@@ -45,13 +46,17 @@ def start(
     return ordered(task, state)
 
 
+def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+    """Leave a mark once there is a whole checkpoint, so that its loss is noticed at a later start."""
+    if jax.process_index() == 0 and not (workdir / MARK).exists() and checkpoints.steps():
+        (workdir / MARK).touch()
+
+
 def _check_new(workdir: pathlib.Path) -> None:
-    """Raise a UserError where a run has left more than its start, and no checkpoint to go on from."""
-    rows = [METRICS] if any(row["step"] > 0 for row in read_metrics(workdir)) else []
-    folders = [name for name in ("samples", "damaged") if any((workdir / name).glob("*"))]
-    if sharding.anywhere(bool(rows + folders)):
-        found = ", ".join(rows + folders) or "its files"
+    """Raise a UserError where a run had a checkpoint once, and has none to go on from."""
+    lost = (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
+    if sharding.anywhere(lost):
         raise UserError(
-            f"{str(workdir)!r} has {found}, but no whole checkpoint to go on from; bring its checkpoints back "
-            f"(is a disk not mounted?), or move {found} away to begin anew on purpose"
+            f"{str(workdir)!r} had checkpoints, and has no whole one to go on from; bring them back (is a disk not "
+            "mounted?), or begin anew on purpose in an empty directory"
         )

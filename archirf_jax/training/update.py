@@ -137,9 +137,9 @@ class Update:
 
         A network whose own gradient was fine, but whose step is not done, keeps everything, its guard too.
         """
-        # The update is computed again after the verdict: until then there is no second optimizer state in memory.
-        gradients, fine = jax.lax.optimization_barrier((gradient.value, fine))
-        done = fine & gradient.turn
+        done, gradients = fine & gradient.turn, gradient.value
+        # Written once more than it is computed: the compiler finds it in `gradient`. Handing it over, through a cond of
+        # `turn`, would keep a second optimizer state in memory.
         updates, opt = self._optimizer.update(gradients, network.opt, gradient.start)
         params = optax.apply_updates(gradient.start, updates)
         after = self._averaged(network, params, opt)

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from archirf_jax.data.fields import make_fields
 
 from archirf_jax.contracts import Batch, Frozen, Losses, Metrics, TrainState
+from archirf_jax.data.fields import make_fields
 from archirf_jax.data.images import to_uint8
 from archirf_jax.objectives import metrics
 from archirf_jax.objectives.regression import mean_square

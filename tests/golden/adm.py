@@ -36,20 +36,20 @@ def unet(case: Case) -> dict[str, np.ndarray]:
     super_resolution = "SuperResModel" in case.source
     given = settings("hyperparameter", case.hyperparameters, SHARED | dict(num_classes=None))
     model = ADMUNet(
-        num_classes=given["num_classes"] or 1,
+        num_classes=given["num_classes"],
         class_conditional=given["num_classes"] is not None,
-        num_heads_upsample=max(given["num_heads_upsample"], 0),
+        num_heads_upsample=_given(given["num_heads_upsample"]),
         out_channels=given["out_channels"],
         super_resolution=super_resolution,
         **shared(given),
     )
     x, t = nhwc(case.inputs["x"]), case.inputs["t"]
-    y: Any = case.inputs["y"].astype(np.int32) if "y" in case.inputs else np.zeros(len(x), np.int32)
+    condition = {"label": case.inputs["y"].astype(np.int32)} if "y" in case.inputs else {}
     if super_resolution:
-        y = {"label": y, "low_res": nhwc(case.inputs["low_res"])}
-    like = jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
+        condition["low_res"] = nhwc(case.inputs["low_res"])
+    like = jax.eval_shape(model.init, jax.random.key(0), x, t, condition)["params"]
     params = weights.to_params(case.params, like, adm.rename_unet(model))
-    out = jax.jit(model.apply)({"params": params}, x, t, y)
+    out = jax.jit(model.apply)({"params": params}, x, t, condition)
     return {"y": np.moveaxis(np.asarray(out), -1, 1)}
 
 
@@ -92,13 +92,18 @@ def shared(given: dict[str, Any]) -> dict[str, Any]:
         # The reference passes over factors that no level has.
         attention_downsamples=tuple(factor for factor in levels if factor in given["attention_resolutions"]),
         num_heads=given["num_heads"],
-        num_head_channels=max(given["num_head_channels"], 0),
+        num_head_channels=_given(given["num_head_channels"]),
         attention_order="new" if given["use_new_attention_order"] else "legacy",
         scale_shift_norm=given["use_scale_shift_norm"],
         resblock_updown=given["resblock_updown"],
         conv_resample=given["conv_resample"],
         dropout=float(given["dropout"]),
     )
+
+
+def _given(number: int) -> int | None:
+    # The reference's -1.
+    return number if number > 0 else None
 
 
 def nhwc(images: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     del given["input_size"], given["in_channels"]
     model = DiT(**given, null_label=null_label)
     x = case.inputs["x"].transpose(0, 2, 3, 1)
-    inputs = (x, case.inputs["t"].astype(np.float32), case.inputs["y"].astype(np.int32))
+    inputs = (x, case.inputs["t"].astype(np.float32), {"label": case.inputs["y"].astype(np.int32)})
     like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     state = {name: value for name, value in case.params.items() if name != dit.POSITIONS}
     out = jax.jit(model.apply)({"params": to_params(state, like, dit.rename(model))}, *inputs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.interop import edm2, weights
+from archirf_jax.models.binding import bind
 from archirf_jax.models.edm2_unet import EDM2UNet
 from archirf_jax.models.uncertainty import Uncertain
 from archirf_jax.processes.edm import EDM
@@ -19,7 +20,7 @@ from tests.golden.synthetic import synthetic
 NEEDED = dict(img_resolution=0, img_channels=0, label_dim=0)
 AROUND = dict(use_fp16=True, sigma_data=0.5, logvar_channels=128)
 NETWORK = dict(model_channels=192, channel_mult=[1, 2, 3, 4], num_blocks=3, attn_resolutions=[16, 8])
-OPTIONAL: dict[str, Any] = dict(channel_mult_noise=None, channel_mult_emb=None, clip_act=256)  # None is our 0
+OPTIONAL: dict[str, Any] = dict(channel_mult_noise=None, channel_mult_emb=None, clip_act=256)
 ASIS = dict(channels_per_head=64, label_balance=0.5, concat_balance=0.5, res_balance=0.3, attn_balance=0.3, dropout=0.0)
 DEFAULTS = NEEDED | AROUND | NETWORK | OPTIONAL | ASIS | dict(resample_filter=[1, 1])
 
@@ -38,9 +39,9 @@ def network(given: dict[str, Any]) -> EDM2UNet:
     # Published levels narrower than a head attend nowhere, without a word.
     wide = [given["model_channels"] * times >= per_head for times in multiples]
     attends = [size >> level in given["attn_resolutions"] for level in range(len(multiples))]
-    others: dict[str, Any] = {name: given[name] or 0 for name in OPTIONAL} | {name: given[name] for name in ASIS}
+    others: dict[str, Any] = {name: given[name] for name in OPTIONAL} | {name: given[name] for name in ASIS}
     return EDM2UNet(
-        num_classes=max(given["label_dim"], 1),
+        num_classes=given["label_dim"] or None,
         class_conditional=given["label_dim"] > 0,
         model_channels=given["model_channels"],
         channel_mult=tuple(multiples),
@@ -55,40 +56,32 @@ def network(given: dict[str, Any]) -> EDM2UNet:
 def run(case: Case) -> dict[str, np.ndarray]:
     """Denoised images before and after weights are made unit, the expected loss, the raw network, losses, a weight."""
     given = settings("setting", case.hyperparameters, DEFAULTS)
-    process = EDM(sigma_data=given["sigma_data"], uncertainty=True, uncertainty_channels=given["logvar_channels"])
-    model = Uncertain(network(given), **process.uncertainty_head())
+    process = EDM(sigma_data=given["sigma_data"])
+    model = Uncertain(network(given), process.time_scale, given["logvar_channels"])
     x0, eps = (jnp.asarray(case.inputs[name].transpose(0, 2, 3, 1)) for name in ("x", "noise"))
     t, y = jnp.asarray(process.time_of_ratio(case.inputs["sigma"])), _labels(case, given["label_dim"])
-    told, x = process.network_time(t), process.noised(x0, eps, t)
+    network_time, x = process.network_time(t), process.noised(x0, eps, t)
 
     like = jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
     params = weights.to_params(case.params, like, edm2.rename(model, given["img_resolution"]))
-    unit = model.constrained(params)
-    apply = jax.jit(lambda params, x: model.apply({"params": params}, x, told, y))
-    outputs = [apply(each, process.network_input(x, t)) for each in (params, unit)]
+    unit = model.normalize_weights(params)
+    apply = jax.jit(lambda params, x: bind(model, params)(x, network_time, y))
+    outputs, (extras, _) = zip(*(apply(each, process.network_input(x, t)) for each in (params, unit)), strict=True)
+    u = extras["log_variance"][:, None, None, None]
     denoised = [process.interpret(output, x, t).x0 for output in outputs]
     images = dict(
         denoised=denoised[0],
         denoised_train_mode=denoised[1],
-        unet_raw_at_x=apply(params, x0)[..., :-1],
-        loss=_losses(process, outputs[0], x0, eps, x, t),
-        logvar=outputs[0][:, :1, :1, -1:],
+        unet_raw_at_x=apply(params, x0)[0],
+        # Of every number by itself; the square of the network's own error is that of x0, weighted (Eq. 14, 21).
+        loss=jnp.square(outputs[0] - process.target(x0, eps, t)) / jnp.exp(u) + u,
+        logvar=u,
     )
     weight = np.asarray(unit["network"]["out_conv"]["kernel"]).transpose(3, 2, 0, 1)
     found = {name: np.asarray(image).transpose(0, 3, 1, 2) for name, image in images.items()}
     return found | {"out_conv_weight_after_forced_normalization": weight}
 
 
-def _labels(case: Case, classes: int) -> np.ndarray:
+def _labels(case: Case, classes: int) -> dict[str, np.ndarray]:
     rows = case.inputs.get("labels", np.zeros((len(case.inputs["x"]), 1)))
-    return np.where(rows.any(axis=1), rows.argmax(axis=1), classes).astype(np.int32)
-
-
-def _losses(process: EDM, output: jax.Array, x0: jax.Array, eps: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-    """The process's loss of every number of the images (B, H, W, C) by itself: each is an image of one pixel."""
-    u = jnp.broadcast_to(output[..., -1:], x0.shape)
-    both = jnp.stack([output[..., :-1], u], axis=-1)
-    times = jnp.broadcast_to(t[:, None, None, None], x0.shape)
-    x0_each, eps_each, x_each = (numbers.reshape(-1, 1, 1, 1) for numbers in (x0, eps, x))
-    losses, _ = process.error(both.reshape(-1, 1, 1, 2), x0_each, eps_each, x_each, times.reshape(-1))
-    return losses.reshape(x0.shape)
+    return {"label": np.where(rows.any(axis=1), rows.argmax(axis=1), classes).astype(np.int32)}

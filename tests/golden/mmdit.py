@@ -45,8 +45,8 @@ def run(case: Case) -> dict[str, np.ndarray]:
     model = MMDiT(
         num_classes=1,
         context="text",
-        context_width=embedder["params"]["in_features"] if linear else 0,
-        pooled_width=given["adm_in_channels"] or 0,
+        context_width=embedder["params"]["in_features"] if linear else None,
+        pooled_width=given["adm_in_channels"],
         patch_size=given["patch_size"],
         hidden_size=64 * depth,
         depth=depth,
@@ -59,8 +59,8 @@ def run(case: Case) -> dict[str, np.ndarray]:
         scale_only=given["scale_mod_only"],
         use_bias=given["qkv_bias"],
         registers=given["register_length"],
-        position_size=given["pos_embed_max_size"] or None,
-        out_channels=given["out_channels"] or 0,
+        position_size=given["pos_embed_max_size"],
+        out_channels=given["out_channels"],
         learn_sigma=given["learn_sigma"],
     )
     x, t = case.inputs["x"].transpose(0, 2, 3, 1), case.inputs["t"].astype(np.float32)

@@ -18,13 +18,14 @@ import numpy as np
 from scipy import stats
 
 from archirf_jax import registry
+from archirf_jax.contracts import Condition, Denoiser, Extras, Solver
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.processes.times import shift_time
 from archirf_jax.samplers import grids, solvers
-from archirf_jax.samplers.denoisers import Denoiser, DynamicThreshold, Network, StaticClip
-from archirf_jax.samplers.sample import Solver
+from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.samplers.denoisers import DynamicThreshold, NetworkDenoiser, StaticClip
 from archirf_jax.samplers.solvers.ddpm import Ddpm
 from tests.golden.case import Case, UnsupportedSource, choice, settings
 
@@ -95,18 +96,18 @@ class Plan(NamedTuple):
     Attributes:
         grid: (N, 2) times.
         solver: takes the steps.
-        process: what the images went through.
-        wrap: changes what the network says.
-        told: (N,) network times, where the reference rounds them; None = the process's own.
-        forget: steps before which the solver forgets the earlier ones.
+        process: what x went through.
+        wrap: wraps the network's denoiser.
+        network_times: (N,), where the reference rounds them; None = the process's own.
+        restart: steps before which the solver's state starts anew.
     """
 
     grid: np.ndarray
     solver: Solver
     process: Process
-    wrap: Callable[[Network], Denoiser] = lambda network: network
-    told: np.ndarray | None = None
-    forget: tuple[int, ...] = ()
+    wrap: Callable[[Denoiser], Denoiser] = lambda network: network
+    network_times: np.ndarray | None = None
+    restart: tuple[int, ...] = ()
 
 
 def run(case: Case) -> dict[str, np.ndarray]:
@@ -117,7 +118,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
         raise UnsupportedSource(f"unsupported hyperparameter steps: {h['steps']!r}; supported: a whole number")
     with jax.enable_x64(True):
         plan = plan_of(settings("config", h["config"], defaults), h)
-        times = plan.process.network_time(plan.grid[:, 0]) if plan.told is None else plan.told
+        times = plan.process.network_time(plan.grid[:, 0]) if plan.network_times is None else plan.network_times
         levels = plan.process.sigma if isinstance(plan.process, RectifiedFlow) else plan.process.ratio
         return {
             "timesteps": times.astype(np.float64),
@@ -132,23 +133,31 @@ def trajectory(plan: Plan, start: np.ndarray, noise: np.ndarray | None) -> np.nd
     z = np.zeros((len(plan.grid), *x.shape))
     if noise is not None:
         z[: len(noise)] = noise.reshape(-1, *x.shape)[: len(z)]
-    denoise = plan.wrap(Network(plan.process, closed_form))
-    step = jax.jit(lambda z, x, t, t_next, y, memory: plan.solver.step(z, denoise, x, t, t_next, y, memory))
+    denoise = plan.wrap(NetworkDenoiser(plan.process, closed_form))
+    step = jax.jit(lambda z, x, t, t_next, *rest: plan.solver.step(z, denoise, x, t, t_next, *rest))
     states = []
-    memory = plan.solver.init(denoise, plan.grid, x)
+    state = plan.solver.init(denoise, plan.grid, x)
     for i, (t, t_next) in enumerate(jnp.asarray(plan.grid)):
-        if i in plan.forget:
-            memory = plan.solver.init(denoise, plan.grid, x)
-        y = None if plan.told is None else jnp.full(len(x), plan.told[i], x.dtype)
-        x, memory = step(z[i], x, t, t_next, y, memory)
+        if i in plan.restart:
+            state = plan.solver.init(denoise, plan.grid, x)
+        times = plan.network_times
+        condition = {} if times is None else {"network_time": jnp.full(len(x), times[i], x.dtype)}
+        x, state = step(z[i], x, t, t_next, condition, state)
         states.append(np.asarray(x).reshape(start.shape))
     return np.stack(states)
 
 
-def closed_form(x: jax.Array, t: jax.Array, y: jax.Array | None) -> jax.Array:
-    """The network of all cases; a condition y is the time to be told instead of t."""
-    a = ((t if y is None else y) / 1000).reshape(-1, *[1] * (x.ndim - 1))
-    return 0.6 * jnp.tanh(x) * jnp.cos(a) + 0.3 * jnp.sin(2 * x + a) + 0.1 * a
+def closed_form(
+    x: jax.Array, t: jax.Array, condition: Condition, *, s: jax.Array | None = None
+) -> tuple[jax.Array, Extras]:
+    """The network of all cases; the condition `network_time` replaces t."""
+    a = (condition.get("network_time", t) / 1000).reshape(-1, *[1] * (x.ndim - 1))
+    return 0.6 * jnp.tanh(x) * jnp.cos(a) + 0.3 * jnp.sin(2 * x + a) + 0.1 * a, {}
+
+
+def times_of(process: DDPM, steps: np.ndarray) -> np.ndarray:
+    """The times of integer steps."""
+    return (steps + 1) / process.steps
 
 
 def ddim(s: Settings, h: Settings) -> Plan:
@@ -157,9 +166,9 @@ def ddim(s: Settings, h: Settings) -> Plan:
     process = diffusion(s)
     here = timesteps(s, process, h["steps"])
     before = here - s["num_train_timesteps"] // h["steps"]
-    last = 0.0 if s["set_alpha_to_one"] else process.time(np.asarray(0.0))
-    grid = np.stack([process.time(here), np.where(before >= 0, process.time(before), last)], axis=1)
-    solver = registry.build(solvers, "solver", "ddim", {"eta": h["eta"] or 0.0})
+    last = 0.0 if s["set_alpha_to_one"] else times_of(process, np.asarray(0.0))
+    grid = np.stack([times_of(process, here), np.where(before >= 0, times_of(process, before), last)], axis=1)
+    solver = registry.build(solvers, "sample.solver.name", "ddim", {"eta": h["eta"] or 0.0})
     # The reference moves the noise with a cut image only when asked.
     return Plan(grid, solver, process, wrap=cut(s, keep_eps=not h["use_clipped_model_output"]))
 
@@ -168,7 +177,7 @@ def ddpm(s: Settings, h: Settings) -> Plan:
     """DDPM goes from timestep to timestep and then to the data."""
     refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
     process = diffusion(s, choice("config variance_type", s["variance_type"], VARIANCES))
-    here = process.time(timesteps(s, process, h["steps"]))
+    here = times_of(process, timesteps(s, process, h["steps"]))
     return Plan(grids.pairs(np.append(here, 0.0)), Scheduler(), process, wrap=cut(s))
 
 
@@ -181,19 +190,26 @@ class Scheduler(Ddpm):
     """
 
     def step(
-        self, z: jax.Array, denoise: Denoiser, x: jax.Array, t: jax.Array, t_next: jax.Array, y: Any, memory: Any
+        self,
+        noise: jax.Array,
+        denoise: Denoiser,
+        x: jax.Array,
+        t: jax.Array,
+        t_next: jax.Array,
+        condition: Condition,
+        solver_state: Any,
     ) -> tuple[jax.Array, Any]:
-        """x (B, H, W, C) at scalar time t -> x at t_next."""
+        """x (B, ...) at scalar time t -> x at t_next."""
         process = denoise.process
         assert isinstance(process, DDPM)
-        prediction, _ = denoise(x, t, y, memory)
-        after, memory = super().step(z, denoise, x, t, t_next, y, memory)
+        prediction, _ = denoise(x, t, condition, solver_state)
+        after, solver_state = super().step(noise, denoise, x, t, t_next, condition, solver_state)
         abars = process.alpha(t) ** 2, process.alpha(t_next) ** 2
         single = factors(*(abar.astype(jnp.float32) for abar in abars))
         for rounded, exact, image in zip(single, factors(*abars), (prediction.x0, x), strict=True):
             after = after + (rounded - exact) * image
         left_out = (t_next == 0) & (process.network_time(t) > 0) & (process.variance == "fixed_large")
-        return after + jnp.where(left_out, process.sigma(t), 0) * z, memory
+        return after + jnp.where(left_out, process.sigma(t), 0) * noise, solver_state
 
 
 def factors(abar: jax.Array, before: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -209,17 +225,19 @@ def dpm_solver(s: Settings, h: Settings) -> Plan:
     name = choice("config solver_order", s["solver_order"], {1: "euler", 2: "dpmpp_2m"})
     to_zero = choice("config final_sigmas_type", s["final_sigmas_type"], {"zero": True, "sigma_min": False})
     steps = h["steps"]
-    process, times, told = (flow_levels if s["use_flow_sigmas"] else diffusion_levels)(s, steps)
-    first = process.time(np.asarray(0.0)) if isinstance(process, DDPM) else times[-1]
+    process, times, network_times = (flow_levels if s["use_flow_sigmas"] else diffusion_levels)(s, steps)
+    first = times_of(process, np.asarray(0.0)) if isinstance(process, DDPM) else times[-1]
     grid = grids.pairs(np.append(times, 0.0 if to_zero else first))
     # To sigma 0 the last step is of first order by itself.
     low = s["euler_at_final"] or (s["lower_order_final"] and steps < 15)
-    solver = registry.build(solvers, "solver", name, {})
-    return Plan(grid, solver, process, cut(s | CLIP | dict(clip_sample=False)), told, (steps - 1,) if low else ())
+    solver = registry.build(solvers, "sample.solver.name", name, {})
+    return Plan(
+        grid, solver, process, cut(s | CLIP | dict(clip_sample=False)), network_times, (steps - 1,) if low else ()
+    )
 
 
 def diffusion_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.ndarray | None]:
-    """(process, times (N,), told) of DPM-Solver on a diffusion process; see `Plan`."""
+    """(process, times (N,), network times) of DPM-Solver on a diffusion process; see `Plan`."""
     process = diffusion(s)
     if np.log(process.ratio(np.asarray(1.0))) > -s["lambda_min_clipped"]:
         raise UnsupportedSource(f"unsupported config lambda_min_clipped: {s['lambda_min_clipped']} cuts the schedule")
@@ -227,14 +245,14 @@ def diffusion_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.n
     if spacing is None:
         # Leading and linspace are those of one step more, without the last.
         more = s["timestep_spacing"] != "trailing"
-        return process, process.time(timesteps(s, process, steps + more)[:steps]), None
-    # Of the others and of cosine the reference's last digits decide which timesteps the network is told.
+        return process, times_of(process, timesteps(s, process, steps + more)[:steps]), None
+    # Of the others and of cosine the reference's last digits decide the timesteps.
     refuse(s, use_exponential_sigmas=False, use_beta_sigmas=False, beta_schedule=("linear", "scaled_linear"))
     process = SinglePrecision(**dataclasses.asdict(process))
-    table = process.ratio(process.time(np.arange(process.steps, dtype=np.float64)))
+    table = process.ratio(times_of(process, np.arange(process.steps, dtype=np.float64)))
     sigmas = SIGMA_SPACINGS[spacing](table[-1], table[0], steps)
-    told = np.round(np.interp(np.log(sigmas), np.log(table), np.arange(len(table))))
-    return process, process.time_of_ratio(sigmas), told
+    network_times = np.round(np.interp(np.log(sigmas), np.log(table), np.arange(len(table))))
+    return process, process.time_of_ratio(sigmas), network_times
 
 
 class SinglePrecision(DDPM):
@@ -248,12 +266,12 @@ class SinglePrecision(DDPM):
 
 
 def flow_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.ndarray | None]:
-    """The same on a flow, whose network is told whole numbers."""
+    """The same on a flow, whose network times are whole numbers."""
     refuse(s, prediction_type="flow_prediction", thresholding=False, final_sigmas_type="zero")
     total = s["num_train_timesteps"]
     times = (1 - np.linspace(1, 1 / total, steps + 1))[:0:-1]
-    told = np.trunc(s["flow_shift"] * times / (1 + (s["flow_shift"] - 1) * times) * total)
-    return RectifiedFlow(time_scale=float(total)), shift_time(times, s["flow_shift"]), told
+    network_times = np.trunc(s["flow_shift"] * times / (1 + (s["flow_shift"] - 1) * times) * total)
+    return RectifiedFlow(time_scale=float(total)), shift_time(times, s["flow_shift"]), network_times
 
 
 def flow(s: Settings, h: Settings) -> Plan:
@@ -275,7 +293,9 @@ def flow(s: Settings, h: Settings) -> Plan:
     for name, spacing in SIGMA_SPACINGS.items():
         times = spacing(times[0], times[-1], h["steps"]) if s.get(name) else times
     grid = grids.pairs(np.append(times, 0.0))
-    return Plan(1 - grid if s["invert_sigmas"] else grid, registry.build(solvers, "solver", "euler", {}), process)
+    return Plan(
+        1 - grid if s["invert_sigmas"] else grid, registry.build(solvers, "sample.solver.name", "euler", {}), process
+    )
 
 
 def diffusion(s: Settings, variance: str = "fixed_small") -> DDPM:
@@ -293,7 +313,7 @@ def diffusion(s: Settings, variance: str = "fixed_small") -> DDPM:
 def timesteps(s: Settings, process: DDPM, steps: int) -> np.ndarray:
     """(N,) falling integer timesteps."""
     spacing = choice("config timestep_spacing", s["timestep_spacing"], SPACINGS)
-    here = process.network_time(grids.make(spacing, process, steps)[:, 0])
+    here = process.network_time(SamplerConfig.from_config({"grid": spacing, "steps": steps}).make_grid(process)[:, 0])
     if spacing == "linspace" and steps == 1:
         here = np.zeros(1)  # the reference's one step is the first
     if spacing == "trailing" and len(np.arange(process.steps, 0, -process.steps / steps)) != steps:
@@ -306,7 +326,7 @@ def timesteps(s: Settings, process: DDPM, steps: int) -> np.ndarray:
 
 def karras(high: float, low: float, steps: int) -> np.ndarray:
     """(N,) falling levels even in their 7th root (EDM, Eq. 5)."""
-    return np.linspace(high ** (1 / grids.RHO), low ** (1 / grids.RHO), steps) ** grids.RHO
+    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
 
 
 def exponential(high: float, low: float, steps: int) -> np.ndarray:
@@ -327,7 +347,7 @@ SIGMA_SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
 }
 
 
-def cut(s: Settings, keep_eps: bool = False) -> Callable[[Network], Denoiser]:
+def cut(s: Settings, keep_eps: bool = False) -> Callable[[Denoiser], Denoiser]:
     """The thresholds on the predicted image."""
     if s["thresholding"]:
         ratio, largest = s["dynamic_thresholding_ratio"], s["sample_max_value"]

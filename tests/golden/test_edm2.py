@@ -144,8 +144,8 @@ class NumpyEDM2:
         width = h["model_channels"] * h["channel_mult_emb"] if h["channel_mult_emb"] else max(widths)
         emb = self.linear("unet.emb_noise", self.waves("unet.emb_fourier", t, noise), width)
         if h["label_dim"]:
-            told = self.linear("unet.emb_label", label * math.sqrt(len(label)), width)
-            emb = blend(emb, told, h["label_balance"])
+            row = self.linear("unet.emb_label", label * math.sqrt(len(label)), width)
+            emb = blend(emb, row, h["label_balance"])
         return silu(emb)
 
     def network(self, x: np.ndarray, t: float, label: np.ndarray) -> np.ndarray:

@@ -99,8 +99,8 @@ class NumpyMMDiT:
         given = self.linear(f"{name}.adaLN_modulation.1", silu(c), len(names) * self.width)
         return dict(zip(names, np.split(given, len(names)), strict=True))
 
-    def modulated(self, x: np.ndarray, told: dict[str, np.ndarray], group: str) -> np.ndarray:
-        return self.norm(x) * (1 + told[f"{group} scale"]) + told.get(f"{group} shift", 0)
+    def modulated(self, x: np.ndarray, vectors: dict[str, np.ndarray], group: str) -> np.ndarray:
+        return self.norm(x) * (1 + vectors[f"{group} scale"]) + vectors.get(f"{group} shift", 0)
 
     def block(self, i: int, context: np.ndarray, x: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         name, last = f"joint_blocks.{i}", i == self.h["depth"] - 1
@@ -122,15 +122,15 @@ class NumpyMMDiT:
             extra = of_x["second gate"] * self.linear(f"{name}.x_block.attn2.proj", again, self.width)
         return context, self.after(f"{name}.x_block", x, h[-len(x) :], of_x, extra)
 
-    def after(self, name: str, x: np.ndarray, h: np.ndarray, told: dict[str, np.ndarray], extra: Any) -> np.ndarray:
-        x = x + told["first gate"] * self.linear(f"{name}.attn.proj", h, self.width) + extra
-        return x + told["mlp gate"] * self.perceptron(f"{name}.mlp", self.modulated(x, told, "mlp"))
+    def after(self, name: str, x: np.ndarray, h: np.ndarray, vectors: dict[str, np.ndarray], extra: Any) -> np.ndarray:
+        x = x + vectors["first gate"] * self.linear(f"{name}.attn.proj", h, self.width) + extra
+        return x + vectors["mlp gate"] * self.perceptron(f"{name}.mlp", self.modulated(x, vectors, "mlp"))
 
     def condition(self, t: float, pooled: np.ndarray | None) -> np.ndarray:
         angles = t * 10_000.0 ** (-np.arange(128) / 128)
-        told = [("t_embedder", np.concatenate([np.cos(angles), np.sin(angles)]))]
-        told += [] if pooled is None else [("y_embedder", pooled)]
-        hidden = [(name, silu(self.linear(f"{name}.mlp.0", vector, self.width))) for name, vector in told]
+        vectors = [("t_embedder", np.concatenate([np.cos(angles), np.sin(angles)]))]
+        vectors += [] if pooled is None else [("y_embedder", pooled)]
+        hidden = [(name, silu(self.linear(f"{name}.mlp.0", vector, self.width))) for name, vector in vectors]
         return np.sum([self.linear(f"{name}.mlp.2", h, self.width) for name, h in hidden], axis=0)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Laws of published ADM weights: shapes tell the network, tensors come back bit for bit, the unknown is asked for."""
+"""Laws of published ADM weights: shapes determine the network, tensors come back bit for bit, the rest is asked for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNETS: list[dict[str, Any]] = [
     dict(super_resolution=True, learn_sigma=True, num_heads_upsample=4),
     dict(super_resolution=True, class_conditional=False, num_classes=1),
 ]
-CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=0)
+CLASSIFIER: dict[str, Any] = UNET | dict(image_size=8, num_head_channels=None)
 CLASSIFIERS: list[dict[str, Any]] = [
     dict(pool="attention"),
     dict(pool="attention", image_size=16, channel_mult=(1, 1, 2), attention_downsamples=(1, 4), num_res_blocks=2),
@@ -47,8 +47,8 @@ def shapes_of(model: ADMUNet | ADMClassifier, channels: int = 3) -> Any:
     label = np.zeros(1, np.int32)
     if isinstance(model, ADMClassifier):
         return jax.eval_shape(model.init, jax.random.key(0), images, numbers)["params"]
-    y = {"label": label, "low_res": images} if model.super_resolution else label
-    return jax.eval_shape(model.init, jax.random.key(0), images, numbers, y)["params"]
+    condition = {"label": label, "low_res": images}
+    return jax.eval_shape(model.init, jax.random.key(0), images, numbers, condition)["params"]
 
 
 def renamed(model: ADMUNet | ADMClassifier) -> weights.Rename:
@@ -90,7 +90,7 @@ def test_shapes_and_heads_tell_a_classifier(fields: dict[str, Any]) -> None:
     model = ADMClassifier(**CLASSIFIER | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     if model.pool == "attention":
-        del hints["image_size"]  # its positions tell
+        del hints["image_size"]  # its positions determine it
     assert ADMClassifier(**adm.classifier_fields(published(model), hints)) == model
 
 
@@ -150,21 +150,24 @@ def test_names_are_the_published_ones() -> None:
     assert published(ADMClassifier(**CLASSIFIER, pool="adaptive"))["out.3.weight"] == (3, 64, 1, 1)
 
 
-def test_heads_that_nothing_tells_are_asked_for() -> None:
+def test_heads_that_shapes_leave_open_are_asked_for() -> None:
     shapes = published(ADMUNet(**UNET))
     for hints in ({}, dict(num_heads=0, num_head_channels=None), dict(attention_order="new")):
-        with pytest.raises(UserError, match="^--num_heads: .*width 64 .* --num_head_channels$"):
+        with pytest.raises(UserError) as caught:
             adm.unet_fields(shapes, hints)
-    with pytest.raises(UserError, match="^--num_heads: "):
+        assert caught.value.field == "model.num_heads"
+    with pytest.raises(UserError) as caught:
         adm.classifier_fields(published(ADMClassifier(**CLASSIFIER)), {})
+    assert caught.value.field == "model.num_heads"
 
 
-def test_levels_that_widths_do_not_tell_apart_are_asked_for() -> None:
+def test_levels_that_widths_do_not_separate_are_asked_for() -> None:
     """Five equal blocks: two and two with one between, one, one and one with two between, or one level of five."""
     model = ADMClassifier(**CLASSIFIER | dict(num_res_blocks=2, channel_mult=(1, 1), attention_downsamples=()))
     shapes, hints = published(model), dict(num_heads=2)
-    with pytest.raises(UserError, match="^--num_res_blocks: .* 1, 2 or 5 "):
+    with pytest.raises(UserError) as caught:
         adm.classifier_fields(shapes, hints)
+    assert caught.value.field == "model.num_res_blocks" and " 1, 2 or 5 " in str(caught.value)
     assert adm.classifier_fields(shapes, hints | dict(num_res_blocks=2))["channel_mult"] == (1, 1)
 
 
@@ -173,20 +176,22 @@ def test_tensors_of_another_network_are_named() -> None:
     unet, classifier = published(ADMUNet(**UNET)), published(ADMClassifier(**CLASSIFIER))
     upsampler = published(ADMUNet(num_classes=1000, **PRESETS["upsample64-256"]))
     for call, named in (
-        (lambda: adm.unet_fields(classifier, hints), "U-Net.* output_blocks"),
-        (lambda: adm.classifier_fields(unet, hints), "classifier.* output_blocks"),
-        (lambda: adm.unet_fields({}, hints), "U-Net"),
+        (lambda: adm.unet_fields(classifier, hints), "output_blocks"),
+        (lambda: adm.classifier_fields(unet, hints), "output_blocks"),
+        (lambda: adm.unet_fields({}, hints), "output_blocks"),
         (lambda: adm.classifier_fields({}, hints), "input_blocks"),
-        (lambda: adm.unet_fields(upsampler, hints), "upsample64-256, which is an upsampler"),
-        (lambda: adm.unet_fields(unet, hints, super_resolution=True), "takes 3 channels"),
+        (lambda: adm.unet_fields(upsampler, hints), "upsample64-256"),
+        (lambda: adm.unet_fields(unet, hints, super_resolution=True), "3 channels"),
     ):
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(UserError) as caught:
             call()
+        assert caught.value.field == "checkpoint" and named in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["time_embed.0.weight", "out.2.weight", "input_blocks.3.0.in_layers.2.weight"])
 def test_a_tensor_that_the_fields_need_is_named_where_it_is_missing(name: str) -> None:
     shapes = published(ADMUNet(**UNET))
     del shapes[name]
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+    with pytest.raises(UserError) as caught:
         adm.unet_fields(shapes, dict(num_heads=2))
+    assert caught.value.field == "checkpoint" and name in str(caught.value)

@@ -27,7 +27,7 @@ CHANNELS = 4
 
 
 def shapes_of(model: DiT, channels: int = CHANNELS) -> Any:
-    side, t, y = 2 * model.patch_size, np.zeros(1, np.float32), np.zeros(1, np.int32)
+    side, t, y = 2 * model.patch_size, np.zeros(1, np.float32), {"label": np.zeros(1, np.int32)}
     x = np.zeros((1, side, side, channels), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
 
@@ -109,8 +109,9 @@ def test_published_networks_need_no_hint(name: str) -> None:
 
 def test_others_need_the_number_of_heads_and_say_so() -> None:
     for shapes in (published(DiT(**SMALL)), {}):
-        with pytest.raises(UserError, match=r"^--num_heads: .*give --num_heads$"):
+        with pytest.raises(UserError) as caught:
             dit.fields(shapes, {})
+        assert caught.value.field == "model.num_heads"
     assert dit.fields(published(DiT(**SMALL)), {"num_heads": 4})["num_heads"] == 4
 
 
@@ -121,8 +122,8 @@ def test_a_hint_wins_over_the_published_number_of_heads() -> None:
 
 def test_the_last_label_is_the_null_label_unless_the_hint_counts_it_as_a_class() -> None:
     shapes = published(DiT(**SMALL | dict(num_classes=9)))  # ten rows
-    told = [dit.fields(shapes, {"num_heads": 2} | hint) for hint in ({}, {"num_classes": 10}, {"num_classes": 9})]
-    assert [(found["num_classes"], found["null_label"]) for found in told] == [(9, True), (10, False), (9, True)]
+    fields = [dit.fields(shapes, {"num_heads": 2} | hint) for hint in ({}, {"num_classes": 10}, {"num_classes": 9})]
+    assert [(found["num_classes"], found["null_label"]) for found in fields] == [(9, True), (10, False), (9, True)]
 
 
 def test_every_missing_tensor_is_named() -> None:
@@ -131,26 +132,28 @@ def test_every_missing_tensor_is_named() -> None:
     state = to_state(filled(model), rename)
     for name in list(state)[:: len(state) // 8]:
         rest = {other: state[other] for other in state if other != name}
-        with pytest.raises(UserError, match=f"^the tensors do not fit the network; 1 missing: {name}$"):
+        with pytest.raises(UserError) as caught:
             to_params(rest, like, rename)
+        assert caught.value.field == "checkpoint" and str(caught.value).endswith(f"1 missing: {name}")
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "field", "value"),
     [
-        (dict(conditioning="adaln"), "config.model.conditioning: 'adaln', .*'adaln_zero'"),
-        (dict(conditioning="in_context"), "config.model.conditioning: 'in_context'"),
-        (dict(positions="rotary"), "config.model.positions: 'rotary', .*'sincos'"),
-        (dict(registers=2), "^registers: .*no such parameter"),
-        (dict(mlp="swiglu"), "^block_0/mlp/gate/kernel: .*no such parameter"),
-        (dict(qk_norm="rms"), "^block_0/attention/project/.*_norm/scale: .*no such parameter"),
-        (dict(scan=True), "^blocks_0/.*no such parameter"),
+        (dict(conditioning="adaln"), "model.conditioning", "adaln"),
+        (dict(conditioning="in_context"), "model.conditioning", "in_context"),
+        (dict(positions="rotary"), "model.positions", "rotary"),
+        (dict(registers=2), "model", "registers"),
+        (dict(mlp="swiglu"), "model", "block_0/mlp/gate/kernel"),
+        (dict(qk_norm="rms"), "model", "block_0/attention/project/"),
+        (dict(scan=True), "model", "blocks_0/"),
     ],
 )
-def test_what_the_reference_lacks_is_not_given_its_names(changes: dict[str, Any], named: str) -> None:
+def test_what_the_reference_lacks_is_not_given_its_names(changes: dict[str, Any], field: str, value: str) -> None:
     model = DiT(**SMALL | changes)
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError) as caught:
         to_state(filled(model), dit.rename(model))
+    assert caught.value.field == field and caught.value.value.startswith(value)
 
 
 @pytest.mark.parametrize(("size", "patch", "side"), [(8, 2, 4), (32, 4, 8), (9, 3, 3)])

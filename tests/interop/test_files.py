@@ -1,4 +1,4 @@
-"""Laws of files of tensors: values by name whatever their type, and what cannot be read is told in one line."""
+"""Laws of files of tensors: values by name whatever their type, and what cannot be read is answered in one line."""
 
 from __future__ import annotations
 
@@ -52,12 +52,11 @@ def put(path: pathlib.Path, content: bytes) -> pathlib.Path:
     return path
 
 
-def complaint(path: pathlib.Path, flag: str = "checkpoint") -> str:
+def complaint(path: pathlib.Path, field: str = "checkpoint") -> str:
     with pytest.raises(UserError) as refused:
-        files.read(path, flag)
-    message = str(refused.value)
-    assert message.startswith(f"--{flag}: ") and str(path) in message and "\n" not in message, message
-    return message
+        files.read(path, field)
+    assert (refused.value.field, refused.value.value) == (field, str(path)) and "\n" not in str(refused.value)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -89,8 +88,9 @@ def test_a_tensor_of_a_type_that_numpy_lacks_is_named_when_it_is_asked_for(kind:
     content = header({"good": ("F32", (1,), bytes(4)), "small": (kind, (4,), bytes(4))})
     found = files.read(put(tmp_path / "x.safetensors", content))
     assert found["small"].shape == (4,) and np.asarray(found["good"]).tolist() == [0]
-    with pytest.raises(UserError, match=rf"^--checkpoint: small in '.*x\.safetensors' holds {kind} .*write float32$"):
+    with pytest.raises(UserError) as caught:
         np.asarray(found["small"])
+    assert caught.value.field == "checkpoint" and f"{kind} numbers in small" in str(caught.value)
 
 
 def test_what_is_written_comes_back_bit_for_bit_whatever_its_layout(tmp_path: pathlib.Path) -> None:
@@ -111,22 +111,25 @@ def test_what_is_written_comes_back_bit_for_bit_whatever_its_layout(tmp_path: pa
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.safetensors"
     files.write({"w": np.ones(3)}, path)
-    with pytest.raises(UserError, match=r"^--out: '.*x\.safetensors' cannot be written: "):
+    with pytest.raises(UserError) as caught:
         files.write({"w": np.zeros(3), "v": np.asarray([None])}, path)
+    assert (caught.value.field, caught.value.value) == ("out", str(path))
     assert np.asarray(files.read(path)["w"]).tolist() == [1, 1, 1]
     assert [each.name for each in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_place_that_cannot_be_written_and_a_full_disk_are_told_in_one_line(tmp_path: pathlib.Path) -> None:
+def test_a_place_that_cannot_be_written_and_a_full_disk_are_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "x.safetensors", pathlib.Path("/proc/x.safetensors")):
-        with pytest.raises(UserError, match="^--weights: .* cannot be written: "):
+        with pytest.raises(UserError) as caught:
             files.write({"w": np.ones(3)}, path, "weights")
+        assert (caught.value.field, caught.value.value) == ("weights", str(path))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(UserError, match="^--out: .*big.* cannot be written: .*File too large"):
+        with pytest.raises(UserError) as caught:
             files.write({"w": np.ones(10_000)}, tmp_path / "big.safetensors")
+        assert caught.value.field == "out" and "File too large" in str(caught.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "big.safetensors").exists()
@@ -145,14 +148,14 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_file_is_told_in_one_line(case: str, tmp_path: pathlib.Path) -> None:
+def test_a_damaged_file_is_answered_in_one_line(case: str, tmp_path: pathlib.Path) -> None:
     assert "is damaged: " in complaint(put(tmp_path / "x.safetensors", DAMAGED[case]))
 
 
-def test_a_missing_file_and_a_folder_are_told_apart_from_a_file(tmp_path: pathlib.Path) -> None:
-    assert "no file" in complaint(tmp_path / "x.safetensors")
-    assert "no file" in complaint(tmp_path, "weights")
-    assert "no file" in complaint(tmp_path / "x.pkl")
+def test_a_missing_file_and_a_folder_are_not_files(tmp_path: pathlib.Path) -> None:
+    assert "not a file" in complaint(tmp_path / "x.safetensors")
+    assert "not a file" in complaint(tmp_path, "weights")
+    assert "not a file" in complaint(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x", "x.onnx", "x.safetensors.zip"])
@@ -215,7 +218,7 @@ def test_of_what_a_training_script_saved_the_average_is_taken_before_the_rest(
     assert found.keys() == {"w"} and np.asarray(found["w"]).tolist() == [names.index(best)] * 2
 
 
-def test_beside_tensors_other_values_are_passed_over(torch: Any, tmp_path: pathlib.Path) -> None:
+def test_values_that_are_not_tensors_are_passed_over(torch: Any, tmp_path: pathlib.Path) -> None:
     state = {"w": torch.ones(2), "step": 3, 5: torch.ones(1), "ema": None, "model": torch.zeros(1)}
     assert set(files.read(saved(torch, tmp_path / "x.pt", state))) == {"w", "model"}
 
@@ -226,12 +229,12 @@ def test_a_pytorch_file_without_tensors_by_name_is_refused(torch: Any, what: Any
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("with_tensors", [True, False])
 def test_a_pytorch_file_that_would_run_code_is_refused_and_does_not_run(
-    torch: Any, zipped: bool, beside: bool, tmp_path: pathlib.Path
+    torch: Any, zipped: bool, with_tensors: bool, tmp_path: pathlib.Path
 ) -> None:
     made, evil = tmp_path / "made", Runs(tmp_path / "made")
-    what: Any = {"w": torch.ones(2), "args": argparse.Namespace(x=evil)} if beside else evil
+    what: Any = {"w": torch.ones(2), "args": argparse.Namespace(x=evil)} if with_tensors else evil
     said = complaint(saved(torch, tmp_path / "x.pt", what, _use_new_zipfile_serialization=zipped))
     assert not made.exists()
     assert "holds more than tensors (" in said and "might run code" in said and "model.state_dict()" in said
@@ -248,13 +251,13 @@ def test_a_bare_pickle_under_the_name_of_a_pytorch_file_does_not_run(torch: Any,
 
 
 @pytest.mark.parametrize("content", [b"", b"words", b"PK\3\4 no archive", b"\x80\2."])
-def test_a_damaged_pytorch_file_is_told_in_one_line(torch: Any, content: bytes, tmp_path: pathlib.Path) -> None:
+def test_a_damaged_pytorch_file_is_answered_in_one_line(torch: Any, content: bytes, tmp_path: pathlib.Path) -> None:
     assert "is damaged and is not read" in complaint(put(tmp_path / "x.pt", content))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pytorch_file_cut_short_is_told_in_one_line(
+def test_a_pytorch_file_cut_short_is_answered_in_one_line(
     torch: Any, share: float, zipped: bool, tmp_path: pathlib.Path
 ) -> None:
     state = {"w": torch.arange(500.0)}

@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scaled": dict(scale_only=True, registers=4),
     "many": dict(depth=11, hidden_size=8, num_heads=1, mlp_ratio=2.6),
     "wide": dict(mlp_ratio=120 / 44 + 1e-9, hidden_size=44, num_heads=1, patch_size=1),
-    "bare": dict(context_width=0, pooled_width=0, depth=1),
+    "bare": dict(context_width=None, pooled_width=None, depth=1),
     "sigma": dict(learn_sigma=True, position_size=None),
     "channels": dict(out_channels=5, patch_size=3),
     "everything": dict(
@@ -128,8 +128,9 @@ def test_published_networks_need_no_hint(name: str) -> None:
 def test_norms_of_queries_tell_the_heads_and_others_need_a_hint() -> None:
     assert sd3.fields(published(MMDiT(**SMALL | dict(qk_norm="rms", num_heads=4))), {})["num_heads"] == 4
     for shapes in (published(MMDiT(**SMALL)), {}):
-        with pytest.raises(UserError, match=r"^--num_heads: .*give --num_heads$"):
+        with pytest.raises(UserError) as caught:
             sd3.fields(shapes, {})
+        assert caught.value.field == "model.num_heads"
     assert sd3.fields(published(MMDiT(**SMALL)), {"num_heads": 8})["num_heads"] == 8
 
 
@@ -145,8 +146,9 @@ def test_every_missing_tensor_is_named() -> None:
     state = to_state(filled(model), rename)
     for name in list(state)[:: len(state) // 8]:
         rest = {other: state[other] for other in state if other != name}
-        with pytest.raises(UserError, match=f"^the tensors do not fit the network; 1 missing: {name}$"):
+        with pytest.raises(UserError) as caught:
             to_params(rest, like, rename)
+        assert caught.value.field == "checkpoint" and str(caught.value).endswith(f"1 missing: {name}")
 
 
 @pytest.mark.parametrize(
@@ -158,15 +160,17 @@ def test_every_missing_tensor_is_named() -> None:
 )
 def test_what_the_reference_lacks_is_not_given_its_names(changes: dict[str, Any], named: str) -> None:
     model = MMDiT(**SMALL | changes)
-    with pytest.raises(UserError, match=rf"^{named}.*no such parameter"):
+    with pytest.raises(UserError) as caught:
         to_state(filled(model), sd3.rename(model))
+    assert caught.value.field == "model" and caught.value.value.startswith(named)
 
 
 def test_contexts_of_classes_are_not_given_its_names() -> None:
     model = MMDiT(num_classes=3, hidden_size=16, depth=1, num_heads=2)
-    x, t, y = np.zeros((1, 2, 2, 3)), np.zeros(1), np.zeros(1, np.int32)
-    with pytest.raises(UserError, match=r"^context/class_tokens: .*no such parameter"):
+    x, t, y = np.zeros((1, 2, 2, 3)), np.zeros(1), {"label": np.zeros(1, np.int32)}
+    with pytest.raises(UserError) as caught:
         published_shapes(jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"], sd3.rename(model))
+    assert (caught.value.field, caught.value.value) == ("model", "context/class_tokens")
 
 
 def test_checkpoints_of_a_whole_system_give_the_network_alone() -> None:

@@ -98,23 +98,23 @@ def test_missing_needless_and_misshapen_tensors_are_all_named_in_one_line() -> N
 
 def test_long_lists_are_cut_and_say_so() -> None:
     extra = {f"extra.{i}": np.zeros(1) for i in range(20)}
-    with pytest.raises(
-        UserError, match=r"20 without place in this network: extra\.0, .*extra\.11 and 8 more$"
-    ) as error:
+    with pytest.raises(UserError) as error:
         to_params(to_state(PARAMS, rename) | extra, PARAMS, rename)
-    assert "extra.12" not in str(error.value)
+    assert "extra.11" in str(error.value) and "extra.12" not in str(error.value)
 
 
 def test_a_scalar_and_a_vector_of_one_are_two_shapes() -> None:
-    with pytest.raises(UserError, match=r"gain \(1,\) instead of \(\)"):
+    with pytest.raises(UserError) as caught:
         weights.check({"gain": (1,)}, {"gain": ()})
+    assert caught.value.field == "checkpoint"
     weights.check({"gain": ()}, {"gain": ()})
 
 
 def test_parameters_that_nobody_published_are_named() -> None:
     for turn in (to_state, weights.published_shapes):
-        with pytest.raises(UserError, match=r"^third/bias: .* no such parameter"):
+        with pytest.raises(UserError) as caught:
             turn({"third": {"bias": np.zeros(3)}}, rename)
+        assert (caught.value.field, caught.value.value) == ("model", "third/bias")
 
 
 def test_blocks_are_counted_by_the_numbers_in_their_names() -> None:

@@ -48,7 +48,7 @@ def shapes(model: ADMClassifier, x: Any = X) -> Any:
 
 @functools.cache
 def stirred(model: ADMClassifier) -> Any:
-    """Parameters without zeros, so that no branch is silent."""
+    """Parameters without zeros, so that every branch counts."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes(model))
 
@@ -132,8 +132,9 @@ def test_pools_without_positions_take_images_of_any_size() -> None:
     wide = np.zeros((1, 8, 2, C), np.float32)
     for pool in POOLS[1:]:
         assert shapes(MODELS[pool], wide) == shapes(MODELS[pool])
-    with pytest.raises(UserError, match="model.image_size: 4 .* 8x2"):
+    with pytest.raises(UserError) as caught:
         shapes(MODEL, wide)
+    assert (caught.value.field, caught.value.value) == ("model.image_size", 4)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
@@ -153,16 +154,17 @@ def test_the_tiny_preset_takes_8x8_images() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (dict(pool="adaptiv"), r"model.pool: 'adaptiv' .* \(did you mean 'adaptive'\?\)"),
-        (dict(num_classes=0), "model.num_classes: 0"),
-        (dict(image_size=0), "model.image_size: 0"),
+        (dict(pool="adaptiv"), "model.pool"),
+        (dict(num_classes=0), "model.num_classes"),
+        (dict(image_size=0), "model.image_size"),
         (dict(channel_mult=()), "model.channel_mult"),
-        (dict(channel_mult=(1, 2, 2, 2)), "model.channel_mult: 4 levels .* multiples of 8"),
-        (dict(model_channels=20), "model.channel_mult: .* multiple of 32"),
-        (dict(num_head_channels=36), "model.num_head_channels: 36 does not divide 96"),
-        (dict(num_head_channels=0, num_heads=5), "model.num_heads: 5 does not divide 96"),
+        (dict(channel_mult=(1, 2, 2, 2)), "model.channel_mult"),
+        (dict(model_channels=20), "model.channel_mult"),
+        (dict(num_head_channels=36), "model.num_head_channels"),
+        (dict(num_head_channels=None, num_heads=5), "model.num_heads"),
     ],
 )
 def test_fields_out_of_their_range_are_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError) as caught:
         shapes(ADMClassifier(**FIELDS | fields))
+    assert caught.value.field == named

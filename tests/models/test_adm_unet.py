@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from archirf_jax.errors import UserError
-from archirf_jax.models.adm_unet import PRESETS, ADMUNet, resized
+from archirf_jax.models.adm_unet import PRESETS, ADMUNet
+from archirf_jax.models.layers import resized
 
 # Widths 64 and 96: with 32 channels a norm has one channel a group, which hides what is added before it.
 FIELDS: dict[str, Any] = dict(
@@ -27,12 +28,13 @@ X = RANDOM.normal(size=(B, H, W, C)).astype(np.float32)
 SMALL = RANDOM.normal(size=(B, 2, 3, C)).astype(np.float32)
 T = np.asarray([0.0, 120.0, 500.0, 999.0], np.float32)
 Y = np.asarray([0, 2, 1, 3], np.int32)  # the last is the null label
+LABELS = {"label": Y}
 NULL = np.full_like(Y, 3)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(model: ADMUNet, params: Any, x: Any, t: Any, y: Any, rngs: Any = None) -> Any:
-    return model.apply({"params": params}, x, t, y, rngs=rngs)
+    return model.apply({"params": params}, x, t, y if isinstance(y, dict) else {"label": y}, rngs=rngs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -43,12 +45,14 @@ def gradient(model: ADMUNet, params: Any, y: Any) -> Any:
 def shapes(model: ADMUNet, x: Any = X, y: Any = None) -> Any:
     """The parameters of `model` for images x as shapes and dtypes, without making them."""
     t = np.zeros(len(x), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, t, t.astype(np.int32) if y is None else y)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, {"label": t.astype(np.int32)} if y is None else y)[
+        "params"
+    ]
 
 
 @functools.cache
 def stirred(model: ADMUNet) -> Any:
-    """Parameters without zeros, so that no branch is silent."""
+    """Parameters without zeros, so that every branch counts."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes(model))
 
@@ -63,7 +67,7 @@ def error(ours: Any, theirs: Any) -> float:
 
 @pytest.mark.parametrize("model", [MODEL, PLAIN])
 def test_the_output_is_exactly_zero_at_initialisation(model: ADMUNet) -> None:
-    params = jax.jit(model.init)(jax.random.key(1), X, T, Y)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), X, T, LABELS)["params"]
     np.testing.assert_array_equal(apply(model, params, X, T, Y), np.zeros((B, H, W, C * (1 + model.learn_sigma))))
 
 
@@ -72,7 +76,7 @@ def test_the_output_is_exactly_zero_at_initialisation(model: ADMUNet) -> None:
     [({}, C), (dict(learn_sigma=True), 2 * C), (dict(out_channels=5), 5), (dict(out_channels=5, learn_sigma=True), 5)],
 )
 def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], channels: int) -> None:
-    out, _ = jax.eval_shape(MODEL.clone(**fields).init_with_output, jax.random.key(0), X, T, Y)
+    out, _ = jax.eval_shape(MODEL.clone(**fields).init_with_output, jax.random.key(0), X, T, LABELS)
     assert out.shape == (B, H, W, channels) and out.dtype == jnp.float32
 
 
@@ -97,7 +101,7 @@ def test_the_null_label_is_the_network_without_labels() -> None:
     del params["label_embedding"]
     without = MODEL.clone(class_conditional=False)
     assert paths(shapes(without)) == paths(params)
-    for ignored in (Y, None):
+    for ignored in (Y, {}):
         np.testing.assert_array_equal(apply(without, params, X, T, ignored), with_null)
 
 
@@ -118,7 +122,7 @@ def test_the_output_depends_on_image_time_and_label(model: ADMUNet, what: str) -
 
 
 def test_a_mirrored_image_gives_the_mirrored_output_where_kernels_are_their_own_mirror_images() -> None:
-    """Nothing but the convolutions tells left from right or up from down, and every pixel is treated alike."""
+    """Only the convolutions distinguish left from right and up from down, and every pixel is treated alike."""
     for model in (MODEL, MODEL.clone(resblock_updown=False, conv_resample=False)):
         for axis in (0, 1):
             both = [leaf + np.flip(leaf, axis) if leaf.ndim == 4 else leaf for leaf in jax.tree.leaves(stirred(model))]
@@ -185,7 +189,7 @@ def test_bfloat16_keeps_parameters_norms_and_output_in_float32_and_stays_close()
     rough, exact = apply(model, params, X, T, Y), apply(MODEL, params, X, T, Y)
     assert rough.dtype == jnp.float32 and 1e-5 < error(rough, exact) < 5e-2
 
-    _, state = jax.eval_shape(lambda p: model.apply({"params": p}, X, T, Y, capture_intermediates=True), params)
+    _, state = jax.eval_shape(lambda p: model.apply({"params": p}, X, T, LABELS, capture_intermediates=True), params)
     outputs = dict(zip(paths(state["intermediates"]), jax.tree.leaves(state["intermediates"]), strict=True))
     precise = ("norm", "time_embedding", "/output", "output/")
     for path, leaf in outputs.items():
@@ -220,9 +224,10 @@ def test_an_upsampler_is_a_network_that_sees_both_images() -> None:
     out = apply(model, params, X, T, {"label": Y, "low_res": SMALL})
     np.testing.assert_allclose(out, apply(wide, params, both, T, Y), rtol=1e-4, atol=1e-4)
     assert error(apply(model, params, X, T, {"label": Y, "low_res": -SMALL}), out) > 1e-3
-    for y, named in ((Y, "low_res"), ({"label": Y}, "low_res"), ({"low_res": SMALL}, "label")):
-        with pytest.raises(UserError, match=named):
+    for y in ({"label": Y}, {"low_res": SMALL}):
+        with pytest.raises(UserError) as caught:
             shapes(model, y=y)
+        assert caught.value.field == "condition"
 
 
 # Dhariwal & Nichol 2021, tables 4, 11 and 12: millions of parameters. Images of the smallest allowed size do.
@@ -242,7 +247,7 @@ def test_an_upsampler_is_a_network_that_sees_both_images() -> None:
 def test_the_presets_have_the_published_numbers_of_parameters(name: str, millions: int) -> None:
     model, images = ADMUNet(num_classes=1000, **PRESETS[name]), np.zeros((1, 64, 64, 3), np.float32)
     label = np.zeros(1, np.int32)
-    tree = shapes(model, images, {"label": label, "low_res": images} if model.super_resolution else label)
+    tree = shapes(model, images, {"label": label, "low_res": images})
     assert round(sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6) == millions
 
 
@@ -255,26 +260,28 @@ def test_the_tiny_preset_takes_small_images_of_any_channels(size: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (dict(model_channels=48), "model.channel_mult: .* model_channels=48 gives 144 channels, .* multiple of 32"),
-        (dict(model_channels=0), "model.model_channels: 0"),
-        (dict(model_channels=33, channel_mult=(32,)), "model.model_channels: 33 must be even"),
-        (dict(num_res_blocks=0), "model.num_res_blocks: 0"),
+        (dict(model_channels=48), "model.channel_mult"),
+        (dict(model_channels=0), "model.model_channels"),
+        (dict(model_channels=33, channel_mult=(32,)), "model.model_channels"),
+        (dict(num_res_blocks=0), "model.num_res_blocks"),
         (dict(channel_mult=()), "model.channel_mult"),
         (dict(channel_mult=(1, 0)), "model.channel_mult"),
-        (dict(channel_mult=(1, 1, 1)), "model.channel_mult: 3 levels .* 4x6 .* multiples of 4"),
-        (dict(num_heads=5), "model.num_heads: 5 does not divide 96"),
-        (dict(num_heads=0), "model.num_heads: 0"),
-        (dict(num_head_channels=64), "model.num_head_channels: 64 does not divide 96"),
-        (dict(num_head_channels=-1), "model.num_head_channels: -1"),
-        (dict(num_heads_upsample=5), "model.num_heads_upsample: 5 does not divide 96"),
-        (dict(attention_downsamples=(3,)), "model.attention_downsamples: 3 .* 1, 2"),
-        (dict(attention_order="newer"), r"model.attention_order: 'newer' .* \(did you mean 'new'\?\)"),
-        (dict(dropout=1.0), "model.dropout: 1.0"),
-        (dict(dropout=(0.1,)), r"model.dropout: \(0.1,\) .* 2 levels"),
-        (dict(out_channels=-1), "model.out_channels: -1"),
-        (dict(num_classes=0), "model.num_classes: 0 .*class_conditional"),
+        (dict(channel_mult=(1, 1, 1)), "model.channel_mult"),
+        (dict(num_heads=5), "model.num_heads"),
+        (dict(num_heads=0), "model.num_heads"),
+        (dict(num_head_channels=64), "model.num_head_channels"),
+        (dict(num_head_channels=-1), "model.num_head_channels"),
+        (dict(num_heads_upsample=5), "model.num_heads_upsample"),
+        (dict(attention_downsamples=(3,)), "model.attention_downsamples"),
+        (dict(attention_order="newer"), "model.attention_order"),
+        (dict(dropout=1.0), "model.dropout"),
+        (dict(dropout=(0.1,)), "model.dropout"),
+        (dict(out_channels=-1), "model.out_channels"),
+        (dict(num_classes=None), "model.num_classes"),
+        (dict(num_classes=0), "model.num_classes"),
     ],
 )
 def test_fields_out_of_their_range_are_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError) as caught:
         shapes(ADMUNet(**FIELDS | fields))
+    assert caught.value.field == named

@@ -38,7 +38,7 @@ def test_attention_is_the_formula() -> None:
 
 
 def test_the_softmax_is_in_float32_whatever_the_dtype() -> None:
-    """Logits near 140 that differ by less than a bfloat16 can tell there keep their weights."""
+    """Logits near 140 that differ by less than a bfloat16 resolves there keep their weights."""
     q = np.full((1, 1, 1, 4), 16.0)
     k = np.stack([np.full(4, 4.375), [4.375, 4.375, 4.375, 4.40625]])[None, :, None]
     v = np.asarray([0.0, 1.0])[None, :, None, None] * np.ones(4)
@@ -116,7 +116,7 @@ def test_scores_of_rotary_positions_depend_on_the_offset_of_rows_and_columns_onl
     for r, c, s, d in np.ndindex(*found.shape):
         first = seen.setdefault((s - r, d - c), found[r, c, s, d])
         assert found[r, c, s, d] == pytest.approx(first, abs=1e-4)
-    # Every offset is another score: rows and columns are told apart, and so are the two directions.
+    # Every offset is another score: rows and columns are distinguished, and so are the two directions.
     values = np.sort(list(seen.values()))
     assert np.diff(values).min() > 1e-6
 

@@ -21,6 +21,7 @@ B, H, W, C = 4, 4, 6, 3  # not square, so that a mix-up of rows and columns show
 X = RANDOM.normal(size=(B, H, W, C)).astype(np.float32)
 T = np.asarray([0.0, 120.0, 500.0, 1000.0], np.float32)
 Y = np.asarray([0, 2, 1, 3], np.int32)  # the last is the null label
+LABELS = {"label": Y}
 TOKENS = RANDOM.normal(size=(2, 5, 16)).astype(np.float32)
 CONDITION = RANDOM.normal(size=(2, 16)).astype(np.float32)
 every_design = pytest.mark.parametrize("design", MODULATIONS)
@@ -30,13 +31,13 @@ every_design = pytest.mark.parametrize("design", MODULATIONS)
 def network(design: str, dtype: Any = jnp.float32) -> Any:
     """The compiled network of one design: (params, x, t, y) -> output."""
     model = MODEL.clone(conditioning=design, dtype=dtype)
-    return jax.jit(lambda params, x, t, y: model.apply({"params": params}, x, t, y))
+    return jax.jit(lambda params, x, t, y: model.apply({"params": params}, x, t, {"label": y}))
 
 
 @functools.cache
 def fresh(design: str) -> Any:
     """Parameters of one design as training finds them."""
-    return jax.jit(MODEL.clone(conditioning=design).init)(jax.random.key(1), X, T, Y)["params"]
+    return jax.jit(MODEL.clone(conditioning=design).init)(jax.random.key(1), X, T, LABELS)["params"]
 
 
 @functools.cache
@@ -59,7 +60,7 @@ def apply_block(params: Any, x: Any, c: Any) -> Any:
 def shapes(model: DiT, x: Any) -> Any:
     """The parameters of `model` for images x as shapes and dtypes, without making them."""
     t = np.zeros(len(x), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, t, t.astype(np.int32))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, {"label": t.astype(np.int32)})["params"]
 
 
 def stir(params: Any) -> Any:
@@ -102,7 +103,9 @@ def test_the_output_has_the_shape_of_the_image(
     design: str, learn_sigma: bool, height: int, width: int, channels: int, patch: int
 ) -> None:
     model = DiT(**FIELDS | dict(patch_size=patch, learn_sigma=learn_sigma, conditioning=design))
-    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((B, height, width, channels)), T, Y)
+    out, _ = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), np.zeros((B, height, width, channels)), T, LABELS
+    )
     assert out.shape == (B, height, width, channels * (2 if learn_sigma else 1))
     assert out.dtype == jnp.float32
 
@@ -113,10 +116,10 @@ def test_a_patch_comes_back_where_it_was() -> None:
     x = X[:1, ..., :1]
     variables = {"params": stir(shapes(model, x))}
 
-    def picture(pixels: jax.Array) -> jax.Array:
-        return jnp.ravel(jnp.asarray(model.apply(variables, pixels.reshape(1, H, W, 1), T[:1], Y[:1])))
+    def image(pixels: jax.Array) -> jax.Array:
+        return jnp.ravel(jnp.asarray(model.apply(variables, pixels.reshape(1, H, W, 1), T[:1], {"label": Y[:1]})))
 
-    reached = np.asarray(jax.jit(jax.jacobian(picture))(x.reshape(-1))).reshape(H, W, H, W) != 0
+    reached = np.asarray(jax.jit(jax.jacobian(image))(x.reshape(-1))).reshape(H, W, H, W) != 0
     patch = np.arange(H)[:, None] // 2 * W + np.arange(W) // 2  # (H, W): the number of each pixel's patch
     np.testing.assert_array_equal(reached, patch[:, :, None, None] == patch)
 
@@ -127,7 +130,7 @@ def test_without_blocks_a_crop_of_the_image_gives_the_crop_of_the_output() -> No
     x = np.concatenate([X[:1, ..., :1], X[1:2, :2, :, :1]], axis=1)  # (1, 6, 6, 1)
     variables = {"params": stir(shapes(model, x))}
     parts = (x, x[:, :4], x[:, :, :4])
-    whole, low, narrow = (np.asarray(model.apply(variables, part, T[1:2], Y[:1])) for part in parts)
+    whole, low, narrow = (np.asarray(model.apply(variables, part, T[1:2], {"label": Y[:1]})) for part in parts)
     np.testing.assert_allclose(low, whole[:, :4], atol=1e-5)
     np.testing.assert_allclose(narrow, whole[:, :, :4], atol=1e-5)
 
@@ -203,7 +206,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32_and_stays_close(design:
 def test_bfloat16_leaves_the_norms_and_the_final_layer_in_float32(design: str) -> None:
     model = MODEL.clone(dtype=jnp.bfloat16, conditioning=design, qk_norm="layer")
     _, state = jax.eval_shape(
-        functools.partial(model.apply, capture_intermediates=True), {"params": shapes(model, X)}, X, T, Y
+        functools.partial(model.apply, capture_intermediates=True), {"params": shapes(model, X)}, X, T, LABELS
     )
     outputs = [
         (jax.tree_util.keystr(path), leaf.dtype)
@@ -263,27 +266,30 @@ def test_the_presets_are_buildable() -> None:
 @pytest.mark.parametrize(
     ("fields", "shape", "named"),
     [
-        (dict(patch_size=2), (5, 4), "model.patch_size: 2 .* 5x4"),
-        (dict(patch_size=2), (4, 7), "model.patch_size: 2 .* 4x7"),
-        (dict(patch_size=0), (4, 4), "model.patch_size: 0"),
-        (dict(num_heads=3), (4, 4), "model.num_heads: 3 .* hidden_size=16"),
-        (dict(num_heads=0), (4, 4), "model.num_heads: 0"),
-        (dict(hidden_size=18), (4, 4), "model.hidden_size: 18 .* 4"),
-        (dict(hidden_size=0), (4, 4), "model.hidden_size: 0"),
-        (dict(mlp_ratio=-1.0), (4, 4), "model.mlp_ratio: -1.0"),
-        (dict(mlp_ratio=0.01), (4, 4), "model.mlp_ratio: 0.01 .* width 16"),
-        (dict(depth=-1), (4, 4), "model.depth: -1"),
-        (dict(registers=-1), (4, 4), "model.registers: -1"),
-        (dict(position_size=-2), (4, 4), "model.position_size: -2"),
-        (dict(conditioning="adaln_zeros"), (4, 4), "model.conditioning: 'adaln_zeros' .*mean 'adaln_zero'"),
-        (dict(positions="rotatory"), (4, 4), "model.positions: 'rotatory' .*mean 'rotary'"),
-        (dict(mlp="swi_glu"), (4, 4), "model.mlp: 'swi_glu' .*mean 'swiglu'"),
-        (dict(qk_norm="rsm"), (4, 4), "model.qk_norm: 'rsm' .*mean 'rms'"),
-        (dict(positions="rotary", hidden_size=12), (4, 4), "model.positions: rotary .* not 6"),
-        (dict(positions="learned"), (4, 4), "model.position_size: .* 2x2 .* 0x0"),
+        (dict(patch_size=2), (5, 4), "model.patch_size"),
+        (dict(patch_size=2), (4, 7), "model.patch_size"),
+        (dict(patch_size=0), (4, 4), "model.patch_size"),
+        (dict(num_heads=3), (4, 4), "model.num_heads"),
+        (dict(num_heads=0), (4, 4), "model.num_heads"),
+        (dict(hidden_size=18), (4, 4), "model.hidden_size"),
+        (dict(hidden_size=0), (4, 4), "model.hidden_size"),
+        (dict(mlp_ratio=-1.0), (4, 4), "model.mlp_ratio"),
+        (dict(mlp_ratio=0.01), (4, 4), "model.mlp_ratio"),
+        (dict(depth=-1), (4, 4), "model.depth"),
+        (dict(registers=-1), (4, 4), "model.registers"),
+        (dict(position_size=-2), (4, 4), "model.position_size"),
+        (dict(conditioning="adaln_zeros"), (4, 4), "model.conditioning"),
+        (dict(positions="rotatory"), (4, 4), "model.positions"),
+        (dict(mlp="swi_glu"), (4, 4), "model.mlp"),
+        (dict(qk_norm="rsm"), (4, 4), "model.qk_norm"),
+        (dict(positions="rotary", hidden_size=12), (4, 4), "model.positions"),
+        (dict(positions="learned"), (4, 4), "model.position_size"),
+        (dict(num_classes=0), (4, 4), "model.num_classes"),
+        (dict(context_width=0, conditioning="cross_attention"), (4, 4), "model.context_width"),
+        (dict(context_width=5), (4, 4), "model.context_width"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(fields: dict[str, Any], shape: tuple[int, int], named: str) -> None:
-    with pytest.raises(UserError, match=rf"^config\.{named}") as error:
+    with pytest.raises(UserError) as caught:
         shapes(DiT(**FIELDS | fields), np.zeros((1, *shape, 1)))
-    assert "\n" not in str(error.value)
+    assert caught.value.field == named and "\n" not in str(caught.value)

@@ -21,11 +21,12 @@ B, H, W, C = 4, 4, 6, 3  # not square, so that a mix-up of rows and columns show
 X = RANDOM.normal(size=(B, H, W, C)).astype(np.float32)
 T = np.asarray([-1.2, -0.3, 0.1, 0.9], np.float32)
 Y = np.asarray([0, 2, 1, 3], np.int32)  # the last is the null label
+LABELS = {"label": Y}
 
 
 @jax.jit
 def apply(params: Any, x: Any, t: Any, y: Any) -> Any:
-    return MODEL.apply({"params": params}, x, t, y)
+    return MODEL.apply({"params": params}, x, t, {"label": y})
 
 
 @jax.jit
@@ -36,7 +37,7 @@ def gradient(params: Any, y: Any) -> Any:
 def shapes(model: EDM2UNet, x: Any) -> Any:
     """The parameters of `model` for images x as shapes and dtypes, without making them."""
     t = np.zeros(len(x), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, t, t.astype(np.int32))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), x, t, {"label": t.astype(np.int32)})["params"]
 
 
 def of_type(tree: Any, *names: str) -> dict[str, np.ndarray]:
@@ -46,7 +47,7 @@ def of_type(tree: Any, *names: str) -> dict[str, np.ndarray]:
 
 
 def awake(params: Any) -> Any:
-    """The same parameters with gains of 0.7, so that nothing is silent."""
+    """The same parameters with gains of 0.7, so that everything counts."""
 
     def gain(path: Any, leaf: Any) -> Any:
         return jnp.full(leaf.shape, 0.7) if path[-1].key.endswith("gain") else leaf
@@ -56,7 +57,7 @@ def awake(params: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def fresh() -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(1), X, T, Y)["params"]
+    return jax.jit(MODEL.init)(jax.random.key(1), X, T, LABELS)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def params(fresh: Any) -> Any:
 
 
 def test_the_output_is_exactly_zero_at_initialisation_and_not_for_want_of_weights(fresh: Any, params: Any) -> None:
-    for tree in (fresh, MODEL.constrained(fresh)):
+    for tree in (fresh, MODEL.normalize_weights(fresh)):
         np.testing.assert_array_equal(apply(tree, X, T, Y), np.zeros((B, H, W, C)))
     assert set(map(float, of_type(fresh, "out_gain", "embedding_gain").values())) == {0.0}
     assert np.std(apply(params, X, T, Y)) > 0.1
@@ -76,12 +77,12 @@ def test_every_block_gives_numbers_of_mean_square_about_1() -> None:
     x = RANDOM.normal(size=(4, 16, 16, 3)).astype(np.float32)
 
     def run(key: jax.Array) -> Any:
-        tree = model.init(key, x, T, Y)["params"] | {"out_gain": jnp.ones(())}
+        tree = model.init(key, x, T, LABELS)["params"] | {"out_gain": jnp.ones(())}
 
         def of_blocks(module: Any, method: str) -> bool:
             return isinstance(module, Block) and method == "__call__"
 
-        out, state = model.apply({"params": tree}, x, T, Y, capture_intermediates=of_blocks)
+        out, state = model.apply({"params": tree}, x, T, LABELS, capture_intermediates=of_blocks)
         return jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf)), (out, state["intermediates"]))
 
     squares = np.asarray(jax.tree.leaves(jax.jit(run)(jax.random.key(0))))
@@ -99,9 +100,9 @@ def test_lengths_of_weights_mean_nothing(params: Any) -> None:
     np.testing.assert_allclose(apply(stretched, X, T, Y), expected, atol=2e-3 * np.max(np.abs(expected)))
 
 
-def test_constrained_parameters_have_unit_weights_and_make_the_same_function(params: Any) -> None:
+def test_normalized_parameters_have_unit_weights_and_make_the_same_function(params: Any) -> None:
     stretched = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, params)
-    unit = MODEL.constrained(stretched)
+    unit = MODEL.normalize_weights(stretched)
     assert jax.tree.map(jnp.shape, unit) == jax.tree.map(jnp.shape, params)
     for name, kernel in of_type(unit, "kernel").items():
         axes = tuple(range(kernel.ndim - 1))
@@ -109,7 +110,7 @@ def test_constrained_parameters_have_unit_weights_and_make_the_same_function(par
     others = ("out_gain", "embedding_gain", "frozen_")
     for name, leaf in of_type(stretched, *others).items():
         np.testing.assert_array_equal(of_type(unit, *others)[name], leaf)
-    for before, after in zip(*map(jax.tree.leaves, (unit, MODEL.constrained(unit))), strict=True):
+    for before, after in zip(*map(jax.tree.leaves, (unit, MODEL.normalize_weights(unit))), strict=True):
         np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-6)
     expected = np.asarray(apply(params, X, T, Y))
     np.testing.assert_allclose(apply(unit, X, T, Y), expected, atol=2e-3 * np.max(np.abs(expected)))
@@ -148,15 +149,15 @@ def test_the_null_label_adds_nothing_and_has_no_row(params: Any) -> None:
 
 
 def test_without_conditions_labels_are_ignored_and_have_no_layer(params: Any) -> None:
-    model = MODEL.clone(class_conditional=False, num_classes=1)
+    model = MODEL.clone(class_conditional=False, num_classes=None)
     rest = {name: value for name, value in params.items() if name != "label_embedding"}
     assert jax.tree.map(jnp.shape, rest) == jax.tree.map(lambda leaf: leaf.shape, shapes(model, X))
-    run = jax.jit(lambda y: model.apply({"params": rest}, X, T, y))
-    np.testing.assert_array_equal(run(Y), run(Y[::-1]))
+    run = jax.jit(lambda condition: model.apply({"params": rest}, X, T, condition))
+    np.testing.assert_array_equal(run(LABELS), run({}))
 
 
 def test_network_times_count_in_units_of_the_scale(params: Any) -> None:
-    scaled = jax.jit(MODEL.clone(time_scale=1000.0).apply)({"params": params}, X, 1000 * T, Y)
+    scaled = jax.jit(MODEL.clone(time_scale=1000.0).apply)({"params": params}, X, 1000 * T, LABELS)
     np.testing.assert_allclose(scaled, apply(params, X, T, Y), atol=1e-4)
 
 
@@ -176,11 +177,11 @@ def test_the_examples_of_a_batch_do_not_see_each_other(params: Any) -> None:
 )
 def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], shape: tuple[int, ...]) -> None:
     model = EDM2UNet(**FIELDS | fields)
-    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((B, *shape)), T, Y)
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), np.zeros((B, *shape)), T, LABELS)
     assert out.shape == (B, *shape) and out.dtype == jnp.float32
 
 
-def test_the_levels_that_are_named_attend_and_the_middle_beside_them() -> None:
+def test_the_levels_that_are_named_attend_and_so_does_the_middle() -> None:
     def attending(**fields: Any) -> set[str]:
         tree = shapes(EDM2UNet(**FIELDS | fields), X)
         return {name for name, block in tree.items() if isinstance(block, dict) and "qkv" in block}
@@ -191,7 +192,7 @@ def test_the_levels_that_are_named_attend_and_the_middle_beside_them() -> None:
 
 
 def test_a_decoder_block_whose_branches_count_nothing_is_the_identity_but_for_clipping() -> None:
-    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=0.0)
+    block = Block(8, heads=2, res_balance=0.0, attn_balance=0.0, clip_act=None)
     x, emb = 300 * RANDOM.normal(size=(2, 4, 4, 8)).astype(np.float32), np.ones((2, 5), np.float32)
     variables = block.init(jax.random.key(0), x, emb)
     np.testing.assert_allclose(block.apply(variables, x, emb), x, rtol=1e-6)
@@ -213,8 +214,8 @@ def test_attention_knows_no_order_of_pixels_and_convolution_does() -> None:
 
 def test_dropout_acts_where_an_rng_is_given(params: Any) -> None:
     model = MODEL.clone(dropout=0.5)
-    run = jax.jit(lambda key: model.apply({"params": params}, X, T, Y, rngs={"dropout": key}))
-    still = jax.jit(model.apply)({"params": params}, X, T, Y)
+    run = jax.jit(lambda key: model.apply({"params": params}, X, T, LABELS, rngs={"dropout": key}))
+    still = jax.jit(model.apply)({"params": params}, X, T, LABELS)
     np.testing.assert_allclose(still, apply(params, X, T, Y), atol=1e-6)
     outs = [np.asarray(run(jax.random.key(i))) for i in (0, 0, 1)]
     np.testing.assert_array_equal(outs[0], outs[1])
@@ -228,7 +229,7 @@ def test_recomputed_activations_change_no_gradient_and_no_parameter(params: Any)
     @jax.jit
     @jax.grad
     def slopes(params: Any) -> Any:
-        return jnp.sum(jnp.square(model.apply({"params": params}, X, T, Y)))
+        return jnp.sum(jnp.square(model.apply({"params": params}, X, T, LABELS)))
 
     for ours, theirs in zip(*map(jax.tree.leaves, (slopes(params), gradient(params, Y))), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -238,7 +239,7 @@ def test_bfloat16_keeps_parameters_embeddings_and_output_in_float32_and_stays_cl
     model = MODEL.clone(dtype=jnp.bfloat16)
     assert shapes(model, X) == shapes(MODEL, X)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model, X))} == {jnp.dtype(jnp.float32)}
-    run = jax.jit(lambda params: model.apply({"params": params}, X, T, Y, capture_intermediates=True))
+    run = jax.jit(lambda params: model.apply({"params": params}, X, T, LABELS, capture_intermediates=True))
     rough, state = run(params)
     exact = np.asarray(apply(params, X, T, Y))
     assert rough.dtype == jnp.float32
@@ -269,25 +270,27 @@ def test_the_tiny_preset_fits_small_images(side: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (dict(channel_mult=(1, 1, 1)), "model.channel_mult: 3 levels .* multiples of 4, not 4x6"),
-        (dict(channel_mult=()), r"model.channel_mult: \(\) must be one or more"),
-        (dict(channel_mult=(1, 0)), r"model.channel_mult: \(1, 0\) must"),
-        (dict(channels_per_head=32), "model.channels_per_head: 32 makes 0 heads of 16 channels"),
-        (dict(channels_per_head=5), "model.channels_per_head: 5 makes 3 heads of 16 channels"),
-        (dict(channels_per_head=0), "model.channels_per_head: 0 must be above 0"),
-        (dict(attention_levels=(0, 2)), r"model.attention_levels: \(0, 2\) must be levels 0 to 1"),
+        (dict(channel_mult=(1, 1, 1)), "model.channel_mult"),
+        (dict(channel_mult=()), "model.channel_mult"),
+        (dict(channel_mult=(1, 0)), "model.channel_mult"),
+        (dict(channels_per_head=32), "model.channels_per_head"),
+        (dict(channels_per_head=5), "model.channels_per_head"),
+        (dict(channels_per_head=0), "model.channels_per_head"),
+        (dict(attention_levels=(0, 2)), "model.attention_levels"),
         (dict(attention_levels=(-1,)), "model.attention_levels"),
-        (dict(resample_filter=(1, 2, 1)), r"model.resample_filter: \(1, 2, 1\) must be an even number"),
+        (dict(resample_filter=(1, 2, 1)), "model.resample_filter"),
         (dict(resample_filter=(1, -1)), "model.resample_filter"),
-        (dict(model_channels=0), "model.model_channels: 0"),
-        (dict(num_classes=0), "model.num_classes: 0"),
-        (dict(num_blocks=-1), "model.num_blocks: -1"),
-        (dict(clip_act=-1.0), "model.clip_act: -1.0"),
-        (dict(time_scale=0.0), "model.time_scale: 0.0"),
-        (dict(res_balance=1.5), "model.res_balance: 1.5 must be 0 to 1"),
-        (dict(dropout=1.0), "model.dropout: 1.0"),
+        (dict(model_channels=0), "model.model_channels"),
+        (dict(num_classes=None), "model.num_classes"),
+        (dict(num_classes=0), "model.num_classes"),
+        (dict(num_blocks=-1), "model.num_blocks"),
+        (dict(clip_act=-1.0), "model.clip_act"),
+        (dict(time_scale=0.0), "model.time_scale"),
+        (dict(res_balance=1.5), "model.res_balance"),
+        (dict(dropout=1.0), "model.dropout"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError) as caught:
         shapes(EDM2UNet(**FIELDS | fields), X)
+    assert caught.value.field == named

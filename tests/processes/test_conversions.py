@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from archirf_jax.processes.base import Process, expand
-from archirf_jax.processes.conversions import TABLE, Path, convert
+from archirf_jax.processes.conversions import TABLE, Path, convert, slope
 from tests.processes.examples import every_clock, images
 
 pytestmark = pytest.mark.usefixtures("float64")
 X0 = images(64)
 EPS: Any = np.random.default_rng(1).normal(size=X0.shape)
-# Off the edges of the straight pieces of -log abar, where no derivative is.
+# Off the knots of -log abar, where no derivative is.
 TIMES = np.linspace(0.0513, 0.9513, 64)
 
 
@@ -81,7 +81,24 @@ def test_v_of_a_path_on_the_circle_is_the_derivative_by_the_angle() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("x0", X0), ("eps", EPS), ("velocity", EPS - X0)])
-def test_the_rows_of_a_straight_line_are_image_noise_and_their_difference(name: str, expected: Any) -> None:
+def test_the_rows_of_a_line_are_image_noise_and_their_difference(name: str, expected: Any) -> None:
     t = jnp.full((64, 1, 1, 1), 0.3)
     path = Path(1 - t, t, -jnp.ones_like(t), jnp.ones_like(t))
     np.testing.assert_array_equal(TABLE[name].combine(path, jnp.asarray(X0), jnp.asarray(EPS)), expected)
+
+
+@every_clock
+def test_the_slope_is_how_much_a_conversion_changes_with_what_is_converted(process: Process) -> None:
+    path, x, _ = along(process)
+    for source, target in itertools.product(TABLE, TABLE):
+        value = TABLE[source].combine(path, X0, EPS)
+        moved = convert(source, target, path, value + 1, x) - convert(source, target, path, value, x)
+        np.testing.assert_allclose(slope(source, target, path), jnp.abs(moved[..., :1, :1, :1]), rtol=1e-6)
+        np.testing.assert_allclose(slope(source, target, path) * slope(target, source, path), 1, rtol=1e-9)
+
+
+def test_the_divisor_of_a_slope_is_at_least_the_smallest() -> None:
+    t = jnp.asarray([0.0, 0.05, 0.1, 0.5])
+    path = Path(1 - t, t, -jnp.ones_like(t), jnp.ones_like(t))
+    np.testing.assert_allclose(slope("x0", "velocity", path, 0.1), [10, 10, 10, 2])
+    np.testing.assert_array_equal(slope("x0", "x0", path, 0.1), 1)

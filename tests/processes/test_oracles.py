@@ -1,4 +1,4 @@
-"""Laws of the perfect networks: posterior means by integration, scores by Tweedie, the same from every process."""
+"""The perfect networks: posterior means by integration, scores by Tweedie, the same from every process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from archirf_jax.processes.base import Process
+from archirf_jax.processes.base import Process, ask
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.edm import EDM
 from archirf_jax.processes.oracles import Mixture, gaussian, network
+from archirf_jax.processes.rectified_flow import RectifiedFlow
 from tests.processes.examples import every_learner, within_error
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -121,38 +122,49 @@ def test_one_normal_distribution_is_a_mixture_of_one() -> None:
 
 
 @every_learner
-def test_the_perfect_network_of_any_process_says_the_denoised_image(process: Process) -> None:
+def test_the_perfect_network_of_any_process_predicts_the_denoised_image(process: Process) -> None:
     x, _, _ = scattered()
     t = jnp.linspace(0.05, 0.95, 64)
-    prediction = process.predict(network(process, IMAGES), x, t, None)
+    prediction = process.interpret(ask(process, network(process, IMAGES), x, t, {})[0], x, t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     x0 = IMAGES.denoise(x, alpha, sigma)
     np.testing.assert_allclose(prediction.x0, x0, atol=1e-8)
     np.testing.assert_allclose(process.noised(prediction.x0, prediction.eps, t), x, atol=1e-8)
 
 
-def test_the_perfect_network_learns_the_posteriors_variance_and_no_uncertainty() -> None:
+def test_the_perfect_network_learns_the_posteriors_variance() -> None:
     x, _, _ = scattered()
-    t = jnp.linspace(0.05, 0.95, 64)
-    ddpm, edm = DDPM(variance="learned_range"), EDM(uncertainty=True)
-    variance = ddpm.predict(network(ddpm, IMAGES), x, t, None).variance
-    assert variance is not None and np.all(variance == 0)
-    output = network(edm, IMAGES)(edm.network_input(x, t), edm.network_time(t), None)
-    assert output.shape == (64, 2, 3, 3) and np.all(output[..., 2:] == 0)
+    t, process = jnp.linspace(0.05, 0.95, 64), DDPM(variance="learned_range")
+    output, extras = ask(process, network(process, IMAGES), x, t, {})
+    assert output.shape == (64, 2, 3, 4) and not extras
+    assert np.all(process.interpret(output, x, t).variance == 0)
 
 
-@pytest.mark.parametrize("process", [DDPM(prediction="x0"), EDM()], ids=["ddpm", "edm"])
+@pytest.mark.parametrize("process", [RectifiedFlow(), DDPM(prediction="x0"), EDM()], ids=["flow", "ddpm", "edm"])
 def test_no_network_loses_less_than_the_perfect_one(process: Process) -> None:
     """Its error is that of the posterior mean, so a constant added anywhere adds its square."""
     x0 = PIXEL.sample(jax.random.key(1), 4000)
-    y = np.zeros(4000, np.int32)
+    t, eps = jax.random.uniform(jax.random.key(2), (4000,), minval=0.05), jax.random.normal(jax.random.key(3), x0.shape)
 
     @jax.jit
     def loss(offset: jax.Array) -> jax.Array:
-        def model_fn(x: jax.Array, t: jax.Array, y: Any) -> jax.Array:
-            return network(process, PIXEL)(x, t, y) + offset
-
-        return process.loss(jax.random.key(0), model_fn, x0, y, np.int32(1))[0]
+        answer, _ = ask(process, network(process, PIXEL), process.noised(x0, eps, t), t, {})
+        return jnp.square(answer + offset - process.target(x0, eps, t)).ravel()
 
     for offset in (-0.3, 0.2):
         assert within_error(loss(offset) - loss(0.0), offset**2)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
+def test_data_may_have_any_rank_and_each_example_its_own_mixture(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(2)
+    x, alpha, sigma = random.normal(size=(6, *shape)), np.full(6, 0.6), np.full(6, 0.7)
+    one = Mixture(random.normal(size=(2, *shape)), np.asarray([0.3, 0.5]), np.asarray([0.4, 0.6]))
+    many = Mixture(*(np.broadcast_to(leaf, (6, *leaf.shape)) for leaf in (one.means, one.stds, one.weights)))
+    flat = Mixture(one.means.reshape(2, 1, -1, 1), one.stds, one.weights)
+    arrays = tuple(map(jnp.asarray, (x, alpha, sigma)))
+    for name in ("denoise", "log_prob", "log_posterior"):
+        expected = getattr(flat, name)(arrays[0].reshape(6, 1, -1, 1), *arrays[1:])
+        for data in (one, many):
+            found = getattr(data, name)(*arrays)
+            np.testing.assert_allclose(np.ravel(found), np.ravel(expected), rtol=1e-9, atol=1e-12)

@@ -1,1 +1,1 @@
-"""Laws of archirf_jax.samplers."""
+"""Tests of archirf_jax.samplers, and the closed forms that they use."""

@@ -54,7 +54,7 @@ def draw(denoise: Denoiser, grid: np.ndarray, keys: jax.Array = KEYS, y: Any = L
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_euler_is_exact_for_a_single_image_in_any_number_of_steps(steps: int, shift: float) -> None:
-    """A point mass has straight paths: x(t) = (1 - t) m + t x(1) at every time of the grid."""
+    """A point mass has linear paths: x(t) = (1 - t) m + t x(1) at every time of the grid."""
     grid = uniform(steps, shift)
     states = draw(normal(0.7, 0.0), grid, start=START, stride=1)
     t = np.append(1, grid[:, 1])[:, None, None, None, None]

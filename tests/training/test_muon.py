@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
@@ -11,20 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archirf_jax import registry, tasks
+from archirf_jax import models, registry
+from archirf_jax.models.binding import init
 from archirf_jax.training.optimizers import make_optimizer, make_schedule
-from configs import default
+from tests.training.toys import config
 
 RATE = 0.1
-SHALLOW = {"num_res_blocks": 1, "num_blocks": 1, "channel_mult": (1, 2), "attention_levels": (1,), "depth": 1}
+
+
+def muon(name: str = "muon", **fields: Any) -> Any:
+    made = config(optimizer__name=name, **{f"optimizer__{field}": value for field, value in fields.items()})
+    return make_optimizer(made, make_schedule(made))
 
 
 def steps(params: Any, n: int = 1, name: str = "muon", **changes: Any) -> tuple[list[Any], list[Any]]:
     """(gradients, updates) of n steps."""
-    made = default.get_config()
-    made.schedule.warmup_steps = 0
-    made.optimizer.update({"name": name, "learning_rate": RATE, "clip_norm": 0.0} | changes)
-    optimizer = make_optimizer(made, make_schedule(made))
+    params, optimizer = {"net": params}, muon(name, learning_rate=RATE, **changes)
     state, gradients, found = optimizer.init(params), [], []
     update = jax.jit(optimizer.update)
     for i in range(n):
@@ -32,8 +33,8 @@ def steps(params: Any, n: int = 1, name: str = "muon", **changes: Any) -> tuple[
         seeds = jax.tree.map(lambda number, i=i: jax.random.key(100 * i + number), keys)
         gradients.append(jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, seeds))
         updates, state = update(gradients[-1], state, params)
-        found.append(updates)
-    return gradients, found
+        found.append(updates["net"])
+    return [each["net"] for each in gradients], found
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
@@ -69,7 +70,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_what_leads_in_and_out_of_a_network_and_what_is_no_matrix_follows_adamw(decay: float) -> None:
+def test_what_leads_in_and_out_of_a_network_and_what_is_not_a_matrix_follows_adamw(decay: float) -> None:
     params = EDGES | {"hidden": {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}}
     muon, adamw = (steps(params, 4, name, weight_decay=decay)[1] for name in ("muon", "adamw"))
     for ours, theirs in zip(muon, adamw, strict=True):
@@ -79,10 +80,8 @@ def test_what_leads_in_and_out_of_a_network_and_what_is_no_matrix_follows_adamw(
 
 def one_update(gradients: Any) -> Any:
     """Of parameters that are as large as their gradients."""
-    made = default.get_config()
-    made.optimizer.update({"name": "muon", "clip_norm": 0.0, "weight_decay": 0.1})
-    optimizer = make_optimizer(made, make_schedule(made))
-    return jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0])(gradients)
+    optimizer = muon(weight_decay=0.1)
+    return jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g)[0])({"net": gradients})["net"]
 
 
 def test_a_stacked_kernel_moves_as_its_layers_would_alone_and_a_convolution_as_a_matrix() -> None:
@@ -96,39 +95,60 @@ def test_a_stacked_kernel_moves_as_its_layers_would_alone_and_a_convolution_as_a
     np.testing.assert_allclose(conv, alone["conv"]["kernel"], rtol=1e-3, atol=1e-9)
 
 
-# What is no hidden matrix of a network: every kernel that the pattern finds, and nothing else.
+# What is not a hidden matrix of a network: every kernel that the pattern finds, and nothing else.
 TRANSFORMER = r"patch_embedding/.*|time_embedding/.*|final_layer/.*"
 OUTSIDE = {
-    "dit_rf": TRANSFORMER,
-    "mmdit_rf": rf"{TRANSFORMER}|context/.*",  # what makes tokens of labels; the blocks' own stream of them is inside
-    "adm_ddpm": r"time_embedding/.*|encoder/input/kernel|output/kernel|decoder/output/kernel|out/kernel",
+    "dit": TRANSFORMER,
+    "mmdit": rf"{TRANSFORMER}|context/.*",  # what makes tokens of labels; the blocks' own stream of them is inside
+    "adm_unet": r"time_embedding/.*|encoder/input/kernel|output/kernel|decoder/output/kernel|out/kernel",
     "adm_classifier": r"time_embedding/.*|encoder/input/kernel|head/.*",
-    "edm2_edm": r"network/(enc_0_conv|out_conv|label_embedding|noise_embedding)/kernel|uncertainty/kernel",
+    "edm2_unet": r"(enc_0_conv|out_conv|label_embedding|noise_embedding)/kernel",
 }
 INSIDE = {
-    "dit_rf": {"block_0/attention/project/qkv/kernel", "block_0/mlp/out/kernel", "block_0/modulation/kernel"},
-    "mmdit_rf": {"block_0/context/perceptron/hidden/kernel", "block_0/image/out/kernel"},
-    "adm_ddpm": {"encoder/down_0_block_0/conv_in/kernel", "encoder/middle_attention/qkv/kernel"},
+    "dit": {"block_0/attention/project/qkv/kernel", "block_0/mlp/out/kernel", "block_0/modulation/kernel"},
+    "mmdit": {"block_0/context/perceptron/hidden/kernel", "block_0/image/out/kernel"},
+    "adm_unet": {"encoder/down_0_block_0/conv_in/kernel", "encoder/middle_attention/qkv/kernel"},
     "adm_classifier": {"encoder/down_0_block_0/told/kernel", "encoder/middle_block_1/conv_out/kernel"},
-    "edm2_edm": {"network/enc_0_block0/conv_0/kernel", "network/dec_0_block0/embedding/kernel"},
+    "edm2_unet": {"enc_0_block0/conv_0/kernel", "dec_0_block0/embedding/kernel"},
 }
+
+
+ADM = {"channel_mult": (1, 2), "num_res_blocks": 1, "model_channels": 32, "attention_downsamples": (2,)}
+FIELDS: dict[str, dict[str, Any]] = {
+    "dit": {"hidden_size": 32, "num_heads": 2, "depth": 1},
+    "mmdit": {"hidden_size": 32, "num_heads": 2, "depth": 2},
+    "adm_unet": ADM,
+    "adm_classifier": ADM | {"image_size": 8},
+    "edm2_unet": {"channel_mult": (1, 2), "num_blocks": 1, "model_channels": 32, "attention_levels": (1,)},
+}
+
+
+def hidden_matrices(kernels: Any) -> set[str]:
+    """Names of the parameters of a module that have a moment of Muon."""
+    hidden = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(muon().init, {"net": kernels})):
+        where = jax.tree_util.keystr(path)
+        if re.search(r"\['(muon|hidden)'\].*\.mu\[", where) and leaf.ndim:
+            hidden.add("/".join(re.findall(r"\['(\w+)'\]", where.partition(".mu")[2])[1:]))
+    return hidden
 
 
 def matrices(name: str, **changes: Any) -> tuple[dict[str, Any], set[str]]:
     """(shapes of all kernels by name, names of those with a moment of Muon)."""
-    config = importlib.import_module(f"configs.{name}").get_config()
-    config.data.num_classes, config.optimizer.name = 10, "muon"
-    config.model.update({field: value for field, value in (SHALLOW | changes).items() if field in config.model})
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    state = jax.eval_shape(task.init, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    module = registry.build(models, "model.name", name, {"num_classes": 10} | FIELDS[name] | changes)
+    inputs = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
+    params = jax.eval_shape(lambda key: init(module, key, *inputs), jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     kernels = {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves if path[-1].key == "kernel"}
-    hidden = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt):
-        where = jax.tree_util.keystr(path)
-        if re.search(r"\['(muon|hidden)'\].*\.mu\[", where) and leaf.ndim:
-            hidden.add("/".join(re.findall(r"\['(\w+)'\]", where.partition(".mu")[2])))
-    return kernels, hidden
+    return kernels, hidden_matrices(params)
+
+
+def test_with_a_head_of_uncertainty_the_hidden_matrices_are_the_same() -> None:
+    inner = {"enc_0_conv": {"kernel": jnp.ones((3, 3, 2, 2))}, "block_0": {"kernel": jnp.ones((4, 4))}}
+    context = {"context": {"kernel": jnp.ones((4, 4))}}
+    wrapped = {"network": inner | context, "uncertainty": {"kernel": jnp.ones((4, 1))}}
+    assert hidden_matrices(inner | context) == {"block_0/kernel"}
+    assert hidden_matrices(wrapped) == {"network/block_0/kernel"}
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -140,6 +160,6 @@ def test_which_kernels_of_each_network_are_hidden_matrices(name: str) -> None:
 
 
 def test_blocks_that_are_stacked_are_as_hidden_as_others() -> None:
-    kernels, hidden = matrices("dit_rf", scan=True)
+    kernels, hidden = matrices("dit", scan=True)
     assert {kernels[name][0] for name in hidden} == {1} and all(name.startswith("blocks_") for name in hidden)
-    assert len(hidden) == len(matrices("dit_rf")[1])
+    assert len(hidden) == len(matrices("dit")[1])

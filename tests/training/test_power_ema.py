@@ -159,15 +159,15 @@ def test_a_long_list_of_snapshots_and_one_that_is_there_twice_are_no_trouble() -
     np.testing.assert_allclose(twice, [0, 0.5, 0.5], atol=1e-12)
 
 
-@pytest.mark.parametrize("std", [0.0, -0.1, WIDEST, 0.5, math.nan, math.inf])
+@pytest.mark.parametrize("std", [0.0, -0.1, 1e-300, WIDEST, 0.5, math.nan, math.inf])
 def test_a_width_that_no_profile_has_is_refused_with_its_range(std: float) -> None:
-    with pytest.raises(UserError, match=rf"^config.ema.stds: .*{std:g}.*above 0 and below 0\.2887"):
-        power_ema.check(std)
-    with pytest.raises(UserError, match="^--std: "):
-        power_ema.check(std, "--std")
+    for given, field in (((), "ema.sigma_rel"), (("std",), "std")):
+        with pytest.raises(UserError) as caught:
+            power_ema.check(std, *given)
+        assert caught.value.field == field
 
 
-def test_names_of_items_tell_widths_apart() -> None:
+def test_names_of_items_differ_where_widths_do() -> None:
     power_ema.check(0.05)
     assert [power_ema.item(std) for std in (0.05, 0.1, 0.075)] == ["ema_0.050", "ema_0.100", "ema_0.075"]
 
@@ -233,5 +233,5 @@ def test_what_cannot_be_read_is_left_out_and_named(damaged: list[Snapshot]) -> N
 
 @pytest.mark.parametrize("step", [99, 300])
 def test_without_any_snapshot_there_is_no_average(step: int) -> None:
-    with pytest.raises(UserError, match=f"no usable snapshot up to step {step}"):
+    with pytest.raises(UserError):
         reconstruct(ALL, Stored(tuple(ALL)), step, [0.08])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ import ctypes
 from archirf_jax.training.preemption import StopRequest
 
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
-with StopRequest():
+with StopRequest(hard_exit=True):
     libc.pthread_mutex_lock(mutex)
     print("ready", flush=True)
     libc.pthread_mutex_lock(mutex)
@@ -33,7 +34,7 @@ from archirf_jax.training.preemption import StopRequest
 seen = []
 own = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append("own"))
 for _ in range(2):
-    with StopRequest() as stop:
+    with StopRequest(hard_exit=True) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.2)
         seen.append(stop.name)
@@ -50,25 +51,49 @@ def started(script: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_each_of_the_signals_is_heard_by_its_name_and_its_handler_comes_back(name: str) -> None:
+def test_each_of_the_signals_is_known_by_its_name_and_its_handler_comes_back(name: str) -> None:
     before = [signal.getsignal(sig) for sig in SIGNALS]
-    with StopRequest() as stop:
-        assert not stop.heard() and stop.name is None
+    with StopRequest(hard_exit=True) as stop:
+        assert not stop.requested() and stop.name is None
         os.kill(os.getpid(), signal.Signals[name])
         deadline = time.monotonic() + 10
-        while not stop.heard() and time.monotonic() < deadline:
+        while not stop.requested() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert stop.heard() and stop.name == name
-    assert [signal.getsignal(sig) for sig in SIGNALS] == before and stop.heard()
+        assert stop.requested() and stop.name == name
+    assert [signal.getsignal(sig) for sig in SIGNALS] == before and stop.requested()
     assert signal.set_wakeup_fd(-1) == -1  # nor does anything listen any more
 
 
 def test_a_signal_elsewhere_stops_this_process_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[bool] = []
-    monkeypatch.setattr("archirf_jax.sharding.anywhere", lambda here: bool(told.append(here)) or len(told) > 1)
+    asked: list[bool] = []
+    monkeypatch.setattr("archirf_jax.sharding.anywhere", lambda here: bool(asked.append(here)) or len(asked) > 1)
     with StopRequest() as stop:
-        assert not stop.heard() and stop.name is None
-        assert stop.heard() and stop.name == ELSEWHERE and told == [False, False]
+        assert not stop.requested() and stop.name is None
+        assert stop.requested() and stop.name == ELSEWHERE and asked == [False, False]
+
+
+def test_where_the_process_must_live_on_a_second_signal_raises() -> None:
+    """As in a notebook, whose kernel is not to end."""
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stop.requested():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert stop.name == "SIGINT"
+
+
+def test_outside_the_main_thread_no_signal_is_waited_for() -> None:
+    before, found = [signal.getsignal(sig) for sig in SIGNALS], []
+
+    def run() -> None:
+        with StopRequest() as stop:
+            found.append(stop.requested())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False] and [signal.getsignal(sig) for sig in SIGNALS] == before
 
 
 def test_the_handlers_come_back_after_an_error_too() -> None:
@@ -81,9 +106,9 @@ def test_the_handlers_come_back_after_an_error_too() -> None:
 
 def test_requests_do_not_count_the_signals_of_earlier_ones() -> None:
     process = started(TWICE)
-    told, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert told == "['SIGUSR1', 'own', 'SIGUSR1', 'own']\n"
+    assert output == "['SIGUSR1', 'own', 'SIGUSR1', 'own']\n"
 
 
 @pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGUSR1", "SIGTERM")])

@@ -7,33 +7,75 @@ import pathlib
 import pytest
 from tensorboardX.proto import event_pb2
 
-from archirf_jax.training.writers import Metrics, read_metrics
+from archirf_jax.training.files import append_line, replacing
+from archirf_jax.training.writers import Events, MetricsFile, read_metrics, rows_without_times
 
 
 def test_rows_after_the_restored_step_and_a_torn_last_line_are_cut_off(tmp_path: pathlib.Path) -> None:
-    metrics = Metrics(tmp_path, 0, tensorboard=False)
+    metrics = MetricsFile(tmp_path, 0)
     for step in (10, 20, 30):
         metrics.write(step, {"loss": step / 10})
     metrics.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 30]
-    metrics = Metrics(tmp_path, 20, tensorboard=False)
+    metrics = MetricsFile(tmp_path, 20)
     metrics.write(30, {"loss": 7.0})
     metrics.close()
     assert read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 7.0}]
 
 
-def test_a_broken_row_is_named_and_the_others_are_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+BROKEN = [
+    "broken",
+    "[3]",
+    '{"loss": 1.0}',
+    '{"step": "x"}',
+    '{"step": null}',
+    '{"step": [1]}',
+    '{"step": 1.5}',
+    '{"step": true}',
+    '{"step": 20, "loss": "low"}',
+    '{"step": ' + "9" * 5000 + "}",
+    "[" * 200_000,
+]
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=lambda line: line[:20])
+def test_a_broken_row_is_named_and_the_others_are_kept(
+    line: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr("archirf_jax.training.writers.logging.warning", lambda text, *args: said.append(text % args))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\nbroken\n[3]\n{"step": 40, "loss": 2.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 10, "loss": 1.0}}\n{line}\n{{"step": 40, "loss": 2.0}}\n')
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 40]
-    assert ["line 2" in said[0], "line 3" in said[1], len(said)] == [True, True, 2]
+    assert len(said) == 1 and "line 2" in said[0]
+    MetricsFile(tmp_path, 30)
+    assert read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}]
+
+
+def test_a_row_is_whole_whatever_stood_before_it(tmp_path: pathlib.Path) -> None:
+    metrics = MetricsFile(tmp_path, 0)
+    metrics.write(10, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "lo')
+    metrics.write(30, {"loss": 3.0, "seconds_per_step": 0.1})
+    assert rows_without_times(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 30, "loss": 3.0}]
+
+
+def test_nothing_is_written_through_a_symbolic_link(tmp_path: pathlib.Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("rows", "whole.part"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(OSError):
+        append_line(tmp_path / "rows", "theirs")
+    with replacing(tmp_path / "whole") as file:
+        file.write(b"theirs")
+    assert victim.read_text() == "mine" and (tmp_path / "whole").read_bytes() == b"theirs"
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: pathlib.Path) -> None:
-    metrics = Metrics(tmp_path, 0, tensorboard=True)
+    metrics = Events(tmp_path / "tensorboard", 0)
     metrics.write(10, {"loss": 0.25, "grad_norm": 2.0})
     metrics.close()
     found = {}

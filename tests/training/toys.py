@@ -126,19 +126,23 @@ class Feed:
 
 
 class Net(nn.Module):
-    """Two layers; extra features (B, n) join the input."""
+    """Two layers, and `depth` stacked ones between them."""
 
     width: int = 16
     out: int = 4
+    depth: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = nn.relu(nn.Dense(self.width, name="block_0")(x))
+        if self.depth:
+            stack = self.param("blocks_0", nn.initializers.normal(0.05), (self.depth, self.width, self.width))
+            hidden, _ = jax.lax.scan(lambda hidden, kernel: (hidden + nn.relu(hidden @ kernel), None), hidden, stack)
         return nn.Dense(self.out, name="final_layer")(hidden)
 
 
 class Denoising:
-    """A task with one network, "net": images from noisy ones, moved by the frozen run "shift" (4,) where it is given."""
+    """A task with one network, "net": images from noisy ones, moved by the frozen run "shift" (4,) if it is given."""
 
     def __init__(self, made: Any, **fields: int) -> None:
         self.frozen: dict[str, Any] = {}

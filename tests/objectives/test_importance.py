@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archirf_jax.processes import importance
+from archirf_jax.objectives import importance
 
 record = jax.jit(importance.record)
 probabilities = jax.jit(importance.probabilities)

@@ -1,4 +1,4 @@
-"""Closed forms for `benchmarks.oracle`, in numpy and apart from the package, and a walk along a solver's steps.
+"""Closed forms of mixtures in one dimension, in numpy and apart from the package, and a walk along a solver's steps.
 
 In one dimension the probability-flow ODE keeps the order of the images, so an image keeps its quantile: it goes from x
 at one time to F_later^-1(F_earlier(x)) at another, where F is the distribution function of alpha x0 + sigma eps.
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from archirf_jax.processes.base import ModelFn, Prediction, Process
+from archirf_jax.contracts import Condition, Denoiser, ModelFn, Prediction
+from archirf_jax.processes.base import Process
 from archirf_jax.processes.oracles import Mixture, network
-from archirf_jax.samplers.denoisers import Denoiser
 from archirf_jax.samplers.grids import pairs
 from archirf_jax.samplers.solvers.edm import Edm
 from archirf_jax.samplers.solvers.heun import Heun
@@ -29,7 +29,7 @@ Noise = Callable[[int, tuple[int, ...]], np.ndarray]
 
 
 class Data(NamedTuple):
-    """A mixture of two normal distributions, given to the network as its condition: each image may have its own.
+    """A mixture of two normal distributions; as a dict it is the network's condition, and each image may have its own.
 
     Attributes:
         means: (2,) or (B, 2, H, W, C).
@@ -65,16 +65,15 @@ def normal(means: np.ndarray, std: float) -> Data:
 
 
 def conditional(process: Process) -> ModelFn:
-    """The perfect network for images from y, a `Data`."""
-    return lambda x, t, y: network(process, Mixture(*y))(x, t, None)
+    """The perfect network for images from the `Data` of the condition."""
+    return lambda x, t, condition, *, s=None: network(process, Mixture(**condition))(x, t, {})
 
 
-def log_posterior(process: Process) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
-    """The perfect classifier: log-probability that x came from the first component of y, a `Data`."""
+def log_posterior(process: Process) -> Callable[[jax.Array, jax.Array, Condition], jax.Array]:
+    """The perfect classifier: log-probability that x came from the first component of the condition's `Data`."""
 
-    def log_p(x: jax.Array, network_time: jax.Array, y: Any) -> jax.Array:
-        t = process.time(network_time)
-        return Mixture(*y).log_posterior(x, process.alpha(t), process.sigma(t))[:, 0]
+    def log_p(x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
+        return Mixture(**condition).log_posterior(x, process.alpha(t), process.sigma(t))[:, 0]
 
     return log_p
 
@@ -125,7 +124,7 @@ def model_log_density(x: np.ndarray, data: Data, process: Process, first: float,
 
 
 def even(process: Process, steps: int, first: float) -> np.ndarray:
-    """(N, 2) steps from time `first` to the data, even in straight time."""
+    """(N, 2) steps from time `first` to the data, even in flow time."""
     tau = np.linspace(float(process.flow_time(np.asarray(first))), 0.0, steps + 1)[1:-1]
     return pairs(np.concatenate([[first], process.time_of_ratio(tau / (1 - tau)), [0.0]]))
 
@@ -177,29 +176,29 @@ class Compiled:
     inner: Denoiser
 
     def __post_init__(self) -> None:
-        """What the inner one says."""
+        """Nothing is compiled yet."""
         self.process = OnHost(inner=self.inner.process)
-        self._call = jax.jit(lambda x, t, y, memory: self.inner(x, t, y, memory))
+        self._call = jax.jit(lambda x, t, condition, state: self.inner(x, t, condition, state))
 
     def init(self, x: jax.Array) -> Any:
         """The inner one's."""
         return self.inner.init(jnp.asarray(x))
 
-    def __call__(self, x: jax.Array, t: jax.Array, y: Any, memory: Any) -> tuple[Prediction, Any]:
-        """The inner prediction."""
+    def __call__(self, x: Any, t: Any, condition: Condition, state: Any, *, s: Any = None) -> tuple[Prediction, Any]:
+        """The inner prediction; no network here depends on s."""
         with jax.disable_jit(False):
-            return jax.tree.map(np.asarray, self._call(x, t, y, memory))
+            return jax.tree.map(np.asarray, self._call(x, t, condition, state))
 
 
-def walk(solver: Any, denoise: Any, grid: np.ndarray, x: np.ndarray, y: Any, noise: Noise) -> np.ndarray:
+def walk(solver: Any, denoise: Any, grid: np.ndarray, x: np.ndarray, data: Data, noise: Noise) -> np.ndarray:
     """x after the steps of the grid: `samplers.sample` without its compiled loop, which would be compiled anew for each
     number of steps. Where a solver has branches they are taken in Python, as a branch too would be compiled each time.
     """
     denoise.process.check_start(float(grid[0, 0]))
     with jax.disable_jit(isinstance(solver, Heun | Edm)):
-        memory = solver.init(denoise, grid, x)
+        state = solver.init(denoise, grid, x)
         for i, (t, t_next) in enumerate(grid):
-            x, memory = solver.step(noise(i, x.shape), denoise, x, t, t_next, y, memory)
+            x, state = solver.step(noise(i, x.shape), denoise, x, t, t_next, data._asdict(), state)
     return np.asarray(x)
 
 

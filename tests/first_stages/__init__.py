@@ -1,0 +1,1 @@
+"""Laws of archirf_jax.first_stages."""
