@@ -68,7 +68,7 @@ def made(name: str, batch: int, toy: bool) -> tuple[Any, Any, str, str]:
     kind, sizes = NETWORKS[name].peer or ("", {})
     peers = importlib.import_module("benchmarks.networks_torch")
     device = "cuda" if peers.torch.cuda.is_available() else "cpu"
-    small = {} if "unet" in kind or "adm" in kind else {"num_layers": 1}
+    small = {} if "adm" in kind else {"num_layers": 1}
     peer = peers.NETWORKS[kind](batch, *([8] if toy else []), **(sizes | (small if toy else {})))
     memory = {"memory_format": peers.torch.channels_last} if "adm" in kind else {}
     conditions = {key: value.to(device) for key, value in peer.conditions.items()}
