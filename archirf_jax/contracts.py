@@ -228,15 +228,15 @@ Losses = Callable[[dict[str, Params], Any, Any], tuple[jax.Array, Metrics, dict[
 
 
 class Task(Protocol):
-    """What is trained: where networks meet processes, objectives and data.
+    """What is trained: where networks meet processes, objectives and data."""
 
-    Attributes:
-        frozen: runs that it needs and never changes, by name.
-        updates: network's name -> how it is trained, the main one first.
-    """
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        """Runs that it needs and never changes, by name."""
 
-    frozen: Mapping[str, Any]
-    updates: Mapping[str, Any]
+    @property
+    def updates(self) -> Mapping[str, Any]:
+        """Network's name -> how it is trained, the main one first."""
 
     def init(self, key: jax.Array, frozen: Frozen) -> TrainState:
         """The state before the first step."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 
 from archirf_jax.contracts import Batch, Condition, Conditioner, Frozen
+from archirf_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Merged:
         merged: Condition = {}
         for name, part in self.parts.items():
             own = jax.vmap(lambda key, name=name: jax.random.fold_in(key, zlib.crc32(name.encode())))(keys)
-            merged |= part(frozen, batch, own)
+            merged |= _new(part(frozen, batch, own), merged, name)
         return merged
 
     def null(self, frozen: Frozen) -> Condition:
@@ -35,3 +36,10 @@ class Merged:
         for part in self.parts.values():
             merged |= part.null(frozen)
         return merged
+
+
+def _new(made: Condition, merged: Condition, name: str) -> Condition:
+    for key in made:
+        if key in merged:
+            raise UserError(f"conditioners.{name}", message=f"makes {key}, which another conditioner makes too")
+    return made

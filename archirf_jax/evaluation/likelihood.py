@@ -25,7 +25,14 @@ def last_ratio(levels: int) -> float:
 
 
 def of_ode(
-    keys: jax.Array, denoise: Denoiser, x0: jax.Array, condition: Condition, *, levels: int, steps: int = 200, probes: int = 8
+    keys: jax.Array,
+    denoise: Denoiser,
+    x0: jax.Array,
+    condition: Condition,
+    *,
+    levels: int,
+    steps: int = 200,
+    probes: int = 8,
 ) -> Likelihood:
     """`samplers.likelihood.bits_per_dim` along such times."""
     grid = pairs(times(denoise.process, levels, steps))

@@ -196,6 +196,8 @@ def rows(
     numbers, keys = class_grid(purpose_key(seed, "sample"), chosen, per_class)
     if table is not None:
         return Rows(chosen, jax.tree.map(lambda leaf: leaf[numbers], table), keys, null)
+    if not plain and run.data is None and run.config.data.name == "imported":
+        raise UserError("conditions", message=f"is missing: an .npz file with {', '.join(sorted(task.needs))}")
     batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
     return Rows(chosen, batch, keys, None)
 

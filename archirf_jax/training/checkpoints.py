@@ -197,7 +197,7 @@ class Checkpoints:
         return found[0], found[1][item]
 
     def average_shapes(self, step: int | None = None, name: str = "ema") -> Any:
-        """Shapes of the main network's averaged parameters by module, as the newest checkpoint or that of `step` has them.
+        """Shapes of the main network's averaged parameters by module, in the newest checkpoint or that of `step`.
 
         Raises:
             UserError: there is no checkpoint.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from absl import logging
 
 from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.training import devices, ema, flops, replay
+from archirf_jax.training import devices, ema, flops, replay, start
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.loop import Loop, train
 from archirf_jax.training.preemption import StopRequest
@@ -171,18 +172,25 @@ def test_frozen_parameters_change_the_training_and_are_part_of_no_checkpoint(tmp
     assert not any("shift" in item or "frozen" in item for item in items)
 
 
-@pytest.mark.parametrize("left", ["metrics", "samples", "damaged"])
-def test_a_run_that_has_lost_its_checkpoints_does_not_begin_anew(left: str, tmp_path: pathlib.Path) -> None:
-    if left == "metrics":
-        (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
-    else:
-        (tmp_path / left).mkdir()
-        (tmp_path / left / "00000004.png").write_text("")
-    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+@pytest.mark.parametrize("lost", ["checkpoints", "damaged"])
+def test_a_run_that_has_lost_its_checkpoints_does_not_begin_anew(lost: str, tmp_path: pathlib.Path) -> None:
+    assert trained(tmp_path, steps=7)
+    shutil.rmtree(tmp_path / "checkpoints")
+    if lost == "damaged":
+        (tmp_path / start.MARK).unlink()
+        (tmp_path / "damaged" / "7").mkdir(parents=True)
+    before = {path: path.read_text() for path in tmp_path.rglob("*.jsonl")}
     with pytest.raises(UserError):
         trained(tmp_path)
-    after = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert after == before
+    assert {path: path.read_text() for path in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_a_run_that_never_had_a_checkpoint_begins_anew(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00000004.png").write_text("")
+    assert trained(tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path)][-1] == 12
 
 
 def test_all_checkpoints_damaged_is_not_a_beginning(tmp_path: pathlib.Path) -> None:
