@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks.digits_quality import BOUNDS, measure
-from benchmarks.runs import draw, trained
-from configs import dit_rf
+from tests import running
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +39,14 @@ def test_wrong_labels_averages_and_noise_are_seen() -> None:
 def test_the_default_configuration_draws_digits_that_are_right_varied_and_new(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    run = trained(dit_rf.get_config(), tmp_path / "run", {"data.dir": str(data_dir)})
-    figures = measure(*draw(run, 100, steps=50))["samples"]
+    run, samples = tmp_path / "run", tmp_path / "samples.npz"
+    config = ("--config=configs/dit_rf.py", f"--config.data.dir={data_dir}")
+    person: dict[str, Any] = {"env": running.environment(XLA_FLAGS=""), "timeout": 1200}  # compiled as for a person
+    trained = running.run("main", *config, f"--workdir={run}", **person)
+    assert trained.returncode == 0, trained.stderr
+    flags = ("--per_class=100", "--steps=50", "--guidance_scale=1", f"--out={samples}")
+    drawn = running.run("sample", f"--workdir={run}", *flags, **person)
+    assert drawn.returncode == 0, drawn.stderr
+    with np.load(samples) as archive:
+        figures = measure(archive["images"], archive["labels"])["samples"]
     assert all(figures[name] >= bound for name, bound in BOUNDS.items()), figures
