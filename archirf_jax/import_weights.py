@@ -23,7 +23,7 @@ HINTS = (
     Flag("attention_order", "adm: layout of projections", choices=("legacy", "new")),
     Flag("num_res_blocks", "adm-classifier: blocks a level", int, low=1),
     Flag("num_classes", "classes, where labels have no null", int, low=1),
-    Flag("image_size", "pixels a side, where any would do", int, low=1, high=16_384),
+    Flag("image_size", "pixels a side, where the network takes any size", int, low=1, high=16_384),
     Flag("norm", "sd3: norm of the streams", choices=("layer", "rms")),
     Flag("schedule", "adm: of beta", choices=("linear", "cosine")),
 )

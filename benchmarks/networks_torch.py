@@ -43,7 +43,7 @@ def mmdit(batch: int) -> tuple[Any, torch.Tensor, Call]:
 
 
 def adm_unet(batch: int) -> tuple[Any, torch.Tensor, Call]:
-    """The U-Net nearest to ADM's: residual blocks told by scale and shift, attention at 16x16 and 8x8."""
+    """The U-Net nearest to ADM's: residual blocks conditioned by scale and shift, attention at 16x16 and 8x8."""
     model = UNet2DModel(
         sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(64, 128, 128),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -58,7 +58,7 @@ NETWORKS = {"dit": dit, "mmdit": mmdit, "adm_unet": adm_unet}
 
 
 def calls(name: str, batch: int) -> tuple[dict[str, Any], dict[str, Call]]:
-    """What is told of a network, and what can be timed of it."""
+    """A network: its size, and the calls that can be timed."""
     model, x, forward = NETWORKS[name](batch)
     model.train()
     optimizer, target = torch.optim.AdamW(model.parameters(), lr=1e-4), torch.randn_like(x)

@@ -31,7 +31,7 @@ RUN: dict[str, Any] = {
     "sample": dict(classes=10, per_class=8),
 }
 TOKENS = 154  # of a text, as published: 77 of CLIP and 77 of T5
-IMAGE_SIZE = 64  # of networks that take any, where nobody gives another
+IMAGE_SIZE = 64  # of networks that take any size, where none is given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ def claimed(
 def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] | None = None) -> str:
     """What decides a run and differs from what the directory holds, with both values; "" if nothing does.
 
-    A directory in which nothing was saved belongs to nobody yet: a first start that failed may be corrected.
+    A directory in which nothing was saved does not belong to a run yet: a first start that failed may be corrected.
     """
     if not any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*")):
         return ""

@@ -42,7 +42,7 @@ def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # as for a script: what lies beside it can be imported
+    sys.path.insert(0, str(path.parent))  # as for a script: files in its folder can be imported
     try:
         spec.loader.exec_module(module)
     except Exception as e:

@@ -78,12 +78,12 @@ class Diffusion:
         model: the network. module: the same with the heads that the objective trains.
         process, objective, conditioner, first_stage: see `contracts`.
         fields: of the data, by name.
-        sampling: how it is sampled unless somebody asks for something else.
+        sampling: the default way to sample.
         examples: a batch of data for previews of networks that are conditioned on more than labels; None without.
     """
 
     main = MODEL  # the module that is exported
-    use = "--workdir={workdir}"  # how `sample` is given a run
+    use = "--workdir={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
         self.frozen = dict(runs)
@@ -245,7 +245,7 @@ class Diffusion:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of one x0."""
+        """The shape of one x0."""
         return tuple(self._traced.x0.shape[1:])
 
     @functools.cached_property
@@ -255,7 +255,7 @@ class Diffusion:
 
     @functools.cached_property
     def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of conditions for one example, with its leading axis."""
+        """Shapes of the conditions of one example, with its leading axis."""
         return self._traced.condition
 
     @functools.cached_property

@@ -35,7 +35,7 @@ Numbers = dict[str, Any]
 
 
 class Layer(NamedTuple):
-    """What a layer did.
+    """Statistics of a layer's output.
 
     Attributes:
         name: path of the module; [i] is the i-th of stacked ones.
