@@ -14,7 +14,7 @@ from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
 SOURCES = ("dit", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
-# What shapes do not always show; the published value where the weights are a published model's.
+# Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
     Flag("num_heads", "attention heads", int, low=1),
     Flag("num_head_channels", "adm: channels of a head", int, low=1),
@@ -25,7 +25,7 @@ HINTS = (
     Flag("num_classes", "classes, where labels have no null", int, low=1),
     Flag("image_size", "pixels a side, where the network takes any size", int, low=1, high=16_384),
     Flag("norm", "sd3: norm of the streams", choices=("layer", "rms")),
-    Flag("schedule", "adm: of beta", choices=("linear", "cosine")),
+    Flag("schedule", "adm: schedule of beta", choices=("linear", "cosine")),
 )
 COMMAND = Command(
     __doc__,

@@ -1,4 +1,4 @@
-"""Where published weights come from: what each kind of checkpoint is, as the configuration of a run."""
+"""Kinds of published checkpoints, each described as the configuration of a run."""
 
 from __future__ import annotations
 

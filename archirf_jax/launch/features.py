@@ -33,7 +33,7 @@ def of_run(workdir: pathlib.Path) -> Run:
 
 
 def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
-    """The function features(images) of a Python file, giving float64; what it raises becomes a UserError with the line.
+    """The function features(images) of a Python file, giving float64; its exceptions become UserErrors with the line.
 
     Raises:
         UserError: the file fails, or defines no such function.
