@@ -149,7 +149,7 @@ def _share(times: np.ndarray) -> float:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the median of such values, were they normal: a quarter more than that of their mean."""
+    """The standard error of the median of normal values: a quarter more than that of their mean."""
     return 1.2533 * statistics.stdev(values) / len(values) ** 0.5
 
 

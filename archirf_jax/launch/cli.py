@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.stderr.flush()
-    os._exit(FAILED)  # libraries that say goodbye would fail again on a full disk, at length
+    os._exit(FAILED)  # exit handlers of libraries would fail again on a full disk, with long messages
 
 
 def _set_up_streams() -> None:
@@ -162,7 +162,7 @@ def _set_up_messages() -> None:
 
 
 def _silence_closed_event_loops() -> None:
-    """When a read or write of Orbax fails, others under way report to an event loop that is closed: this is no news."""
+    """Drop the errors of Orbax's other reads and writes after one has failed: they only report a closed event loop."""
     report_exception, report_unraisable = sys.excepthook, sys.unraisablehook
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

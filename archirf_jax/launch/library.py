@@ -24,7 +24,7 @@ from archirf_jax.launch.training import train_run
 from archirf_jax.processes.base import Process
 from archirf_jax.visuals import pictures
 
-# What a process is trained with and sampled by where nobody says otherwise.
+# The defaults of training and sampling of each process.
 OBJECTIVES = {
     "rectified_flow": {"name": "regression", "time_distribution": "logit_normal"},
     "edm": {"name": "regression", "time_distribution": "log_normal"},
@@ -68,7 +68,7 @@ def train(
         schedule: "cosine", "linear" or "constant" after the warm-up.
         warmup_steps: of the learning rate; None = a twentieth of the steps.
         objective: fields of `config.objective`, its name among them; None = the process's usual one.
-        guidance_scale: of samples where nobody asks for another; 1 = off.
+        guidance_scale: the default of samples; 1 = off.
         seed: of parameters, order and noise.
         changes: any other field of the configuration by dotted name, such as {"optimizer.name": "muon"}.
 

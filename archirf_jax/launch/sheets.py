@@ -108,7 +108,7 @@ def reconstructed(run: Run, image: jax.Array) -> np.ndarray:
 
 
 def image(run: Run, field: str, value: str) -> jax.Array:
-    """The image that a person named, (H, W, C) in [-1, 1]: a file, or the number of a training image.
+    """The image that a user named, (H, W, C) in [-1, 1]: a file, or the number of a training image.
 
     Raises:
         UserError: about `field`: no such file or number, or not readable.

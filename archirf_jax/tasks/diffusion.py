@@ -83,7 +83,7 @@ class Diffusion:
     """
 
     main = MODEL  # the module that is exported
-    use = "--workdir={workdir}"  # how `sample` is given a run
+    use = "--workdir={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
         self.frozen = dict(runs)
@@ -245,7 +245,7 @@ class Diffusion:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of one x0."""
+        """The shape of one x0."""
         return tuple(self._traced.x0.shape[1:])
 
     @functools.cached_property
@@ -255,7 +255,7 @@ class Diffusion:
 
     @functools.cached_property
     def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of conditions for one example, with its leading axis."""
+        """Shapes of the conditions of one example, with its leading axis."""
         return self._traced.condition
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Whether what is computed on this device is right."""
+"""Checks that this device computes correctly."""
 
 from __future__ import annotations
 
