@@ -24,7 +24,8 @@ from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks.classifier import Classifier
 from archirf_jax.tasks.conditions import read as read_conditions
-from archirf_jax.tasks.diffusion import Diffusion, class_grid
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 
 CHANNELS = (1, 3)  # of images that can be shown; other data stays float32

@@ -21,7 +21,7 @@ from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import Guides, Request, Rows
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
-from archirf_jax.tasks.diffusion import class_grid
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
 

@@ -37,7 +37,7 @@ import numpy as np
 
 from archirf_jax.launch.runs import Run, open_run
 from archirf_jax.processes.base import expand
-from archirf_jax.tasks.diffusion import class_grid
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
 from benchmarks.digits_classifier import accuracy, features, frechet, of_real, real_images
