@@ -1,4 +1,4 @@
-"""Names of a package that are imported from its files when they are asked for, so that unused ones cost nothing."""
+"""Names of a package that are imported from its files when they are asked for, and not before."""
 
 from __future__ import annotations
 

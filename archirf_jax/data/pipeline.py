@@ -15,7 +15,7 @@ from archirf_jax.data import fields as field_functions
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import ResidentFeed, StreamFeed, make_feed
 from archirf_jax.data.fields import Arrays, Fields, make_fields
-from archirf_jax.data.images import UNREADABLE
+from archirf_jax.data.images import UNREADABLE, check_channels
 from archirf_jax.data.sources import Source, open_source
 from archirf_jax.errors import UserError
 
@@ -28,8 +28,10 @@ def load(data: ConfigDict) -> Dataset:
     """Open, check and, where it fits, decode the set that `config.data` names.
 
     Raises:
-        UserError: as `make_fields` and `open_source`; or unreadable examples, unless data.skip_unreadable.
+        UserError: as `make_fields` and `open_source`; images of other channels than 1 and 3; or unreadable examples,
+            unless data.skip_unreadable.
     """
+    check_channels(data.channels)
     fields = make_fields(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     return load_source(source, fields, data)

@@ -64,8 +64,8 @@ def inception(params: Any) -> Extractor:
 
     def extract(params: Any, images: jax.Array) -> Features:
         with jax.default_matmul_precision("highest"):
-            said: Any = network.apply({"params": params}, jnp.broadcast_to(images, (*images.shape[:-1], 3)))
-        return Features(said.pool3, jax.nn.log_softmax(said.unbiased))
+            activations: Any = network.apply({"params": params}, jnp.broadcast_to(images, (*images.shape[:-1], 3)))
+        return Features(activations.pool3, jax.nn.log_softmax(activations.unbiased))
 
     compiled = jax.jit(extract)
     return Extractor("inception", f"inception {digest(params)}", lambda images: compiled(params, images))

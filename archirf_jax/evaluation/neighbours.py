@@ -1,4 +1,4 @@
-"""Neighbourhoods in feature space show whether samples are right, varied, and not copied."""
+"""Whether samples are right, varied and not copied, by their neighbourhoods in feature space."""
 
 from __future__ import annotations
 

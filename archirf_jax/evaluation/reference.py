@@ -1,4 +1,4 @@
-"""Features of the real images, kept between evaluations under the digests of images and extractor."""
+"""Features of the real images, kept between evaluations under a name that depends on what they are features of."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
         place: where a batch lies; None = on one device.
 
     Raises:
-        UserError: features that are not finite, too many, or not equally many for each image.
+        UserError: features that are not finite numbers, too many, or not as many for each image.
     """
     total: Moments | None = None
     features: list[np.ndarray] = []

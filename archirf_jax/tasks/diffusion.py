@@ -78,7 +78,7 @@ class Diffusion:
         model: the network. module: the same with the heads that the objective trains.
         process, objective, conditioner, first_stage: see `contracts`.
         fields: of the data, by name.
-        sampling: the default way to sample.
+        sampling: how it is sampled unless another way is asked for.
         examples: a batch of data for previews of networks that are conditioned on more than labels; None without.
     """
 

@@ -17,7 +17,7 @@ from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the libraries' and the gaps'
-PREALLOCATED = 0.75  # the share of it that jax takes on a GPU by default
+PREALLOCATED = 0.75  # of it that jax takes on a GPU by default
 TRAINING = 3  # times the arithmetic of the network: once on the way there, twice on the way back
 DAY = 86_400  # seconds
 

@@ -31,7 +31,7 @@ class Results:
     """
 
     def __init__(self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None) -> None:
-        """Start the time."""
+        """As the class says."""
         self.path, self.figures = path, figures or {}
         self._end = time.monotonic() + seconds
 
