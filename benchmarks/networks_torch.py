@@ -56,7 +56,7 @@ def mmdit(batch: int, side: int = 32, **sizes: Any) -> Peer:
 
 def adm_unet(batch: int, side: int = 32, **sizes: Any) -> Peer:
     """The U-Net nearest to ADM's: scale and shift by time, attention at all sizes but the largest."""
-    sizes = dict(layers_per_block=2, block_out_channels=(64, 128, 128)) | sizes
+    sizes = {"layers_per_block": 2, "block_out_channels": (64, 128, 128), **sizes}
     levels = len(sizes["block_out_channels"]) - 1
     model = UNet2DModel(
         sample_size=side, in_channels=3, out_channels=3,

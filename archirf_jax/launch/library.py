@@ -17,7 +17,7 @@ from archirf_jax import models
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import fields
+from archirf_jax.launch import fields, messages
 from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.runs import GIVEN, Run, open_run
 from archirf_jax.launch.training import train_run
@@ -75,6 +75,7 @@ def train(
     Raises:
         UserError: something does not fit.
     """
+    messages.set_up()
     config = defaults()
     name = _name(process)
     with config.unlocked():
@@ -109,6 +110,7 @@ def open(directory: str | pathlib.Path, *, step: int | None = None, average: str
     Raises:
         UserError: there is no run, or it does not build.
     """
+    messages.set_up()
     return open_run(expand(str(directory), "workdir"), step, average, model=model)
 
 
