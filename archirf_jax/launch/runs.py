@@ -85,7 +85,7 @@ class Run:
             return checkpoints.restore_average(shapes, self.at, self.average)
         except UserError as e:
             field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
-            raise UserError(field, message=str(e)) from e
+            raise e if e.field else UserError(field, message=str(e)) from e
         finally:
             checkpoints.close()
 

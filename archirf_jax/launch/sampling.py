@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Condition, Frozen
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.fields import finish
@@ -102,6 +103,8 @@ def sample_images(
         task: Any = run.task
         program = _plain_program(task, request)
     guiding = {name: getattr(guides, name).params for name in ("weak", "classifier") if getattr(guides, name)}
+    networks = run.params, run.frozen, guiding
+    params, frozen, guiding = networks if place is None else jax.device_put(networks, sharding.whole(place.mesh))
     total, size = len(keys), batch_size if place is not None else min(batch_size, len(keys))
     arrays = dict(arrays or {})
     shared = {name: arrays.pop(name) for name in ("image", "images", "mask") if name in arrays}
@@ -109,7 +112,7 @@ def sample_images(
         rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
         mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (batch, keys, arrays))
         mine = mine if place is None else jax.device_put(mine, place)
-        images = np.asarray(program(run.params, run.frozen, *mine, shared, guiding, guides.null))
+        images = np.asarray(program(params, frozen, *mine, shared, guiding, guides.null))
         if not np.all(np.isfinite(images)):
             what = "the images hold nan or infinity; try a lower guidance scale, another solver or another checkpoint"
             raise UserError(what)

@@ -189,7 +189,7 @@ class Checkpoints:
         asked = step or self.steps()[0]
         network = network or self.networks(asked)[0]
         if name != "ema" and name not in (names := self.averages(asked, network)):
-            raise UserError(f"there is no average {name!r} in it; there are {', '.join(names)}")
+            raise UserError("ema", name, f"is not an average of this run; there are {', '.join(names)}")
         item = items.average(network, name)
         found = self._newest({item: like}, only=step)
         if found is None:

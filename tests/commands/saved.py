@@ -49,7 +49,7 @@ def save(config: Any, workdir: pathlib.Path, changes: dict[str, Any], spread: fl
         for name, value in changes.items():
             *groups, field = name.split(".")
             functools.reduce(lambda group, key: group[key], groups, config)[field] = value
-    resolve(config, 10)
+    resolve(config, config.data.num_classes or 10)
     task: Any = make_task(config)
     params = jax.jit(task.init_params)(jax.random.key(0), {})
     params = jax.tree_util.tree_map_with_path(functools.partial(_moved, spread=spread, where=where), params)
