@@ -16,49 +16,46 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from archirf_jax import lazy
+
 # Imported when they are asked for, so that a command takes signals before jax is loaded.
-_PUBLIC = {
-    "train": "launch.library",
-    "open": "launch.library",
-    "show": "launch.library",
-    "Run": "launch.runs",
-    "SamplerConfig": "samplers.config",
-    "NetworkDenoiser": "samplers.denoisers",
-    "bind": "models.binding",
-    "RectifiedFlow": "processes.rectified_flow",
-    "DDPM": "processes.ddpm",
-    "EDM": "processes.edm",
-    "UserError": "errors",
-    "Batch": "contracts",
-    "Condition": "contracts",
-    "Denoiser": "contracts",
-    "ModelFn": "contracts",
-    "Models": "contracts",
-    "Prediction": "contracts",
-    "Setting": "contracts",
+_HOMES = {
+    "train": ".launch.library",
+    "open": ".launch.library",
+    "show": ".launch.library",
+    "Run": ".launch.runs",
+    "SamplerConfig": ".samplers.config",
+    "NetworkDenoiser": ".samplers.denoisers",
+    "bind": ".models.binding",
+    "RectifiedFlow": ".processes.rectified_flow",
+    "DDPM": ".processes.ddpm",
+    "EDM": ".processes.edm",
+    "UserError": ".errors",
+    "Denoiser": ".contracts",
+    "ModelFn": ".contracts",
+    "Models": ".contracts",
+    "Prediction": ".contracts",
+    "Setting": ".contracts",
 }
-_ROOMS = {
-    "data": "data",
-    "models": "models",
-    "processes": "processes",
-    "objectives": "objectives",
-    "conditioners": "conditioners",
-    "solvers": "samplers.solvers",
-    "guidance": "samplers.guidance",
-    "grids": "samplers.grids",
+_PACKAGES = {
+    "conditioners": ".conditioners",
+    "data": ".data",
+    "grids": ".samplers.grids",
+    "guidance": ".samplers.guidance",
+    "models": ".models",
+    "objectives": ".objectives",
+    "processes": ".processes",
+    "solvers": ".samplers.solvers",
 }
+_find = lazy.getter(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"archirf_jax.{_ROOMS[name]}")
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"archirf_jax.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(_PACKAGES[name], __name__) if name in _PACKAGES else _find(name)
 
 
 def __dir__() -> list[str]:
-    return sorted(["sample", *_PUBLIC, *_ROOMS])
+    return sorted(["sample", *_HOMES, *_PACKAGES])
 
 
 class _Package(types.ModuleType):

@@ -14,18 +14,18 @@ from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
 SOURCES = ("dit", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
-# What shapes do not always show; the published value where the weights are a published model's.
+# Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
-    Flag("num_heads", "attention heads", int, low=1),
-    Flag("num_head_channels", "adm: channels of a head", int, low=1),
-    Flag("num_heads_upsample", "adm: heads of the decoder", int, low=1),
-    Flag("channels_per_head", "edm2: channels of a head", int, low=1),
-    Flag("attention_order", "adm: layout of projections", choices=("legacy", "new")),
-    Flag("num_res_blocks", "adm-classifier: blocks a level", int, low=1),
-    Flag("num_classes", "classes, where labels have no null", int, low=1),
-    Flag("image_size", "pixels a side, where any would do", int, low=1, high=16_384),
-    Flag("norm", "sd3: norm of the streams", choices=("layer", "rms")),
-    Flag("schedule", "adm: of beta", choices=("linear", "cosine")),
+    Flag("num_heads", "attention heads", int, low=1, field="model.num_heads"),
+    Flag("num_head_channels", "adm: channels of a head", int, low=1, field="model.num_head_channels"),
+    Flag("num_heads_upsample", "adm: heads of the decoder", int, low=1, field="model.num_heads_upsample"),
+    Flag("channels_per_head", "edm2: channels of a head", int, low=1, field="model.channels_per_head"),
+    Flag("attention_order", "adm: layout of projections", choices=("legacy", "new"), field="model.attention_order"),
+    Flag("num_res_blocks", "adm-classifier: blocks a level", int, low=1, field="model.num_res_blocks"),
+    Flag("num_classes", "classes, where labels have no null", int, low=1, field="data.num_classes"),
+    Flag("image_size", "pixels a side, where any would do", int, low=1, high=16_384, field="data.image_size"),
+    Flag("norm", "sd3: norm of the streams", choices=("layer", "rms"), field="model.norm"),
+    Flag("schedule", "adm: of beta", choices=("linear", "cosine"), field="process.schedule"),
 )
 COMMAND = Command(
     __doc__,
@@ -43,6 +43,7 @@ def main(args: types.SimpleNamespace) -> None:
 
     from archirf_jax.interop import files
     from archirf_jax.launch import run_directory
+    from archirf_jax.launch.defaults import DEFAULTS
     from archirf_jax.launch.runs import open_run
     from archirf_jax.tasks.published import load
 
@@ -52,6 +53,7 @@ def main(args: types.SimpleNamespace) -> None:
     hints = {flag.name: getattr(args, flag.name) for flag in HINTS if getattr(args, flag.name) is not None}
     tensors = files.read(args.checkpoint)
     config, params = load(args.source, dict(tensors), hints)
+    config = DEFAULTS | config
     run_directory.write(workdir, config, params, step=0)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)

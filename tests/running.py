@@ -26,7 +26,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch import flags
-from archirf_jax.launch.cli import PACKAGE
+from archirf_jax.launch.messages import PACKAGE
 from archirf_jax.tasks.building import make_task
 from archirf_jax.training.writers import rows_without_times
 

@@ -35,7 +35,9 @@ def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
     Raises:
         OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError: what Pillow says of
             an unreadable file; also not a regular file, not a raster format, or levels out of range.
+        UserError: other channels.
     """
+    check_channels(channels)
     pil_image = _on_white(_eight_bits(_opened(image))).convert(MODES[channels])
     side = min(pil_image.size)
     if pil_image.size != (side, side):
@@ -46,12 +48,19 @@ def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
     return np.asarray(pil_image).reshape(size, size, channels)
 
 
+def check_channels(channels: int) -> None:
+    """Raise a UserError if no image has so many channels."""
+    if channels not in MODES:
+        raise UserError("data.channels", channels, "must be 1 (grey) or 3 (RGB)")
+
+
 def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndarray:
-    """`decode` as float32 in [-1, 1], for an image that a person named.
+    """`decode` as float32 in [-1, 1], for an image that a user named.
 
     Raises:
-        UserError: about `field`: no such file, or not readable.
+        UserError: about `field`: no such file, or not readable; other channels.
     """
+    check_channels(channels)
     try:
         return to_float(decode(image, size, channels))
     except UNREADABLE as e:

@@ -15,28 +15,30 @@ from archirf_jax.data import fields as field_functions
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import ResidentFeed, StreamFeed, make_feed
 from archirf_jax.data.fields import Arrays, Fields, make_fields
-from archirf_jax.data.images import UNREADABLE
+from archirf_jax.data.images import UNREADABLE, check_channels
 from archirf_jax.data.sources import Source, open_source
 from archirf_jax.errors import UserError
 
 __all__ = ["Dataset", "ResidentFeed", "StreamFeed", "load", "load_source", "make_feed"]
 
-WINDOW = 1024  # examples read between two words of progress
+WINDOW = 1024  # examples read between two messages of progress
 
 
 def load(data: ConfigDict) -> Dataset:
     """Open, check and, where it fits, decode the set that `config.data` names.
 
     Raises:
-        UserError: as `make_fields` and `open_source`; or unreadable examples, unless data.skip_unreadable.
+        UserError: as `make_fields` and `open_source`; images of other channels than 1 and 3; or unreadable examples,
+            unless data.skip_unreadable.
     """
+    check_channels(data.channels)
     fields = make_fields(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     return load_source(source, fields, data)
 
 
 def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:
-    """`load` of what is open already."""
+    """`load` for a source that is open already."""
     shapes = {name: shape for field in fields.values() for name, shape in field.shapes().items()}
     size = len(source) * sum(math.prod(one.shape) * one.dtype.itemsize for one in shapes.values())
     streams = size > data.device_cache_mib * 2**20 or any(field.draws for field in fields.values())

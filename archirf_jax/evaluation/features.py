@@ -1,4 +1,4 @@
-"""What images are compared by: their pixels, or the features that a network gives them."""
+"""Features by which images are compared: their pixels, or what a network computes from them."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def pixels() -> Extractor:
 
 
 def inception(params: Any) -> Extractor:
-    """Inception's 2,048 features and its classes, in float32 whatever the device; grey images are seen as grey RGB."""
+    """Inception's 2,048 features and its classes, in float32 whatever the device; grey images are repeated to RGB."""
     network = Inception()
 
     def extract(params: Any, images: jax.Array) -> Features:
         with jax.default_matmul_precision("highest"):
-            said: Any = network.apply({"params": params}, jnp.broadcast_to(images, (*images.shape[:-1], 3)))
-        return Features(said.pool3, jax.nn.log_softmax(said.unbiased))
+            activations: Any = network.apply({"params": params}, jnp.broadcast_to(images, (*images.shape[:-1], 3)))
+        return Features(activations.pool3, jax.nn.log_softmax(activations.unbiased))
 
     compiled = jax.jit(extract)
     return Extractor("inception", f"inception {digest(params)}", lambda images: compiled(params, images))
@@ -119,7 +119,7 @@ def python_file(name: str, features: Callable[[np.ndarray], np.ndarray]) -> Extr
 
 
 def digest(tree: Any) -> str:
-    """Of every number of a tree of arrays, and of their names."""
+    """A digest of every number of a tree of arrays, and of their names."""
     hashed = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         hashed.update(jax.tree_util.keystr(path).encode())

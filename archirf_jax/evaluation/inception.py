@@ -114,7 +114,7 @@ MIXED: dict[str, tuple[Branch, ...]] = {
 
 
 class Activations(NamedTuple):
-    """What the network says of images; float32.
+    """The activations of the network for images; float32.
 
     Attributes:
         blocks: means over positions after its first three parts, (B, 64), (B, 192) and (B, 768).

@@ -1,4 +1,4 @@
-"""What neighbourhoods in feature space tell of samples: whether they are right, varied, and not copied."""
+"""Whether samples are right, varied and not copied, by their neighbourhoods in feature space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-7  # of a distance, over the longest vector of features
 def compare(
     real: np.ndarray, drawn: np.ndarray, near: np.ndarray | None = None, drawn_near: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Figures of drawn images beside real ones; features (N, D) and (M, D), N and M at least 6.
+    """Figures of drawn images compared with real ones; features (N, D) and (M, D), N and M at least 6.
 
     precision: share of drawn images inside a ball around a real one that reaches its third neighbour.
     recall: share of real images inside such a ball around a drawn one (Kynkäänniemi et al. 2019, Eq. 1-2).

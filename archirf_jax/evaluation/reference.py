@@ -1,4 +1,4 @@
-"""Features of the real images, kept between evaluations under a name that says what they are features of."""
+"""Features of the real images, kept between evaluations under a name that depends on what they are features of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.Bad
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """What is known of a set of images.
+    """Statistics and features of a set of images.
 
     Attributes:
         moments: of the features of all.
@@ -52,12 +52,12 @@ class Sample:
         return neighbours.radii(self.features)
 
     def part(self, rows: slice) -> Sample:
-        """The same of some of the features."""
+        """The sample of some of the images."""
         return Sample(moments(self.features[rows]), self.features[rows])
 
 
 def digest(batches: Iterable[np.ndarray]) -> str:
-    """Of all images (B, H, W, C) uint8, their sizes and their order; not of how they come in batches."""
+    """A digest of all images (B, H, W, C) uint8, their sizes and their order; batching does not change it."""
     hashed = hashlib.sha256()
     for images in batches:
         for image in images:
@@ -77,7 +77,7 @@ def gather(batches: Iterable[np.ndarray], extractor: Extractor, keep: int, size:
         place: where a batch lies; None = on one device.
 
     Raises:
-        UserError: features that are no finite numbers, too many, or not as many for each image.
+        UserError: features that are not finite numbers, too many, or not as many for each image.
     """
     total: Moments | None = None
     features: list[np.ndarray] = []
@@ -145,7 +145,7 @@ def _read(path: pathlib.Path) -> Sample | None:
 
 
 def _write(sample: Sample, path: pathlib.Path) -> None:
-    """Whole or not at all."""
+    """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **sample.moments._asdict(), features=sample.features)

@@ -15,6 +15,8 @@ from archirf_jax.models.layers import sincos_positions_2d
 POSITIONS = "pos_embed"  # fixed, hence not a parameter of ours: (1, N, D)
 # Peebles & Xie 2022, Table 1: heads by (width, depth); and what all published weights are for.
 HEADS = {(fields["hidden_size"], fields["depth"]): fields["num_heads"] for fields in PRESETS.values()}
+LABELS = "y_embedder.embedding_table.weight"
+CLASSES = 1000  # of all published weights
 # Fields that the tensors' names do not show.
 PUBLISHED = dict(conditioning="adaln_zero", positions="sincos")
 
@@ -65,7 +67,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
         UserError: shapes and hints leave a field open.
     """
     width, channels, patch, _ = shapes.get("x_embedder.proj.weight", (0, 1, 1, 1))
-    rows = shapes.get("y_embedder.embedding_table.weight", (1, 0))[0]
+    rows = shapes.get(LABELS, (1, 0))[0]
     depth = count(shapes, r"blocks\.(\d+)\.")
     num_heads = hints.get("num_heads") or HEADS.get((width, depth))
     if not num_heads:
@@ -74,7 +76,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
             message=f"the shapes (width {width}, depth {depth}) are not a published model's and leave the number of "
             "attention heads open; give it",
         )
-    classes = hints.get("num_classes") or rows - 1
+    classes = hints.get("num_classes") or max(1, rows - 1)  # a single row is a class and not a null label
     out = shapes.get("final_layer.linear.weight", (0, 0))[0]
     return dict(
         num_classes=classes,

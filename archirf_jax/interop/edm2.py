@@ -49,15 +49,14 @@ _DATA = {
     "img64": dict(image_size=64, channels=3, objective=dict(P_mean=-0.8, P_std=1.6)),
 }
 # Around the published networks (Karras et al. 2024, Table 6): the preset of `EDM2UNet` and the dropout that it
-# was trained with, the data, the process (fields of `processes.edm.EDM`), the objective (those of
-# `objectives.uncertainty`) and how it is sampled. Heun's grid has rho 7.
+# was trained with, the data, the process (fields of `processes.edm.EDM`), and the objective (those of
+# `objectives.uncertainty`).
 PUBLISHED: dict[str, dict[str, Any]] = {
     f"edm2-{data}-{size.lower()}": dict(
         preset=size,
         dropout=0.0 if size in ("XS", "S") else 0.1,
         num_classes=1000,
         process=_PROCESS,
-        sample=dict(solver={"name": "edm"}, grid={"name": "karras"}, steps=32),
         **_DATA[data],
     )
     for data, sizes in _SIZES.items()
@@ -68,7 +67,7 @@ HINTED = ("channels_per_head", "label_balance", "concat_balance", "res_balance",
 
 
 class Outside(NamedTuple):
-    """What the tensors determine around the network.
+    """Properties that the tensors determine besides the network's own fields.
 
     Attributes:
         image_size: pixels a side.
@@ -97,7 +96,7 @@ def rename(model: Uncertain, image_size: int) -> Rename:
 
 
 def outside(shapes: Shapes) -> Outside:
-    """What surrounds the network that tensors of these shapes belong to.
+    """The surroundings of the network that tensors of these shapes belong to.
 
     Raises:
         UserError: they are not an EDM2 network's.

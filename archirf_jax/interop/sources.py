@@ -1,4 +1,4 @@
-"""Where published weights come from: what each kind of checkpoint is, as the configuration of a run."""
+"""Kinds of published checkpoints, each as the configuration of a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import adm, dit, edm2, sd3
@@ -17,21 +18,9 @@ from archirf_jax.models.uncertainty import Uncertain
 Hints = Mapping[str, Any]
 Groups = dict[str, dict[str, Any]]  # of a configuration
 
-# A run's configuration of training, where there was none.
-RUN: dict[str, Any] = {
-    "task": "diffusion",
-    "first_stage": dict(name="image"),
-    "conditioners": dict(label=dict(name="label")),
-    "seed": 0,
-    "steps": 1,
-    "batch_size": 128,
-    "optimizer": dict(name="adamw", learning_rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0),
-    "schedule": dict(name="constant", warmup_steps=0),
-    "ema": dict(decay=0.9999),
-    "sample": dict(classes=10, per_class=8),
-}
-TOKENS = 154  # of a text, as published: 77 of CLIP and 77 of T5
-IMAGE_SIZE = 64  # of networks that take any, where nobody gives another
+CHECKPOINT = "checkpoint"  # the field that errors about the tensors name
+IMAGE_SIZE = 64  # of networks that take images of any size, where no hint gives it
+LABEL = {"label": {"name": "label"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +28,13 @@ class Source:
     """One kind of published checkpoint.
 
     Attributes:
-        describe: (shapes, hints) -> the groups data, model, process, objective and sample of a run's configuration.
+        describe: (shapes, hints) -> the groups of a run's configuration that the weights decide: data, conditioners,
+            model, process, objective and sample.
         rename: (network, image size) -> where each parameter lies.
-        constants: (network, image size) -> tensors with these values that a checkpoint may hold, not parameters.
+        constants: (network, image size) -> tensors that a checkpoint may hold, no parameters, with these values.
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
-        uncertain: whether a head that learns the expected loss belongs to the network.
+        uncertain: whether the network also answers the loss that it expects.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -58,18 +48,21 @@ class Source:
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
     _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
-    # Without a table of positions: published for 256 pixels, in latents of 32x32.
+    # Published for 256 pixels, in latents of 32x32, where no table of positions shows the size.
     largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
     size = hints.get("image_size") or largest
-    process = dict(name="ddpm", schedule="linear", steps=1000, prediction="eps")
-    variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
     dropout = 0.1 if fields["null_label"] else 0.0
+    classes = fields["num_classes"]
+    if fields["null_label"] and not (hints.get("num_classes") or classes == dit.CLASSES):
+        what = "%d classes and a null label are assumed; give num_classes=%d if every row of labels is a class"
+        logging.info(what, classes, classes + 1)
     return dict(
         data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
+        conditioners=LABEL,
         model=dict(name="dit", **fields),
-        process=process | dict(variance=variance),
+        process=_ddpm(variance=_variance(fields)),
         objective=dict(name="ddpm_hybrid", condition_dropout=dropout),
-        sample=_sample("ddpm", dict(name="250"), 250, scale=4.0 if dropout else 1.0),
+        sample=_sample("ddpm", _respaced("250"), 250, scale=4.0 if dropout else 1.0),
     )
 
 
@@ -78,45 +71,40 @@ def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
     fields = sd3.fields(shapes, hints)
     largest = (fields["position_size"] or 0) * fields["patch_size"] or 128
     size = hints.get("image_size") or min(128, largest)  # published: 1024 pixels, in latents of 128x128
+    text = {"tokens": (1, fields["context_width"] or fields["hidden_size"])}
+    pooled = {"pooled": (fields["pooled_width"],)} if fields["pooled_width"] else {}
+    times = dict(time_distribution="logit_normal", logit_mean=0.0, logit_std=1.0, shift=3.0)
     return dict(
-        data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
+        data=_data(size, shapes["x_embedder.proj.weight"][1], fields) | dict(label_key=None),
+        conditioners={"text": {"name": "given", "shapes": text | pooled}},
         model=dict(name="mmdit", **fields),
-        process=dict(name="rectified_flow", time_scale=1000.0),
-        objective=dict(name="regression", time_distribution="logit_normal", shift=3.0, condition_dropout=0.1),
-        conditioners=dict(text=_text(fields)),
+        process=dict(name="rectified_flow", path="linear", prediction="velocity", time_scale=1000.0),
+        objective=dict(name="regression", condition_dropout=0.1) | times,
         sample=_sample("euler", dict(name="shifted", shift=3.0), 28, scale=5.0),
     )
-
-
-def _text(fields: Mapping[str, Any]) -> dict[str, Any]:
-    width, pooled = fields["context_width"] or fields["hidden_size"], fields["pooled_width"]
-    given = dict(tokens=(TOKENS, width)) | (dict(pooled=(pooled,)) if pooled else {})
-    return dict(name="given", shapes=given)
 
 
 def _describe_adm(shapes: Shapes, hints: Hints, super_resolution: bool = False) -> Groups:
     fields = adm.unet_fields(shapes, hints, super_resolution)
     known = adm.PUBLISHED.get(adm.published_unet(shapes) or "", {})
-    variance = "learned_range" if fields["learn_sigma"] else "fixed_large"
-    process = _adm_process(known, hints) | dict(variance=variance)
+    size, channels = _size(known, hints), adm.image_channels(shapes, super_resolution)
+    low_res = known.get("low_res_size", max(1, size // 4))
+    given = {"name": "given", "shapes": {"low_res": (low_res, low_res, channels)}, "droppable": False}
     respacing = known.get("respacing", "250")
+    # The published scripts clip what is predicted to [-1, 1] (clip_denoised=True).
+    sampled = _sample("ddpm", _respaced(respacing), int(respacing), threshold="static")
     return dict(
-        data=_data(_size(known, hints), adm.image_channels(shapes, super_resolution), fields),
+        data=_data(size, channels, fields),
+        conditioners=LABEL | ({"low_res": given} if super_resolution else {}),
         model=dict(name="adm_unet", **fields),
-        process=process,
+        process=_adm_process(known, hints) | dict(variance=_variance(fields)),
         objective=dict(name="ddpm_hybrid", condition_dropout=0.0),
-        sample=_sample("ddpm", dict(name=respacing), int(respacing))
-        | dict(classifier_scale=known.get("classifier_scale", 1.0)),
+        sample=sampled | dict(classifier_scale=known.get("classifier_scale", 1.0)),
     )
 
 
 def _describe_adm_superres(shapes: Shapes, hints: Hints) -> Groups:
-    groups = _describe_adm(shapes, hints, super_resolution=True)
-    known = adm.PUBLISHED.get(adm.published_unet(shapes) or "", {})
-    size = known.get("low_res_size", groups["data"]["image_size"] // 4)
-    image = dict(low_res=(size, size, groups["data"]["channels"]))
-    low_res = dict(name="given", shapes=image, droppable=False)
-    return groups | dict(conditioners=RUN["conditioners"] | dict(low_res=low_res))
+    return _describe_adm(shapes, hints, super_resolution=True)
 
 
 def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
@@ -125,49 +113,63 @@ def _describe_adm_classifier(shapes: Shapes, hints: Hints) -> Groups:
     size = fields.get("image_size") or _size(known, hints)
     return dict(
         data=_data(size, adm.image_channels(shapes), fields),
+        conditioners=LABEL,
         model=dict(name="adm_classifier", **fields),
         process=_adm_process(known, hints),
-        objective=dict(name="ddpm_hybrid", condition_dropout=0.0),
-        sample={},
+        objective=dict(name="regression", time_distribution="steps", condition_dropout=0.0),
+        sample=_sample("ddpm", _respaced("250"), 250),
     )
 
 
 def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     fields, outside = edm2.fields(shapes, hints), edm2.outside(shapes)
     known = edm2.PUBLISHED[edm2.published(shapes) or "edm2-img512-s"]
-    head = dict(name="uncertainty", channels=outside.uncertainty_channels, condition_dropout=0.0)
+    times = dict(time_distribution="log_normal", **known["objective"])
     return dict(
         data=_data(outside.image_size, outside.channels, fields),
+        conditioners=LABEL,
         model=dict(name="edm2_unet", dropout=known["dropout"], **fields),
-        process=dict(name="edm") | known["process"],
-        objective=head | dict(time_distribution="log_normal") | known["objective"],
-        sample=known["sample"] | dict(guidance=dict(name="classifier_free", scale=1.0)),
+        process=dict(name="edm", **known["process"]),
+        objective=dict(name="uncertainty", channels=outside.uncertainty_channels, condition_dropout=0.0) | times,
+        sample=_sample("edm", dict(name="karras"), 32),
     )
-
-
-def _sample(solver: str, grid: dict[str, Any], steps: int, scale: float = 1.0) -> dict[str, Any]:
-    guidance = dict(name="classifier_free", scale=scale)
-    return dict(solver=dict(name=solver), grid=grid, steps=steps, guidance=guidance)
 
 
 def _require(shapes: Shapes, what: str, *names: str) -> None:
     absent = [name for name in names if name not in shapes]
     if absent:
-        raise UserError("checkpoint", message=f"does not hold {what}: {absent[0]} is missing")
+        raise UserError(CHECKPOINT, message=f"holds no tensors of {what}: there is no {absent[0]}")
 
 
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
-    classes = fields.pop("num_classes")
-    return dict(
-        name="imported", dir="data", split="train", label_key="label", image_size=size, channels=channels,
-        num_classes=classes,
-    )  # fmt: skip
+    shape = dict(image_size=size, channels=channels, num_classes=fields.pop("num_classes"), flip=False)
+    place = dict(name="imported", dir="data", split="train", label_key="label")
+    return place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
+
+
+def _ddpm(**fields: Any) -> dict[str, Any]:
+    return dict(name="ddpm", schedule="linear", steps=1000, prediction="eps") | fields
 
 
 def _adm_process(known: Mapping[str, Any], hints: Hints) -> dict[str, Any]:
-    process = dict(known.get("process", dict(schedule="linear", steps=1000, prediction="eps")))
     given = {"schedule": hints["schedule"]} if hints.get("schedule") else {}
-    return dict(name="ddpm") | process | given
+    return _ddpm(**dict(known.get("process", {})) | given)
+
+
+def _variance(fields: Mapping[str, Any]) -> str:
+    return "learned_range" if fields["learn_sigma"] else "fixed_large"
+
+
+def _respaced(spacing: str) -> dict[str, Any]:
+    return dict(name="respaced", spacing=spacing)
+
+
+def _sample(
+    solver: str, grid: dict[str, Any], steps: int, scale: float = 1.0, threshold: str | None = None
+) -> dict[str, Any]:
+    guidance = dict(name="classifier_free", scale=scale, interval=None)
+    how = dict(steps=steps, solver=dict(name=solver), grid=grid, guidance=guidance, threshold=threshold)
+    return dict(every_steps=1000, classes=10, per_class=8) | how
 
 
 def _size(known: Mapping[str, Any], hints: Hints) -> int:
@@ -186,10 +188,10 @@ MODELS = {"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "ad
 
 
 def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
-    """The configuration of the run that tensors of these shapes make.
+    """The configuration of the run that tensors of these shapes make, without the groups of training.
 
     Raises:
-        UserError: they are not such a network's, or they and the hints leave a field open.
+        UserError: they are not such a network's, or neither they nor the hints decide a field.
     """
     given = {name: value for name, value in hints.items() if value is not None}
     try:
@@ -197,10 +199,10 @@ def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
     except UserError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as e:  # a tensor with fewer or more axes
-        raise UserError("checkpoint", message=f"does not hold tensors of a {source} network: {e}") from e
+        what = f"holds tensors whose shapes are not those of a network of the kind {source}: {e}"
+        raise UserError(CHECKPOINT, message=what) from e
     groups["model"].setdefault("dtype", "float32")
-    sample = RUN["sample"] | groups.pop("sample")
-    return RUN | groups | {"task": SOURCES[source].task, "sample": sample}
+    return {"task": SOURCES[source].task, "seed": 0, "first_stage": {"name": "image"}, "frozen": {}} | groups
 
 
 def rename(source: str, model: Any, image_size: int) -> Rename:
@@ -209,10 +211,10 @@ def rename(source: str, model: Any, image_size: int) -> Rename:
     Raises:
         UserError: the published network is another.
     """
-    if isinstance(model, Uncertain) != SOURCES[source].uncertain:
-        having = "has" if SOURCES[source].uncertain else "does not have"
-        message = f"the published network {having} a head that learns the expected loss (objective 'uncertainty')"
-        raise UserError("objective.name", message=message)
+    uncertain = SOURCES[source].uncertain
+    if isinstance(model, Uncertain) != uncertain:
+        needed = "must be uncertainty: the published network has" if uncertain else "has, and this network has not,"
+        raise UserError("objective.name", message=f"{needed} a head for the loss that it expects")
     return SOURCES[source].rename(model, image_size)
 
 
@@ -226,7 +228,7 @@ def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
     kept = {name: inner for name, inner in own.items() if inner is not None}
     if len(set(kept.values())) < len(kept):
         twice = next(name for name, inner in kept.items() if name != inner and inner in kept)
-        message = f"holds both {twice} and {kept[twice]}; write a file with one of them"
-        raise UserError("checkpoint", message=message)
+        what = f"holds both {twice} and {kept[twice]}; write a file with one of them"
+        raise UserError(CHECKPOINT, message=what)
     prefixes = {name.removesuffix(inner) for name, inner in kept.items()}
     return (prefixes.pop() if len(prefixes) == 1 else ""), kept

@@ -97,7 +97,7 @@ def check_step(task: Task, config: Any) -> None:
 
 
 def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
-    """What decides a run and is not in its configuration: data, frozen runs, random numbers, precision."""
+    """The identity of a run apart from its configuration: data, frozen runs, random numbers, precision."""
     return {
         "class_names": list(dataset.class_names),
         "images": len(dataset),

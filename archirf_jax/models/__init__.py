@@ -5,25 +5,20 @@ Every network is called (x, t, condition) with network times t (B,) and a dict o
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from archirf_jax import lazy
 
 _HOMES = {
-    "ADMClassifier": "adm_classifier",
-    "ADMUNet": "adm_unet",
-    "DiT": "dit",
-    "EDM2UNet": "edm2_unet",
-    "MMDiT": "mmdit",
-    "Uncertain": "uncertainty",
-    "bind": "binding",
+    "ADMClassifier": ".adm_classifier",
+    "ADMUNet": ".adm_unet",
+    "DiT": ".dit",
+    "EDM2UNet": ".edm2_unet",
+    "MMDiT": ".mmdit",
+    "Uncertain": ".uncertainty",
+    "bind": ".binding",
+    "init": ".binding",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy.getter(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

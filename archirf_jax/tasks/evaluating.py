@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from absl import logging
 from archirf_jax.contracts import Batch, Network, TrainState
 from archirf_jax.data import passes
 from archirf_jax.data.dataset import Dataset
-from archirf_jax.data.fields import finish
+from archirf_jax.data.fields import Fields, finish
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, likelihood, neighbours, reference
 from archirf_jax.evaluation.features import Extractor
@@ -28,7 +29,7 @@ LEVELS_OF_A_BYTE = 256
 
 
 class Figure(NamedTuple):
-    """A mean and its standard error; nan = it has none."""
+    """A mean and its standard error; nan = unknown."""
 
     value: float
     error: float = math.nan
@@ -39,7 +40,7 @@ Halves = dict[str, dict[str, float]]  # "samples" and "real" -> figures of half 
 
 
 class RealImages(NamedTuple):
-    """Real images, in an order that has no meaning, so that the first ones stand for all.
+    """Real images in a random order, so that the first ones represent all.
 
     Attributes:
         dataset: loaded.
@@ -79,8 +80,11 @@ class RealImages(NamedTuple):
         return self._known({"label": np.asarray([source[int(readable[i])]["label"] for i in order])})["label"]
 
     def finished(self, count: int, key: jax.Array, what: str) -> Iterator[tuple[int, Batch, jax.Array]]:
-        """(how many of them count, a batch, one key an example) in batches of one size; `what` names the progress."""
-        fields, done = self.dataset.fields, 0
+        """(how many of them count, a batch, one key an example) in batches of one size; `what` names the progress.
+
+        Images are as they are: none is mirrored, whatever training does.
+        """
+        fields, done = unflipped(self.dataset.fields), 0
         compute = jax.jit(lambda arrays: finish(fields, arrays, key))
         for arrays in self.batches(count):
             found = len(arrays["image"])
@@ -103,6 +107,12 @@ class RealImages(NamedTuple):
             return {}
         labels = arrays["label"].astype(np.int32)
         return {"label": np.zeros_like(labels) if self.classes == 1 else labels}
+
+
+def unflipped(fields: Fields) -> Fields:
+    """The fields of a data set, whose images are not mirrored at random."""
+    image: Any = fields["image"]
+    return fields | {"image": dataclasses.replace(image, flip=False)}
 
 
 def loss(task: Any, state: TrainState, frozen: Any, images: RealImages, count: int, key: jax.Array) -> Figures:

@@ -1,7 +1,7 @@
 """The memory that a step of training takes on one device, from shapes alone: nothing is computed, no array is made.
 
-XLA compiles the step for the CPU of this machine and says what the program needs. A CPU stands for an accelerator,
-with four differences taken care of, each measured beside what XLA says when it compiles for an H100 (docs/plan.md):
+XLA compiles the step for the CPU of this machine and reports what the program needs. A CPU stands for an accelerator,
+with four differences taken care of, each measured against what XLA reports when it compiles for an H100 (docs/plan.md):
 
     bfloat16    a CPU keeps it as float32; float16, which is as large, is what the program is compiled with
     attention   flash attention keeps no weights between pairs of tokens; nor does `flash_like`, which takes its place
@@ -46,7 +46,7 @@ class MemoryPlan:
     fsdp: int
 
     def fields(self) -> dict[str, Any]:
-        """Of a configuration, by dotted name."""
+        """The fields of a configuration, by dotted name."""
         return {"model.remat": self.remat, "accumulation": self.accumulation, "mesh.fsdp": self.fsdp}
 
 
@@ -70,7 +70,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(dataclasses.astuple(self))
 
 

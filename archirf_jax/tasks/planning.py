@@ -17,14 +17,14 @@ from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the libraries' and the gaps'
-PREALLOCATED = 0.75  # of it jax takes on a GPU unless told otherwise
+PREALLOCATED = 0.75  # of it that jax takes on a GPU by default
 TRAINING = 3  # times the arithmetic of the network: once on the way there, twice on the way back
 DAY = 86_400  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a training.
+    """Arithmetic, memory and time of a training.
 
     Attributes:
         device, devices: what it runs on.
@@ -55,7 +55,7 @@ class Plan:
         return self.forward * (TRAINING + way.remat)
 
     def seconds(self, way: MemoryPlan, utilisation: float) -> float:
-        """Of a step on devices that do this share of their peak."""
+        """The duration of a step on devices that reach this share of their peak."""
         peak = self.device.peak(self.dtype) * self.devices
         return self.training(way) * self.batch_size / (peak * utilisation)
 
@@ -100,7 +100,7 @@ def forward(task: Any, state: Any) -> float:
 
 
 def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Iterator[MemoryPlan]:
-    """What may be tried: as configured, then remat, then smaller parts, then more cutting with parts as before.
+    """The plans to try: as configured, then remat, then smaller parts, then more cutting with parts as before.
 
     Args:
         config: which way it is now.
@@ -142,7 +142,7 @@ def _trainable(params: Any) -> int:
 
 
 def lines(plan: Plan, utilisation: float) -> Iterator[str]:
-    """The plan for a person."""
+    """The lines of the plan, as text."""
     way, memory = plan.tried[-1]
     seconds, device = plan.seconds(way, utilisation), plan.device
     days = plan.steps * seconds / DAY
@@ -181,7 +181,7 @@ def _notes(plan: Plan, memory: Memory) -> Iterator[str]:
     if plan.devices > 1:
         yield f"not in the time: each step the devices add up gradients of {4 * plan.parameters / GIB:.3g} GiB"
     if plan.device.platform == "gpu" and PREALLOCATED < memory.total / plan.device.memory <= USABLE:
-        yield f"jax takes {PREALLOCATED:.0%} of a GPU unless told otherwise: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+        yield f"jax takes {PREALLOCATED:.0%} of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
 
 
 def _tried(plan: Plan, utilisation: float) -> Iterator[str]:

@@ -131,13 +131,13 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def whole(self) -> str:
-        """The steps one can go back to, after the write under way, as text."""
+        """The steps of whole checkpoints, after the write under way has ended, as text."""
         with contextlib.suppress(UserError):
             self.wait()
         return ", ".join(map(str, self.steps())) or "none"
 
     def reopen(self) -> None:
-        """Begin anew after a failure, as far as the directory can be reached."""
+        """Open the checkpoints anew after a failure, if the directory can be reached."""
         self.close()
         with contextlib.suppress(OSError, ValueError):
             self._manager = self._open()

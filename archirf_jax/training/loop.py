@@ -238,7 +238,7 @@ class Loop:
             if snapping:
                 with self._tolerating(tolerant):
                     self._save_snapshot()
-            # What may be ruined does not replace what is not: skipped updates may end in a stop of the guard.
+            # While updates are being skipped the state may be corrupt, and must not replace a good checkpoint.
             if saving and (last or stopping or not self._skipped_in_a_row()):
                 with self._tolerating(tolerant):
                     metrics = MetricsState(self.meter.latest, self.meter.unreported())
@@ -248,7 +248,7 @@ class Loop:
         return max(int(network.guard.in_a_row) for network in self.state.networks.values())
 
     def _save_snapshot(self) -> None:
-        """Keep the power-function averages, whose clock are the updates; a run that comes here again does not."""
+        """Store the power-function averages, unless a restarted run has stored those of so many updates before."""
         assert self.snapshots is not None
         network = self.state.networks[self.main]
         updates = network.guard.updates

@@ -17,17 +17,17 @@ MAX_FRAMES = 30
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """(rows, columns, H, W, C) uint8 -> one picture, tiny images enlarged by whole pixels, one white pixel between."""
+    """(rows, columns, H, W, C) uint8 -> one image, tiny images enlarged by whole pixels, one white pixel between."""
     scale = max(1, TILE // max(images.shape[2:4]))
     images = images.repeat(scale, axis=2).repeat(scale, axis=3)
     framed = np.pad(images, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255)
     return rearrange(framed, "r s h w c -> (r h) (s w) c")[:-1, :-1]
 
 
-def save_png(picture: np.ndarray, path: pathlib.Path) -> None:
-    """Write one (H, W, 1 or 3) uint8 picture, whole or not at all."""
+def save_png(image: np.ndarray, path: pathlib.Path) -> None:
+    """Write one (H, W, 1 or 3) uint8 image, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: as_pillow(picture).save(file, "PNG"))
+    atomic_write(path, lambda file: as_pillow(image).save(file, "PNG"))
 
 
 def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 4.0) -> None:
@@ -45,12 +45,12 @@ def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 
 
 
 def load_png(path: pathlib.Path) -> np.ndarray:
-    """A picture written by `save_png`."""
-    with Image.open(path) as picture:
-        values = np.asarray(picture)
+    """An image written by `save_png`."""
+    with Image.open(path) as opened:
+        values = np.asarray(opened)
     return values if values.ndim == 3 else values[..., None]
 
 
-def as_pillow(picture: np.ndarray) -> Image.Image:
-    """A (H, W, 1 or 3) uint8 picture as Pillow's image."""
-    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+def as_pillow(image: np.ndarray) -> Image.Image:
+    """A (H, W, 1 or 3) uint8 image as Pillow's image."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -71,7 +71,7 @@ def save_range_test(
 
 
 def _window(smoothed: np.ndarray, first: float) -> tuple[float, float]:
-    """The losses that are shown: what has diverged leaves the picture."""
+    """The losses that are shown: what has diverged lies outside the plot."""
     heights = [height for height in (first, *smoothed) if np.isfinite(height)] or [0.0]
     low, start = min(heights), heights[0]
     room = max(start - low, 0.1 * abs(start), 1e-12)

@@ -18,12 +18,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import archirf_jax as arf
 
 STEPS = globals().get("STEPS", 2_000)  # fewer for a quick look
 WORKDIR = globals().get("WORKDIR", "runs/quickstart")
 DATA_DIR = globals().get("DATA_DIR", "data")
+IMAGES = globals().get("IMAGES")  # to compare; None = as many as the data has
 
 # %% [markdown]
 # ## The data
@@ -80,21 +82,48 @@ arf.show(images, columns=8)
 
 # %% [markdown]
 # ## Samples on their way
-# The functional floor, without `train`: a denoiser is a process and a network, a solver takes steps along a grid.
+# A denoiser is a process and a network, here under guidance; a solver takes steps along a grid of times.
 
 # %%
-label = jnp.arange(10)
-keys = jax.random.split(jax.random.key(0), 10)
-states = arf.sample(
-    keys,
-    run.denoiser(guidance_scale=1.5),
-    {"label": label},
-    x0.shape[1:],
-    grid=arf.grids.make("uniform", flow, 20),
-    solver=arf.solvers.make("heun"),
-    stride=4,
-)
+shape, label, keys = x0.shape[1:], jnp.arange(10), jax.random.split(jax.random.key(0), 10)
+grid, heun = arf.grids.Uniform().times(flow, 20), arf.solvers.Heun()
+denoise = run.denoiser(guidance_scale=1.5)
+states = arf.sample(keys, denoise, {"label": label}, shape, grid=grid, solver=heun, stride=4)
 arf.show(np.stack([arf.data.to_uint8(state) for state in states], axis=1))
+
+# %% [markdown]
+# ## The same by hand
+# Everything above is functions of arrays. A training and sampling loop of one's own takes a few lines: the objective
+# draws times and noise and computes losses, whatever optimizer and loop it is called from.
+
+# %%
+objective = arf.objectives.Regression(time_distribution="logit_normal", condition_dropout=0.1)
+params = arf.models.init(model, jax.random.key(0), x0[:1], jnp.zeros(1), {"label": jnp.zeros(1, int)})
+setting = arf.Setting(flow, null={"label": jnp.int32(10)}, step=jnp.int32(0))
+optimizer = optax.adam(2e-3)
+
+
+@jax.jit
+def step(params, state, key):
+    """One update of the parameters."""
+    chosen = jax.random.choice(key, len(real), (128,))
+    images, conditions = arf.data.to_float(jnp.asarray(real)[chosen]), {"label": jnp.asarray(labels)[chosen]}
+    drawn = objective.draw(key, setting, images, conditions)
+
+    def loss(params):
+        return jnp.mean(objective.losses(arf.Models(arf.bind(model, params)), setting, drawn)[0])
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(gradient, state)
+    return optax.apply_updates(params, updates), state, value
+
+
+state = optimizer.init(params)
+for i in range(STEPS // 4):
+    params, state, value = step(params, state, jax.random.key(i))
+print(f"loss {value:.3f}")
+by_hand = arf.NetworkDenoiser(flow, arf.bind(model, params))
+arf.show(arf.data.to_uint8(arf.sample(keys, by_hand, {"label": label}, shape, grid=grid, solver=heun)))
 
 # %% [markdown]
 # ## How good are they?
@@ -102,7 +131,7 @@ arf.show(np.stack([arf.data.to_uint8(state) for state in states], axis=1))
 # have. Lower is better.
 
 # %%
-figures = run.evaluate()
+figures = run.evaluate(images=IMAGES)
 print({name: round(value, 4) for name, value in figures.items()})
 again = arf.open(WORKDIR)
 assert np.array_equal(again.sample(labels=[3], per_class=2, seed=1), run.sample(labels=[3], per_class=2, seed=1))

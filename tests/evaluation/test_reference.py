@@ -10,7 +10,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import reference
-from archirf_jax.evaluation.features import Extractor, Seen, pixels
+from archirf_jax.evaluation.features import Extractor, Features, pixels
 from archirf_jax.evaluation.reference import Sample, digest, gather, recall
 from archirf_jax.evaluation.statistics import moments
 
@@ -40,20 +40,20 @@ def test_gathered_is_all_of_them_and_the_first_features(size: int) -> None:
     np.testing.assert_allclose(found.moments.scatter, expected.scatter, atol=1e-5)
 
 
-def test_what_classes_are_told_is_gathered_too_and_one_shape_is_looked_at() -> None:
+def test_probabilities_are_gathered_too_and_one_shape_is_compiled() -> None:
     shapes = set()
 
-    def look(images: np.ndarray) -> Seen:
+    def extract(images: np.ndarray) -> Features:
         shapes.add(images.shape)
         flat = np.asarray(images, np.float32).reshape(len(images), -1)
-        return Seen(flat, flat[:, :2])
+        return Features(flat, flat[:, :2])
 
-    found = gather(in_batches(5), Extractor("x", "x", look), keep=100, size=5)
+    found = gather(in_batches(5), Extractor("x", "x", extract), keep=100, size=5)
     np.testing.assert_array_equal(found.log_p, IMAGES.reshape(23, 16)[:, :2])
     assert shapes == {(5, 4, 4, 1)}
 
 
-def test_nothing_to_look_at_is_an_error() -> None:
+def test_no_images_are_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
         gather([], pixels(), keep=1, size=1)
 
@@ -79,10 +79,10 @@ def test_it_is_made_once_and_then_read(tmp_path: pathlib.Path) -> None:
     assert [path.suffix for path in (tmp_path / "new").iterdir()] == [".npz"]
 
 
-def test_it_is_made_again_for_other_images_eyes_or_numbers_and_when_it_is_damaged(
+def test_it_is_made_again_for_other_images_features_or_numbers_and_when_it_is_damaged(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, other = Made(), Extractor("x", "other", pixels().look)
+    made, other = Made(), Extractor("x", "other", pixels().extract)
     for data, extractor, keep in (("a", pixels(), 7), ("b", pixels(), 7), ("a", other, 7), ("a", pixels(), 8)):
         recall(tmp_path, data, extractor, keep, made)
     monkeypatch.setattr(reference, "VERSION", "0")
@@ -95,10 +95,10 @@ def test_it_is_made_again_for_other_images_eyes_or_numbers_and_when_it_is_damage
     assert made.times == 6
 
 
-def test_eyes_that_nobody_knows_look_every_time(tmp_path: pathlib.Path) -> None:
+def test_features_of_unknown_identity_are_made_every_time(tmp_path: pathlib.Path) -> None:
     made = Made()
     for _ in range(2):
-        recall(tmp_path, "a", Extractor("x", "", pixels().look), 7, made)
+        recall(tmp_path, "a", Extractor("x", "", pixels().extract), 7, made)
     assert made.times == 2 and not list(tmp_path.iterdir())
 
 
@@ -127,8 +127,9 @@ WRONG: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 def test_what_cannot_be_compared_is_refused(case: str) -> None:
     change, words = WRONG[case]
 
-    def look(images: np.ndarray) -> Seen:
-        return Seen(change(np.asarray(images, float).reshape(len(images), -1) / 127.5 - 1))
+    def extract(images: np.ndarray) -> Features:
+        return Features(change(np.asarray(images, float).reshape(len(images), -1) / 127.5 - 1))
 
-    with pytest.raises(UserError, match=f"--features: eyes {words}"):
-        gather(in_batches(5), Extractor("eyes", "", look), keep=100, size=5)
+    with pytest.raises(UserError, match=words) as caught:
+        gather(in_batches(5), Extractor("x", "", extract), keep=100, size=5)
+    assert caught.value.field == "features"

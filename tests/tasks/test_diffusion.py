@@ -1,81 +1,70 @@
-"""The task draws what it is asked for with the average's weights, and knows before a run begins what does not fit."""
+"""The task trains what its objective asks for, draws with the average's weights, and keeps frozen runs as they are."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
-from archirf_jax.data.pipeline import Batch
+from archirf_jax.contracts import Models, Setting, TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.tasks import edits
-from archirf_jax.tasks.diffusion import Diffusion, class_grid
-from archirf_jax.training.state import TrainState, purpose_key
+from archirf_jax.tasks.building import make_task
+from archirf_jax.tasks.diffusion import MODEL, Diffusion
+from archirf_jax.tasks.drawing import class_grid
+from archirf_jax.tasks.network import NetworkAlone
+from archirf_jax.training.state import purpose_key
 from configs import dit_ddpm, dit_edm, dit_rf, edm2_edm
+from tests.tasks.settings import BATCH, WORDS, config, moved, noisy, run_of, text_config
 
-SMALL = {
-    "model.hidden_size": 16,
-    "model.depth": 0,
-    "data.num_classes": 3,
-    "schedule.warmup_steps": 0,
-    "sample.steps": 3,
-    "sample.per_class": 2,
-}
-BATCH = Batch(jax.random.normal(jax.random.key(0), (8, 8, 8, 1)), jnp.arange(8, dtype=jnp.int32) % 3)
+KEY = purpose_key(0, "preview")
 
 
-def config(file: Any = dit_rf, **changes: Any) -> Any:
-    made = file.get_config()
-    made.update_from_flattened_dict(SMALL | {name.replace("__", "."): value for name, value in changes.items()})
-    return made
+def refused(call: Any, *arguments: Any) -> str | None:
+    """The field that a refusal names."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return caught.value.field
 
 
-def noisy(task: Diffusion) -> TrainState:
-    """A state whose network does not give zeros, as a fresh one does."""
-    state = jax.jit(task.init)(purpose_key(0, "init"))
-    return state.replace(ema=jax.tree.map(lambda p: p + 0.05, state.ema))
-
-
-def complaint(file: Any = dit_rf, **changes: Any) -> str:
-    with pytest.raises(UserError) as refused:
-        Diffusion(config(file, **changes))
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+def begun(task: Diffusion, frozen: Any = None) -> TrainState:
+    """A state whose network does not answer zero."""
+    state = jax.jit(task.init)(purpose_key(0, "init"), frozen or {})
+    params = moved(state.networks[MODEL].params)
+    network = state.networks[MODEL].replace(params=params, averages={"ema": params})
+    return state.replace(networks={MODEL: network})
 
 
 @pytest.fixture(scope="module")
 def task() -> Diffusion:
-    return Diffusion(config())
+    return Diffusion(config(), {})
 
 
 @pytest.fixture(scope="module")
 def state(task: Diffusion) -> TrainState:
-    return noisy(task)
+    return begun(task)
 
 
-def test_the_preview_draws_with_the_average_and_the_same_noise_each_time(task: Diffusion, state: TrainState) -> None:
-    key = purpose_key(0, "preview")
-    first = task.preview(state, key)
-    assert first.shape == (3, 2, 8, 8, 1) and first.dtype == np.uint8
-    other = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
-    np.testing.assert_array_equal(first, task.preview(other, key))
-    frames = task.animate(state, key)
-    assert frames.shape == (4, 3, 2, 8, 8, 1)
+def test_a_preview_draws_with_the_average_and_the_same_noise_each_time(task: Diffusion, state: TrainState) -> None:
+    first = task.preview(state, {}, KEY)
+    assert first is not None and first.shape == (3, 2, 8, 8, 1) and first.dtype == np.uint8
+    network = state.networks[MODEL]
+    other = state.replace(networks={MODEL: network.replace(params=moved(network.params, 1))})
+    np.testing.assert_array_equal(first, task.preview(other, {}, KEY))
+    frames = task.preview(state, {}, KEY, stride=1)
+    assert frames is not None and frames.shape == (4, 3, 2, 8, 8, 1)
     np.testing.assert_array_equal(frames[-1], first)
 
 
-def test_a_grid_shows_no_more_classes_than_asked(state: TrainState) -> None:
-    fewer = Diffusion(config(sample__classes=2))
-    assert fewer.preview(state, purpose_key(0, "preview")).shape[0] == 2
+def test_a_preview_shows_no_more_classes_than_asked(state: TrainState) -> None:
+    found = Diffusion(config(changes={"sample.classes": 2}), {}).preview(state, {}, KEY)
+    assert found is not None and found.shape[0] == 2
 
 
-def test_a_pictures_key_depends_on_its_label_and_number_alone() -> None:
+def test_an_images_key_depends_on_its_label_and_number_alone() -> None:
     labels, keys = class_grid(jax.random.key(0), [0, 1, 2], 3)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len({tuple(row) for row in jax.random.key_data(keys).tolist()}) == 9
@@ -83,138 +72,246 @@ def test_a_pictures_key_depends_on_its_label_and_number_alone() -> None:
     np.testing.assert_array_equal(jax.random.key_data(fewer), jax.random.key_data(keys[6:8]))
 
 
-def test_the_sampler_obeys_its_choice_and_refuses_a_wrong_one(task: Diffusion, state: TrainState) -> None:
+def test_the_sampler_obeys_its_configuration(task: Diffusion, state: TrainState) -> None:
     labels, keys = class_grid(jax.random.key(0), [0, 1], 2)
-    choice = dataclasses.replace(task.choice, guidance_scale=1.0)
-    plain = task.sampler(choice)(state.ema, keys, labels)
-    assert plain.shape == (4, 8, 8, 1)
-    assert np.any(plain != task.sampler(dataclasses.replace(choice, guidance_scale=3.0))(state.ema, keys, labels))
-    longer = dataclasses.replace(choice, steps=5)
-    assert np.any(plain != task.sampler(longer)(state.ema, keys, labels))
-    assert task.sampler(longer, stride=2)(state.ema, keys, labels).shape[0] == 4
-    for wrong in ({"solver": "eular"}, {"guidance_scale": -1.0}, {"steps": 0}):
-        with pytest.raises(UserError, match=next(iter(wrong))):
-            task.sampler(dataclasses.replace(choice, **wrong))
+    params, plain = state.networks[MODEL].params, task.sampling.replace(guidance_scale=1.0)
 
+    def drawn(stride: int = 0, **changes: Any) -> Any:
+        return task.sampler(plain.replace(**changes), stride)(params, {}, {"label": labels}, keys)
 
-@pytest.mark.parametrize("change", [{"model__patch_size": 3}, {"model__num_heads": 5}, {"model__dtype": "float8"}])
-def test_a_network_that_does_not_fit_is_refused_when_the_task_is_made(change: dict[str, Any]) -> None:
-    assert "config.model." in complaint(**change)
+    assert drawn().shape == (4, 8, 8, 1)
+    assert np.any(drawn() != drawn(guidance_scale=3.0)) and np.any(drawn() != drawn(steps=5))
+    assert drawn(stride=2, steps=5).shape[0] == 4
+    assert task.sampler(plain) is task.sampler(plain.replace())
 
 
 @pytest.mark.parametrize(
-    ("file", "learned", "gives", "needs"), [(dit_rf, True, 2, 1), (dit_ddpm, False, 1, 2), (dit_edm, True, 2, 1)]
-)
-def test_a_learned_variance_where_the_process_has_none_is_refused_and_the_other_way_round(
-    file: Any, learned: bool, gives: int, needs: int
-) -> None:
-    said = complaint(file, model__learn_sigma=learned)
-    assert said.startswith("config.model.learn_sigma: ") and f"set it to {not learned}" in said
-    assert f"{gives} channels for images of 1" in said and f"needs {needs};" in said
-
-
-WRONG = {
-    "solver": ({"sample__solver": "eular"}, ["did you mean 'euler'"]),
-    "grid": ({"sample__grid": "unifrom"}, ["did you mean 'uniform'", "karras"]),
-    "steps": ({"sample__grid": "archirf", "sample__solver": "euler", "sample__steps": 1}, ["at least 2"]),
-    "shift": ({"sample__shift": 3.0}, ["'shifted'"]),
-    "eta": ({"sample__eta": 0.5}, ["ddim"]),
-    "churn": ({"sample__churn": -1.0}, ["-1.0"]),
-    "guidance": ({"sample__guidance": "free"}, ["classifier_free"]),
-    "guidance_rescale": ({"sample__guidance_rescale": 2.0}, ["2.0"]),
-    "threshold": ({"sample__threshold": "clip"}, ["static"]),
-    "guidance_interval": ({"sample__guidance_interval": (0.8, 0.2)}, ["0.8,0.2"]),
-}
-
-
-@pytest.mark.parametrize("field", WRONG)
-def test_a_wrong_way_to_sample_is_refused_when_the_task_is_made(field: str) -> None:
-    changes, expected = WRONG[field]
-    said = complaint(**changes)
-    assert said.startswith(f"config.sample.{field}: ") and all(word in said for word in expected), said
-
-
-def test_a_solver_that_does_not_fit_its_grid_or_process_is_refused_when_the_task_is_made() -> None:
-    said = complaint(sample__solver="edm", sample__grid="uniform")
-    assert said.startswith("config.sample.solver: edm") and "'karras'" in said
-    said = complaint(sample__grid="trailing")
-    assert said.startswith("config.sample.grid: 'trailing'") and "ddpm" in said and "karras" in said
-    assert "--weak_workdir" in complaint(sample__guidance="autoguidance", sample__guidance_scale=2.0)
-
-
-@pytest.mark.parametrize("interval", [(0.2,), (0.1, 0.2, 0.3), ("a", "b"), ()])
-def test_an_interval_that_is_no_pair_of_times_is_refused(interval: Any) -> None:
-    said = complaint(sample__guidance_interval=interval)
-    assert said.startswith("config.sample.guidance_interval: ") and "such as (0.2, 0.8)" in said
-
-
-def test_a_configuration_that_was_saved_before_there_was_a_choice_of_grids_still_builds() -> None:
-    saved = json.loads(json.dumps(config(sample__shift=1.0).to_dict()))
-    for name in ("path", "prediction", "mode_scale", "weigh_as"):
-        del saved["process"][name]
-    kept = ("every_steps", "solver", "steps", "shift", "guidance_scale", "classes", "per_class")
-    saved["sample"] = {name: saved["sample"][name] for name in kept} | {"shift": 3.0}
-    old = Diffusion(ml_collections.ConfigDict(saved))
-    assert old.process == Diffusion(config()).process
-    assert (old.choice.grid, old.choice.shift) == ("shifted", 3.0)
-
-
-def test_a_silent_uncertainty_changes_no_loss_and_every_step_moves_it_on_unit_weights() -> None:
-    plain, uncertain = (Diffusion(config(dit_edm, process__uncertainty=flag)) for flag in (False, True))
-    states = [jax.jit(each.init)(purpose_key(0, "init")) for each in (plain, uncertain)]
-    head = states[1].params["uncertainty"]
-    assert "uncertainty" not in states[0].params and np.all(np.asarray(head["kernel"]) != 0)
-    key = purpose_key(0, "step")
-    first = jax.jit(lambda state: plain.step(state, BATCH, key)[1]["loss"][0])(states[0])
-    step = jax.jit(lambda state: uncertain.step(state, BATCH, key))
-    silent = states[1].params | {"uncertainty": jax.tree.map(np.zeros_like, head)}
-    np.testing.assert_allclose(step(states[1].replace(params=silent))[1]["loss"][0], first, rtol=1e-6)
-    after, metrics = step(states[1])
-    assert abs(metrics["loss"][0] - first) > 1e-3
-    moved = np.abs(
-        after.params["uncertainty"]["kernel"] - uncertain.constrained(states[1].params)["uncertainty"]["kernel"]
-    )
-    assert np.all(moved > 0) and np.max(moved) < 0.1
-    features = [state.params["uncertainty_features"] for state in (after, states[1])]
-    assert jax.tree.all(jax.tree.map(np.array_equal, *features))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
+    ("file", "changes", "field"),
     [
-        ({"optimizer__name": "sgd"}, "config.optimizer.name: 'sgd'"),
-        ({"guard__patience": 0}, "config.guard.patience: 0"),
+        (dit_rf, {"model.patch_size": 3}, "model.patch_size"),
+        (dit_rf, {"model.num_heads": 5}, "model.num_heads"),
+        (dit_rf, {"model.dtype": "float8"}, "model.dtype"),
+        (dit_rf, {"model.learn_sigma": True}, "model.learn_sigma"),
+        (dit_edm, {"model.learn_sigma": True}, "model.learn_sigma"),
+        (dit_ddpm, {"process.variance": "learned_range", "model.learn_sigma": False}, "model.learn_sigma"),
+        (dit_rf, {"process.name": "ddpn"}, "process.name"),
+        (dit_rf, {"objective.name": "regresion"}, "objective.name"),
+        (dit_rf, {"objective.name": "ddpm_hybrid"}, None),
+        (dit_rf, {"conditioners.label.name": "labels"}, "conditioners.label.name"),
+        (dit_rf, {"first_stage.name": "images"}, "first_stage.name"),
+        (dit_rf, {"sample.solver": {"name": "eular"}}, "sample.solver.name"),
+        (dit_rf, {"sample.guidance.interval": (0.8, 0.2)}, "sample.guidance.interval"),
     ],
 )
-def test_how_it_is_trained_matters_to_who_trains_alone(change: dict[str, Any], said: str, state: TrainState) -> None:
-    made = Diffusion(config(**change))
-    assert made.preview(state, purpose_key(0, "preview")).shape == (3, 2, 8, 8, 1)
-    with pytest.raises(UserError, match=f"^{said}"):
-        jax.eval_shape(made.init, jax.random.key(0))
+def test_what_does_not_fit_is_refused_before_a_step_is_made(file: Any, changes: dict[str, Any], field: Any) -> None:
+    def traced() -> None:
+        made = Diffusion(config(file, changes), {})
+        state = jax.eval_shape(made.init, jax.random.key(0), {})
+        jax.eval_shape(made.step, state, {}, BATCH, jax.random.key(0))
+
+    found = refused(traced)
+    assert field is None or found == field
+
+
+def test_how_it_is_trained_matters_to_training_alone(state: TrainState) -> None:
+    for changes, field in (
+        ({"optimizer.name": "sgd"}, "optimizer.name"),
+        ({"guard.patience": 0}, "guard.patience"),
+    ):
+        made = Diffusion(config(changes=changes), {})
+        assert made.preview(state, {}, KEY) is not None
+        assert refused(jax.eval_shape, made.init, jax.random.key(0), {}) == field
 
 
 def test_weights_that_are_held_at_a_size_are_not_averaged_by_a_schedule_free_optimizer() -> None:
-    changed = edm2_edm.get_config()
-    changed.update_from_flattened_dict({"data.num_classes": 3, "optimizer.name": "schedule_free_adamw"})
-    made = Diffusion(changed)
-    with pytest.raises(UserError, match="config.optimizer.name: schedule_free_adamw .*take adam"):
-        jax.eval_shape(made.init, jax.random.key(0))
+    fields = {"data.num_classes": 3, "optimizer.name": "schedule_free_adamw"}
+    made = Diffusion(config(edm2_edm, fields, small={}), {})
+    assert refused(jax.eval_shape, made.init, jax.random.key(0), {}) == "optimizer.name"
 
 
-def test_guidance_by_a_label_that_was_never_trained_is_refused() -> None:
-    said = complaint(process__condition_dropout=0.0)
-    assert said.startswith("config.sample.guidance_scale: 1.5 ") and "config.process.condition_dropout is 0" in said
-    unguided = Diffusion(config(process__condition_dropout=0.0, sample__guidance_scale=1.0))
-    with pytest.raises(UserError, match="guidance_scale: 3 .*condition_dropout is 0"):
-        unguided.sampler(dataclasses.replace(unguided.choice, guidance="adaptive_projected", guidance_scale=3.0))
+@pytest.mark.parametrize(
+    "changes", [{"objective.condition_dropout": 0.0}, {"objective.condition_dropout": {"label": 0.0}}]
+)
+def test_guidance_by_conditions_that_were_never_dropped_is_refused(changes: dict[str, Any]) -> None:
+    made = Diffusion(config(changes=changes), {})
+    assert refused(made.check_guidance, made.sampling) == "sample.guidance.scale"
+    assert refused(made.sampler, made.sampling.replace(guidance="adaptive_projected")) == "sample.guidance.scale"
+    made.check_guidance(made.sampling.replace(guidance_scale=1.0))
+    made.check_guidance(made.sampling.replace(guidance="autoguidance"))  # it asks for no images without condition
 
 
-def test_pictures_that_are_no_numbers_are_not_handed_out_as_black(task: Diffusion, state: TrainState) -> None:
-    broken = jax.tree.map(lambda p: p * np.nan, state.ema)
-    for params in (state.ema, broken):
-        sheet = edits.Sheet(task, params, task.choice, purpose_key(0, "sample"), [0, 2], 2)
-        if params is broken:
-            with pytest.raises(UserError, match="nan or infinity; try a lower --guidance_scale"):
-                edits.plain(sheet)
-        else:
-            assert edits.plain(sheet).shape == (2, 2, 8, 8, 1)
+def test_guidance_outside_a_network_that_learned_it_is_refused(task: Diffusion, monkeypatch: Any) -> None:
+    task.check_guidance(task.sampling)
+    monkeypatch.setattr(type(task.objective), "guidance", "inside")
+    assert refused(task.check_guidance, task.sampling) == "sample.guidance.scale"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_of_a_step_is_the_objectives_on_the_drawn_batch(state: TrainState, accumulation: int) -> None:
+    task = Diffusion(config(changes={"accumulation": accumulation}), {})
+    params, key = state.networks[MODEL].params, purpose_key(0, "step")
+    setting = Setting(task.process, {"label": jnp.int32(3)}, state.step)
+    drawn = task.objective.draw(key, setting, BATCH["image"], {"label": BATCH["label"]})
+    losses, reported, _ = task.objective.losses(Models(task.model_fn(params)), setting, drawn)
+    after, metrics = jax.jit(task.step)(state, {}, BATCH, key)
+    assert int(after.step) == 1
+    np.testing.assert_allclose(metrics["loss"][0] / metrics["loss"][1], np.mean(losses), rtol=1e-5)
+    for name, (total, weight) in reported.items():
+        if name.startswith("loss_t"):
+            np.testing.assert_allclose(metrics[name][0] * weight, total * metrics[name][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("file", [dit_rf, dit_ddpm, dit_edm, edm2_edm])
+def test_a_step_moves_every_parameter_that_is_trained(file: Any) -> None:
+    changes = {"objective.condition_dropout": 0.5}  # so that the null label is asked for too
+    task = Diffusion(config(file, changes, small={"data.num_classes": 3} if file is edm2_edm else None), {})
+    state = begun(task)
+    after, _ = jax.jit(task.step)(state, {}, BATCH, jax.random.key(2))
+    before, now = (jax.tree_util.tree_leaves_with_path(each.networks[MODEL].params) for each in (state, after))
+    for (path, old), (_, new) in zip(before, now, strict=True):
+        frozen = any(part.key.startswith("frozen_") for part in path)
+        assert np.array_equal(old, new) == frozen, jax.tree_util.keystr(path)
+
+
+def test_a_silent_uncertainty_changes_no_loss() -> None:
+    """exp(0) and 0: the loss of a head that answers zero is the plain one."""
+    times = {"objective.name": "regression", "objective.channels": None}
+    uncertain = Diffusion(config(edm2_edm, small={"data.num_classes": 3}), {})
+    made = config(edm2_edm, times, small={"data.num_classes": 3})
+    with made.unlocked():
+        del made.objective.channels
+    plain = Diffusion(made, {})
+    params = noisy(uncertain)[MODEL]
+    silent = params | {"uncertainty": jax.tree.map(np.zeros_like, params["uncertainty"])}
+
+    def loss(task: Diffusion, params: Any) -> Any:
+        state = jax.eval_shape(task.init, jax.random.key(0), {})
+        drawn, losses = task.losses(state, {}, BATCH, KEY, MODEL, train=False)
+        return np.asarray(losses({MODEL: params}, drawn, 0)[0])
+
+    np.testing.assert_allclose(loss(uncertain, silent), loss(plain, params["network"]), rtol=1e-5)
+    assert np.all(np.abs(loss(uncertain, params) - loss(uncertain, silent)) > 1e-4)
+
+
+@pytest.fixture(scope="module")
+def taught(task: Diffusion) -> tuple[Diffusion, Any]:
+    """(a student of a frozen teacher, the parameters of the frozen runs)."""
+    teacher = moved(noisy(task), 3)
+    fields = {"objective": {"name": "tests.extensions.distillation"}, "frozen.teacher": "runs/teacher"}
+    return Diffusion(config(changes=fields), {"teacher": run_of(task, teacher)}), {"teacher": teacher}
+
+
+def test_a_frozen_teacher_is_asked_and_not_trained(taught: tuple[Diffusion, Any]) -> None:
+    student, frozen = taught
+    state = begun(student, frozen)
+    assert list(state.networks) == [MODEL] and list(state.networks[MODEL].params) == [MODEL]
+    step = jax.jit(student.step)
+    after, metrics = step(state, frozen, BATCH, jax.random.key(1))
+    for old, new in zip(*(jax.tree.leaves(each.networks[MODEL].params) for each in (state, after)), strict=True):
+        assert not np.array_equal(old, new)
+    other, others = step(state, {"teacher": moved(frozen["teacher"], 5)}, BATCH, jax.random.key(1))
+    assert metrics["loss"][0] != others["loss"][0]
+    assert jax.tree.structure(other) == jax.tree.structure(state)
+    # A student with its teacher's weights has nothing to learn.
+    same = state.networks[MODEL].replace(params=frozen["teacher"])
+    _, metrics = step(state.replace(networks={MODEL: same}), frozen, BATCH, jax.random.key(1))
+    assert abs(metrics["loss"][0]) < 1e-9
+
+
+def test_gradients_pass_through_a_teachers_inputs(taught: tuple[Diffusion, Any]) -> None:
+    student, frozen = taught
+    teacher: Any = student.teacher(frozen)
+    condition = {"label": BATCH["label"]}
+
+    def answer(x: jax.Array) -> jax.Array:
+        return jnp.sum(teacher(x, jnp.float32(0.5), condition, teacher.init(x))[0].x0 ** 2)
+
+    slopes = jax.jit(jax.grad(answer))(BATCH["image"])
+    assert np.all(np.max(np.abs(slopes), axis=(1, 2, 3)) > 0)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> tuple[Any, Any]:
+    """(the run of a frozen text encoder, its parameters)."""
+    made = config(changes={"task": "network", "model": {"name": "tests.extensions.text_encoder"}})
+    alone: Any = make_task(made)
+    ids, mask = WORDS["ids"], WORDS["mask"]
+    params = {MODEL: alone.model.init(jax.random.key(4), ids, mask)["params"]}
+    return run_of(alone, params), params
+
+
+@pytest.fixture(scope="module")
+def captioned(encoder: tuple[Any, Any]) -> tuple[Diffusion, Any]:
+    return Diffusion(text_config(), {"encoder": encoder[0]}), {"encoder": encoder[1]}
+
+
+def test_a_network_alone_is_not_trained(encoder: tuple[Any, Any]) -> None:
+    alone = encoder[0].task
+    assert isinstance(alone, NetworkAlone) and not alone.updates
+    assert alone.preview(None, {}, KEY) is None
+    assert refused(alone.init, KEY, {}) == "task"
+    assert refused(alone.losses, None, {}, {}, KEY, MODEL) == "task"
+    assert refused(alone.step, None, {}, {}, KEY) == "task"
+
+
+def test_conditions_are_made_by_the_frozen_network(captioned: tuple[Diffusion, Any], encoder: tuple[Any, Any]) -> None:
+    task, frozen = captioned
+    x0, condition = jax.jit(task.encoded)(frozen, WORDS, KEY)
+    np.testing.assert_array_equal(x0, WORDS["image"])
+    expected = encoder[0].task.model.apply({"params": encoder[1][MODEL]}, WORDS["ids"], WORDS["mask"])
+    np.testing.assert_allclose(condition["tokens"], expected, atol=1e-5)
+    state = begun(task, frozen)
+    after, metrics = jax.jit(task.step)(state, frozen, WORDS, KEY)
+    assert np.isfinite(metrics["loss"][0]) and list(after.networks) == [MODEL]
+
+
+def test_what_a_network_needs_and_what_may_be_dropped_follow_from_its_conditioners(
+    task: Diffusion, captioned: tuple[Diffusion, Any]
+) -> None:
+    assert task.needs == task.null_names == {"label"} and set(task.condition_shapes) == {"label"}
+    texts = captioned[0]
+    assert {"ids", "mask", "image"} <= texts.needs and "label" not in texts.needs
+    assert texts.null_names == {"tokens", "mask"}
+    assert {name: shape.shape[1:] for name, shape in texts.condition_shapes.items()} == {
+        **{"tokens": (4, 16), "mask": (4,)},
+        **{"low_res": (4, 4, 1), "noise_level": ()},
+    }
+    assert (task.shape, texts.shape) == ((8, 8, 1), (8, 8, 1))
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_batch_encoded_in_parts_is_the_batch_encoded_at_once(
+    captioned: tuple[Diffusion, Any], encoder: tuple[Any, Any], parts: int
+) -> None:
+    """Keys are an example's own, so noise in conditions does not depend on the parts either."""
+    once, frozen = captioned
+    divided = Diffusion(text_config(accumulation=parts), {"encoder": encoder[0]})
+    whole, found = (jax.jit(each.encoded)(frozen, WORDS, KEY) for each in (once, divided))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, found)
+    levels = np.asarray(whole[1]["noise_level"])
+    assert len(np.unique(levels)) == 8
+
+
+def test_conditions_that_a_batch_holds_are_taken_as_given(captioned: tuple[Diffusion, Any]) -> None:
+    task, frozen = captioned
+    tokens = jnp.ones((8, 4, 16))
+    low_res = {"low_res": jnp.zeros((8, 4, 4, 1)), "noise_level": jnp.zeros(8)}
+    _, condition = jax.jit(task.encoded)(frozen, WORDS | low_res | {"tokens": tokens}, KEY)
+    np.testing.assert_array_equal(condition["tokens"], tokens)
+    np.testing.assert_array_equal(condition["mask"], WORDS["mask"])
+    np.testing.assert_array_equal(condition["noise_level"], 0)
+    assert np.max(np.abs(condition["low_res"])) < 0.01  # no noise at level 0
+
+
+def test_a_preview_of_texts_takes_its_conditions_from_examples(captioned: tuple[Diffusion, Any]) -> None:
+    task, frozen = captioned
+    state = begun(task, frozen)
+    assert task.preview(state, frozen, KEY) is None
+    task.examples = {name: leaf[:4] for name, leaf in WORDS.items()}
+    try:
+        first = task.preview(state, frozen, KEY)
+        assert first is not None and first.shape == (3, 2, 8, 8, 1)
+        task.examples = task.examples | {"ids": (WORDS["ids"][:4] + 5) % 13}
+        assert np.any(first != task.preview(state, frozen, KEY))
+    finally:
+        task.examples = None

@@ -9,22 +9,23 @@ import jax
 import numpy as np
 import pytest
 
-from archirf_jax import registry, sharding, tasks
-from archirf_jax.data.pipeline import Batch
+from archirf_jax import sharding
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention
 from archirf_jax.tasks import footprint
-from archirf_jax.tasks.footprint import Way, changed, held, measure
+from archirf_jax.tasks.building import make_task
+from archirf_jax.tasks.footprint import MemoryPlan, changed, held, measure
 from archirf_jax.training import devices
-from archirf_jax.training.advance import Advance
+from archirf_jax.training.step_runner import StepRunner
 from configs import dit_rf
 
-PLAIN = Way(remat=False, accumulation=1, fsdp=1)
+PLAIN = MemoryPlan(remat=False, accumulation=1, fsdp=1)
 H100, TPU = devices.find("h100"), devices.find("tpu-v4")
 
 
 def configuration(variant: str = "digits", **fields: Any) -> Any:
-    """A real one; the number of classes is what the data would have told."""
+    """A real one; the number of classes is what the data would have decided."""
     known = {"data.num_classes": 10} | {name.replace("__", "."): value for name, value in fields.items()}
     return changed(dit_rf.get_config(variant), known)
 
@@ -43,41 +44,43 @@ class Given:
         return chunk
 
 
-def by_xla(config: Any, way: Way, number: int) -> int:
+def by_xla(config: Any, way: MemoryPlan, number: int) -> int:
     """Bytes on each of so many devices of the program that the loop runs."""
     config = changed(config, way.fields())
     mesh = sharding.make_mesh(number // way.fsdp, way.fsdp, jax.devices()[:number])
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    state, cut = sharding.shaped(jax.eval_shape(task.init, jax.random.key(0)), mesh), sharding.of_batch(mesh)
-    image = jax.ShapeDtypeStruct((config.batch_size, *task.image_shape), np.float32, sharding=cut)
-    batch = Batch(image, jax.ShapeDtypeStruct((config.batch_size,), np.int32, sharding=cut))
-    program: Any = Advance(task, Given(), 0, mesh)
-    program.compile(state, batch)
-    told = program._program.memory_analysis()
-    read, written = told.argument_size_in_bytes, told.output_size_in_bytes - told.alias_size_in_bytes
-    return int(read + told.temp_size_in_bytes + written)
+    task: Any = make_task(config)
+    state, cut = sharding.shaped(jax.eval_shape(task.init, jax.random.key(0), {}), mesh), sharding.of_batch(mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cut), shapes(task.fields, config.batch_size)
+    )
+    runner: Any = StepRunner(task, Given(), 0, {}, mesh)
+    runner.compile(state, batch)
+    (program,) = runner._compiled.values()
+    taken = program.memory_analysis()
+    read, written = taken.argument_size_in_bytes, taken.output_size_in_bytes - taken.alias_size_in_bytes
+    return int(read + taken.temp_size_in_bytes + written)
 
 
 @pytest.mark.parametrize(
     ("variant", "number", "way"),
     [
-        ("digits", 1, Way(remat=True, accumulation=4, fsdp=1)),
-        pytest.param("digits", 1, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        pytest.param("digits", 8, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        ("digits", 8, Way(remat=True, accumulation=1, fsdp=8)),
-        pytest.param("mnist", 1, Way(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        pytest.param("mnist", 1, Way(remat=True, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        pytest.param("mnist", 8, Way(remat=False, accumulation=2, fsdp=8), marks=pytest.mark.slow),
-        pytest.param("mnist", 8, Way(remat=True, accumulation=2, fsdp=4), marks=pytest.mark.slow),
+        ("digits", 1, MemoryPlan(remat=True, accumulation=4, fsdp=1)),
+        pytest.param("digits", 1, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("digits", 8, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        ("digits", 8, MemoryPlan(remat=True, accumulation=1, fsdp=8)),
+        pytest.param("mnist", 1, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("mnist", 1, MemoryPlan(remat=True, accumulation=1, fsdp=1), marks=pytest.mark.slow),
+        pytest.param("mnist", 8, MemoryPlan(remat=False, accumulation=2, fsdp=8), marks=pytest.mark.slow),
+        pytest.param("mnist", 8, MemoryPlan(remat=True, accumulation=2, fsdp=4), marks=pytest.mark.slow),
     ],
 )
-def test_it_is_what_xla_says_of_the_program_that_trains(variant: str, number: int, way: Way) -> None:
+def test_it_is_what_xla_takes_for_the_program_that_trains(variant: str, number: int, way: MemoryPlan) -> None:
     config = configuration(variant, model__scan=True)
     assert measure(config, way, number).total == pytest.approx(by_xla(config, way, number), rel=0.05)
 
 
 @pytest.mark.slow
-def test_it_is_what_xla_says_of_networks_without_a_loop() -> None:
+def test_it_is_what_xla_takes_for_networks_without_a_loop() -> None:
     config = configuration()
     assert not config.model.scan
     assert measure(config, PLAIN, 1).total == pytest.approx(by_xla(config, PLAIN, 1), rel=0.05)
@@ -85,8 +88,8 @@ def test_it_is_what_xla_says_of_networks_without_a_loop() -> None:
 
 def test_the_state_is_counted_by_its_numbers() -> None:
     config = small(ema__more_decays=(0.99,))
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    params = jax.eval_shape(task.init_params, jax.random.key(0))
+    task: Any = make_task(config)
+    params = jax.eval_shape(task.init_params, jax.random.key(0), {})
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     found = measure(config, PLAIN, 8)
     assert found.parameters == found.gradients == 4 * count
@@ -104,7 +107,9 @@ def test_leaves_are_cut_where_the_mesh_cuts_them() -> None:
 @pytest.mark.slow
 def test_what_is_cut_finer_than_this_machine_can_is_extrapolated() -> None:
     config = small(batch_size=64)
-    few, many = (measure(changed(config, {"batch_size": number}), Way(False, 1, number), number) for number in (8, 16))
+    few, many = (
+        measure(changed(config, {"batch_size": number}), MemoryPlan(False, 1, number), number) for number in (8, 16)
+    )
     assert many.activations == pytest.approx(few.activations, rel=0.01)
     assert many.parameters < 0.7 * few.parameters
 
@@ -113,7 +118,7 @@ def test_what_is_cut_finer_than_this_machine_can_is_extrapolated() -> None:
 def test_activations_grow_as_the_images_of_a_device_do() -> None:
     sizes = [measure(small(batch_size=size), PLAIN, 2).activations for size in (64, 128, 192)]
     assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.02)
-    assert measure(small(batch_size=128), Way(False, 2, 1), 2).activations < sizes[1]
+    assert measure(small(batch_size=128), MemoryPlan(False, 2, 1), 2).activations < sizes[1]
 
 
 def test_where_a_gpu_has_flash_attention_no_weights_are_kept() -> None:
@@ -122,7 +127,6 @@ def test_where_a_gpu_has_flash_attention_no_weights_are_kept() -> None:
     heads, tokens = config.model.num_heads, 16 * 16 + config.model.registers
     weights = 8 * config.model.depth * heads * tokens**2
     assert kept - flash > 4 * weights  # in float32, if once
-    assert attention.attend is footprint._attend
     assert config.model.dtype == "bfloat16"
 
 
@@ -137,7 +141,7 @@ def test_half_precision_keeps_about_half() -> None:
 @pytest.mark.slow
 def test_remat_counts_although_a_cpu_undoes_it_outside_a_loop() -> None:
     config = small(model__scan=False, batch_size=64)
-    kept, again = (measure(config, Way(remat, 1, 1), 1, H100).activations for remat in (False, True))
+    kept, again = (measure(config, MemoryPlan(remat, 1, 1), 1, H100).activations for remat in (False, True))
     assert again < 0.5 * kept
 
 
@@ -152,12 +156,10 @@ def test_attention_by_heads_is_attention() -> None:
 
 
 def test_what_does_not_divide_is_refused_with_a_way_out() -> None:
-    with pytest.raises(
-        UserError, match="--devices: 5 times accumulation=1 does not divide batch_size=32; .* multiple of 5"
-    ):
-        measure(small(), PLAIN, 5)
-    with pytest.raises(UserError, match="config.mesh.fsdp: 3 does not divide --devices=8"):
-        measure(small(), Way(False, 1, 3), 8)
+    for plan, number, field in ((PLAIN, 5, "batch_size"), (MemoryPlan(False, 1, 3), 8, "mesh.fsdp")):
+        with pytest.raises(UserError) as caught:
+            measure(small(), plan, number)
+        assert caught.value.field == field
 
 
 def test_a_configuration_is_copied_and_gets_no_new_fields() -> None:

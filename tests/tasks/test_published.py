@@ -12,19 +12,22 @@ import ml_collections
 import numpy as np
 import pytest
 
-from archirf_jax import registry, tasks
 from archirf_jax.errors import UserError
 from archirf_jax.interop import files
+from archirf_jax.interop.adm_names import rename_unet
 from archirf_jax.interop.files import Tensor
-from archirf_jax.launch import config as configuration
+from archirf_jax.interop.weights import to_state
+from archirf_jax.models import binding
+from archirf_jax.models.adm_unet import ADMUNet
+from archirf_jax.tasks.building import make_task
 from archirf_jax.tasks.published import export, load
-from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.state import TrainState
 from tests.golden import cases
 from tests.golden.case import Case
+from tests.tasks.settings import config as config_with
+from tests.tasks.settings import moved, noisy
 
 GOLDEN = pathlib.Path(cases.__file__).parent
-# Golden case -> its kind of weights, and what its shapes do not tell.
+# Golden case -> its kind of weights, and what its shapes do not show.
 HINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dit_learn_sigma": ("dit", dict(num_heads=3)),
     "dit_patch4": ("dit", dict(num_heads=4)),
@@ -47,36 +50,26 @@ WRONG = {
 
 
 class Imported(NamedTuple):
-    """A golden case that went through a file and a run directory."""
+    """A golden case that went through a file."""
 
     case: Case
     path: pathlib.Path
-    workdir: pathlib.Path
     config: Any
     task: Any
     params: Any
-
-
-def make_run(config: dict[str, Any], params: Any, workdir: pathlib.Path) -> Any:
-    """A run directory with these averages; its configuration as it is read again."""
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-    checkpoints.save(TrainState(step=jnp.int32(0), params={}, ema=params, opt=()), config)
-    checkpoints.wait()
-    checkpoints.close()
-    configuration.save(ml_collections.ConfigDict(config), workdir)
-    return configuration.load(workdir)
 
 
 def imported_run(case: Case, name: str, folder: pathlib.Path) -> Imported:
     source, hints = HINTS[name]
     files.write(case.params, folder / "given.safetensors")
     config, params = load(source, dict(files.read(folder / "given.safetensors")), hints)
-    config = make_run(config, params, folder / "run")
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    step, params = Checkpoints(folder / "run" / "checkpoints").restore_ema(like)
-    assert step == 0
-    return Imported(case, folder / "given.safetensors", folder / "run", config, task, params)
+    config = ml_collections.ConfigDict(config).lock()
+    return Imported(case, folder / "given.safetensors", config, make_task(config), params)
+
+
+def exported(config: Any, params: Any) -> dict[str, np.ndarray]:
+    config = ml_collections.ConfigDict(config)
+    return export(config, make_task(config), params)
 
 
 @pytest.fixture(scope="module", params=HINTS)
@@ -85,18 +78,15 @@ def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return imported_run(case, request.param, tmp_path_factory.mktemp(request.param))
 
 
-def exported(config: Any, workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
-    return export(config, Checkpoints(workdir / "checkpoints"), step)[1]
-
-
 def conditions(case: Case) -> Any:
-    """What the network is told beside images and times."""
+    """What the network takes in addition to images and times."""
     given = case.inputs
     if "context" in given:
         return {"tokens": given["context"], "pooled": given["pooled"]}
     if "labels" in given:
-        return np.where(given["labels"].any(1), given["labels"].argmax(1), given["labels"].shape[1]).astype(np.int32)
-    return given.get("y", np.zeros(len(given["x"]))).astype(np.int32)
+        label = np.where(given["labels"].any(1), given["labels"].argmax(1), given["labels"].shape[1])
+        return {"label": label.astype(np.int32)}
+    return {"label": given.get("y", np.zeros(len(given["x"]))).astype(np.int32)}
 
 
 def nhwc(images: np.ndarray) -> jax.Array:
@@ -111,21 +101,22 @@ def numbers(imported: Imported) -> dict[str, np.ndarray]:
     """The case's outputs by the task of the run."""
     case, task, params = imported.case, imported.task, imported.params
     x, y = nhwc(case.inputs["x"]), conditions(case)
+    model_fn = binding.bind(task.module, params[task.main])
     if "sigma" in case.inputs:
         t = jnp.asarray(task.process.time_of_ratio(case.inputs["sigma"]))
         noised = task.process.noised(x, nhwc(case.inputs["noise"]), t)
-        told, seen = task.process.network_time(t), task.process.network_input(noised, t)
-        output = jax.jit(task.model_fn(params))(seen, told, y)
+        inputs = task.process.network_input(noised, t), task.process.network_time(t)
+        output, extras = jax.jit(model_fn)(*inputs, y)
         denoised = task.process.interpret(output, noised, t).x0
-        return {"denoised": nchw(denoised), "logvar": nchw(output[:, :1, :1, -1:])}
+        return {"denoised": nchw(denoised), "logvar": np.asarray(extras["log_variance"])[:, None, None, None]}
     t = jnp.asarray(case.inputs["t"], jnp.float32)
     if "logits" in case.outputs:
-        log_p = task.log_p(params)
-        slope, each = jax.jit(lambda x: (jax.grad(lambda x: jnp.sum(log_p(x, t, y)))(x), log_p(x, t, y)))(x)
-        expected = jax.nn.log_softmax(case.outputs["logits"])[np.arange(len(y)), y]
+        log_p, times = task.log_p(params), (t + 1) / task.process.steps  # the network is given the step
+        slope, each = jax.jit(lambda x: (jax.grad(lambda x: jnp.sum(log_p(x, times, y)))(x), log_p(x, times, y)))(x)
+        expected = jax.nn.log_softmax(case.outputs["logits"])[np.arange(len(x)), y["label"]]
         np.testing.assert_allclose(each, expected, rtol=1e-4)
         return {"grad_x": nchw(slope)}
-    return {"y": nchw(jax.jit(task.model_fn(params))(x, t, y))}
+    return {"y": nchw(jax.jit(model_fn)(x, t, y)[0])}
 
 
 def test_the_network_of_an_imported_run_gives_the_numbers_of_the_reference(imported: Imported) -> None:
@@ -135,14 +126,14 @@ def test_the_network_of_an_imported_run_gives_the_numbers_of_the_reference(impor
 
 
 def test_export_gives_the_imported_tensors_back_bit_for_bit(imported: Imported) -> None:
-    given, back = files.read(imported.path), exported(imported.config, imported.workdir)
+    given, back = files.read(imported.path), exported(imported.config, imported.params)
     assert back.keys() == given.keys() == imported.case.params.keys()
     for name, value in imported.case.params.items():
         assert back[name].dtype == np.float32 and back[name].shape == value.shape
         assert back[name].tobytes() == value.tobytes(), name
 
 
-def test_a_saved_run_says_where_it_came_from(imported: Imported) -> None:
+def test_an_imported_configuration_keeps_where_it_came_from(imported: Imported) -> None:
     assert imported.config.imported.source in dict(HINTS.values())
     assert imported.config.imported.prefix == "" and imported.config.imported.constants == []
     assert imported.config.data.channels == imported.case.inputs["x"].shape[1]
@@ -166,11 +157,11 @@ def test_missing_needless_and_misshapen_tensors_are_named_in_one_line_before_any
     was = state[misshapen].shape
     del state[absent]
     state |= {misshapen: unreadable(misshapen, np.zeros(shape)), "other.weight": unreadable("other", np.zeros(2))}
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         load(source, state, hints)
-    said = str(refused.value)
-    assert f"1 missing: {absent}" in said and "1 without place in this network: other.weight" in said
-    assert f"1 of another shape: {misshapen} {shape} instead of {was}" in said and "\n" not in said
+    line = str(caught.value)
+    assert caught.value.field == "checkpoint" and "\n" not in line
+    assert all(part in line for part in (absent, "other.weight", f"{misshapen} {shape} instead of {was}"))
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +173,10 @@ def patch4() -> dict[str, np.ndarray]:
     return golden("dit_patch4") | {"pos_embed": table[None].astype(np.float32)}
 
 
-def test_dits_table_of_positions_tells_the_size_of_images_and_is_exported(
-    patch4: dict[str, np.ndarray], tmp_path: pathlib.Path
-) -> None:
+def test_dits_table_of_positions_decides_the_size_of_images_and_is_exported(patch4: dict[str, np.ndarray]) -> None:
     config, params = load("dit", patch4, HINTS["dit_patch4"][1])
     assert config["data"]["image_size"] == 16 and config["imported"]["constants"] == ["pos_embed"]
-    back = exported(make_run(config, params, tmp_path), tmp_path)
+    back = exported(config, params)
     assert back.keys() == patch4.keys()
     np.testing.assert_allclose(back["pos_embed"], patch4["pos_embed"], atol=1e-6)
 
@@ -195,19 +184,20 @@ def test_dits_table_of_positions_tells_the_size_of_images_and_is_exported(
 def test_a_table_of_positions_in_half_precision_is_taken_and_another_is_refused(patch4: dict[str, np.ndarray]) -> None:
     half = {name: value.astype(np.float16) for name, value in patch4.items()}
     assert load("dit", half, dict(num_heads=4))[0]["imported"]["constants"] == ["pos_embed"]
-    with pytest.raises(UserError, match="^--checkpoint: pos_embed is not the fixed table"):
-        load("dit", patch4 | {"pos_embed": patch4["pos_embed"][..., ::-1]}, dict(num_heads=4))
-    with pytest.raises(UserError, match=r"pos_embed \(1, 16, 64\) instead of \(1, 64, 64\)"):
-        load("dit", patch4, dict(num_heads=4, image_size=32))
+    wrong = patch4 | {"pos_embed": patch4["pos_embed"][..., ::-1]}
+    for state, hints in ((wrong, {}), (patch4, dict(image_size=32))):
+        with pytest.raises(UserError, match="pos_embed") as caught:
+            load("dit", state, dict(num_heads=4) | hints)
+        assert caught.value.field == "checkpoint"
 
 
-def test_of_a_whole_system_the_network_is_imported_and_exported_under_its_prefix(tmp_path: pathlib.Path) -> None:
+def test_of_a_whole_system_the_network_is_imported_and_exported_under_its_prefix() -> None:
     prefix, own = "model.diffusion_model.", golden("mmdit_sd3")
     whole = {f"{prefix}{name}": value for name, value in own.items()}
     others = {"first_stage_model.decoder.conv_in.bias": np.zeros(3), "text_encoders.t5xxl.logit_scale": np.zeros(())}
     config, params = load("sd3", whole | others, {})
     assert config["imported"]["prefix"] == prefix
-    back = exported(make_run(config, params, tmp_path), tmp_path)
+    back = exported(config, params)
     assert back.keys() == whole.keys()
     assert all(back[name].tobytes() == value.tobytes() for name, value in whole.items())
 
@@ -218,75 +208,71 @@ def test_weights_of_other_precisions_become_float32(kind: Any) -> None:
     tensors = {name: Tensor(value.shape, functools.partial(np.copy, value)) for name, value in own.items()}
     _, params = load("edm2", tensors, dict(channels_per_head=16))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(params["network"]["out_gain"], own["unet.out_gain"].astype(np.float32))
+    np.testing.assert_array_equal(params["model"]["network"]["out_gain"], own["unet.out_gain"].astype(np.float32))
 
 
-def trained(config: Any, workdir: pathlib.Path) -> Any:
-    """A run as training leaves it, with an average that is not its parameters."""
-    config.data.num_classes = 3
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    state = jax.jit(task.init)(jax.random.key(0))
-    state = state.replace(step=jnp.int32(5), ema=jax.tree.map(lambda leaf: leaf + 0.25, state.params))
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=3)
-    for step in (5, 9):
-        checkpoints.save(state.replace(step=jnp.int32(step)), config.to_dict())
-        checkpoints.wait()
-        state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
-    checkpoints.close()
-    return state
+def upsampler(size: int = 8) -> tuple[dict[str, Any], ADMUNet, Any]:
+    """(published tensors of a small upsampler, the network, its parameters)."""
+    fields = dict(model_channels=32, num_res_blocks=1, channel_mult=(1, 2), attention_downsamples=(2,), num_heads=2)
+    model = ADMUNet(num_classes=3, super_resolution=True, learn_sigma=True, **fields)
+    images = jnp.zeros((1, size, size, 3))
+    condition = {"label": jnp.zeros(1, jnp.int32), "low_res": images[:, ::4, ::4]}
+    params = moved(binding.init(model, jax.random.key(0), images, jnp.zeros(1), condition))
+    return to_state(jax.tree.map(np.asarray, params), rename_unet(model)), model, params
+
+
+def test_an_upsampler_is_imported_with_its_small_image_as_a_given_condition() -> None:
+    state, model, params = upsampler()
+    config, found = load("adm-superres", state, dict(num_heads=2, image_size=8))
+    task: Any = make_task(ml_collections.ConfigDict(config))
+    assert task.needs == {"label", "low_res"} and task.null_names == {"label"}
+    jax.tree.map(np.testing.assert_array_equal, found["model"], params)
+    back = exported(config, found)
+    assert back.keys() == state.keys() and all(back[name].tobytes() == state[name].tobytes() for name in state)
+    batch = {"label": jnp.arange(2), "low_res": jax.random.normal(jax.random.key(1), (2, 2, 2, 3))}
+    keys = jax.random.split(jax.random.key(2), 2)
+    draw = task.sampler(task.sampling.replace(steps=3))
+    images = draw(found, {}, batch, keys)
+    assert images.shape == (2, 8, 8, 3) and np.all(np.abs(images) <= 1)
+    assert np.any(images != draw(found, {}, batch | {"low_res": -batch["low_res"]}, keys))
 
 
 @pytest.fixture
 def small() -> Any:
     """A DiT that the published network could be."""
-    from configs import dit_rf
-
-    config = dit_rf.get_config()
-    config.model.update(dict(hidden_size=16, depth=1, num_heads=2, registers=0, qk_norm=None))
-    return config
+    return config_with(changes={"model.registers": 0, "model.qk_norm": None, "model.num_heads": 2})
 
 
-def test_a_trained_runs_average_is_exported_at_the_step_that_is_asked_for(small: Any, tmp_path: pathlib.Path) -> None:
-    state = trained(small, tmp_path)
-    (first, old), (last, new) = (export(small, Checkpoints(tmp_path / "checkpoints"), step) for step in (5, None))
-    assert (first, last) == (5, 9) and "pos_embed" in new
-    kernel = np.asarray(state.params["block_0"]["attention"]["out"]["kernel"])
-    np.testing.assert_array_equal(old["blocks.0.attn.proj.weight"], (kernel + np.float32(0.25)).T)
-    np.testing.assert_array_equal(new["blocks.0.attn.proj.weight"], (kernel + np.float32(0.25) + 1).T)
-    with pytest.raises(UserError, match="^--step: no checkpoint of step 7; there are 9, 5$"):
-        export(small, Checkpoints(tmp_path / "checkpoints"), 7)
-
-
-def test_what_is_exported_can_be_imported_as_the_same_network(small: Any, tmp_path: pathlib.Path) -> None:
-    trained(small, tmp_path)
-    state = exported(small, tmp_path)
-    config, params = load("dit", state, dict(num_heads=2))
+def test_what_is_exported_can_be_imported_as_the_same_network(small: Any) -> None:
+    params = noisy(make_task(small))
+    state = exported(small, params)
+    assert "pos_embed" in state
+    kernel = np.asarray(params["model"]["block_0"]["attention"]["out"]["kernel"])
+    np.testing.assert_array_equal(state["blocks.0.attn.proj.weight"], kernel.T)
+    config, found = load("dit", state, dict(num_heads=2))
     assert config["data"]["num_classes"] == 3 and config["data"]["image_size"] == 8
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    _, own = Checkpoints(tmp_path / "checkpoints").restore_ema(like)
-    jax.tree.map(np.testing.assert_array_equal, params, own)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "field"),
     [
-        (dict(registers=2), "^registers: the published network has no such parameter$"),
-        (dict(positions="rotary"), "^config.model.positions: 'rotary'"),
-        (dict(name="unknown"), "^--workdir: nobody published a unknown$"),
+        ({"model.registers": 2}, "model"),
+        ({"model.positions": "rotary"}, "model.positions"),
+        ({"objective": {"name": "uncertainty"}}, "objective.name"),
     ],
 )
-def test_a_network_that_nobody_published_is_not_exported(
-    changes: dict[str, Any], named: str, small: Any, tmp_path: pathlib.Path
-) -> None:
-    known = "name" not in changes
-    small.model.update(changes)
-    if known:
-        trained(small, tmp_path)
-    with pytest.raises(UserError, match=named):
-        export(small, Checkpoints(tmp_path / "checkpoints"))
+def test_a_network_that_was_not_published_is_not_exported(changes: dict[str, Any], field: str) -> None:
+    config = config_with(changes={"model.registers": 0, "model.qk_norm": None} | changes)
+    task: Any = make_task(config)
+    with pytest.raises(UserError) as caught:
+        export(config, task, noisy(task))
+    assert caught.value.field == field
 
 
-def test_a_run_without_a_checkpoint_is_not_exported(small: Any, tmp_path: pathlib.Path) -> None:
-    small.data.num_classes = 3
-    with pytest.raises(UserError, match="^--workdir: no usable checkpoint in"):
-        export(small, Checkpoints(tmp_path / "checkpoints"))
+def test_a_network_of_ones_own_is_not_exported(small: Any) -> None:
+    task: Any = make_task(small)
+    small.model.name = "my_lab.my_net"
+    with pytest.raises(UserError) as caught:
+        export(small, task, {})
+    assert caught.value.field == "model.name"

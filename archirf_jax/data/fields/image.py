@@ -22,7 +22,7 @@ class Image:
 
     Attributes:
         image_size: pixels a side.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); others, such as those of latents, are shapes that no image is decoded to.
         flip: mirror each image with probability 1/2.
     """
 
@@ -53,10 +53,8 @@ def build(image_size: int, channels: int, flip: bool = False) -> Image:
     """Images of a set; there is one such field, and `config.data` has its options.
 
     Raises:
-        UserError: a size out of range, or channels other than 1 and 3.
+        UserError: a size out of range.
     """
     if not 1 <= image_size <= LARGEST:
         raise UserError("data.image_size", image_size, f"must be 1 to {LARGEST} pixels")
-    if channels not in images.MODES:
-        raise UserError("data.channels", channels, "must be 1 (grey) or 3 (RGB)")
     return Image(image_size, channels, flip)

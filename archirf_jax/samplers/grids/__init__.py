@@ -4,6 +4,20 @@ In a consistent grid each step starts where the previous one ended, and the time
 file ends in `build`, a frozen dataclass that subclasses `Grid`. Step k of DDPM's integer steps is at t = (k + 1) / T.
 """
 
+from __future__ import annotations
+
+from archirf_jax import lazy
 from archirf_jax.samplers.grids.base import Grid, pairs, starting_at
 
-__all__ = ["Grid", "pairs", "starting_at"]
+_HOMES = {
+    "Archirf": ".archirf",
+    "Karras": ".karras",
+    "Leading": ".leading",
+    "Linspace": ".linspace",
+    "Respaced": ".respaced",
+    "Shifted": ".shifted",
+    "Trailing": ".trailing",
+    "Uniform": ".uniform",
+}
+__all__ = ["Grid", "pairs", "starting_at", *_HOMES]
+__getattr__ = lazy.getter(__name__, _HOMES)

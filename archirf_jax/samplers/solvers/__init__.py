@@ -12,3 +12,21 @@ itself (a score, a posterior mean, a velocity to combine with those at other tim
 
 A solver whose `build` has the parameter `log_p` guides by a classifier in its own way, with `classifier_scale`.
 """
+
+from __future__ import annotations
+
+from archirf_jax import lazy
+
+_HOMES = {
+    "Ddim": ".ddim",
+    "Ddpm": ".ddpm",
+    "Dopri5": ".dopri5",
+    "DpmSolver": ".dpmpp_2m",
+    "Edm": ".edm",
+    "Euler": ".euler",
+    "EulerMaruyama": ".euler_maruyama",
+    "Heun": ".heun",
+    "Midpoint": ".midpoint",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazy.getter(__name__, _HOMES)
