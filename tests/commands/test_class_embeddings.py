@@ -171,7 +171,7 @@ BAD = {
     "--batch_size=0": "--batch_size",
     "--split=tset": "--split",
     "--name=digitz": "--name",
-    "--split=train[:5]": "--name",
+    "--split=train[:5]": "--split",
     "--channels=2": "--channels",
 }
 
@@ -251,7 +251,7 @@ def test_tokens_and_width_are_the_tables_where_nobody_says_them(tmp_path: pathli
     assert (config.model.class_tokens, config.model.class_width) == (4, 6)
     untouched = context("absent.npz", context="class_tokens", class_tokens=2)
     resolve(untouched, 10)
-    assert untouched.model.class_width == 0
+    assert untouched.model.class_width is None
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,14 @@ def test_a_table_of_another_shape_is_refused(
     assert caught.value.field == "model.class_embeddings" and str(shape) in str(caught.value)
 
 
-def test_a_file_without_a_table_is_refused_with_the_command_that_makes_one(tmp_path: pathlib.Path) -> None:
+def test_a_file_without_a_table_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "text.npz").write_text("words")
     np.save(tmp_path / "array.npy", np.zeros((10, 4, 6)))
     other = put_table(tmp_path / "other.npz", 10, 4, 6, name="tables")
     for path in (tmp_path / "absent.npz", tmp_path / "text.npz", tmp_path / "array.npy", other, tmp_path, ""):
         with pytest.raises(UserError) as caught:
             resolve(context(path), 10)
-        assert caught.value.field == "model.class_embeddings" and "--class_embeddings" in str(caught.value)
+        assert caught.value.field == "model.class_embeddings"
 
 
 def training(workdir: pathlib.Path, data_dir: pathlib.Path, table: pathlib.Path) -> list[str]:
