@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax import sharding
+from archirf_jax.conditioners.merged import Merged
 from archirf_jax.contracts import (
     Batch,
     Condition,
-    Conditioner,
     Denoiser,
     FirstStage,
     Frozen,
@@ -69,7 +69,7 @@ class Drawing:
     frozen: dict[str, Any]
     process: Process
     objective: Objective
-    conditioner: Conditioner
+    conditioner: Merged
     first_stage: FirstStage
     fields: Fields
     sampling: SamplerConfig
