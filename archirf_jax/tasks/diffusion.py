@@ -125,9 +125,14 @@ class Diffusion(Drawing):
         network = self.updates[MODEL].init(self.init_params(key, frozen), self.objective.init())
         return TrainState(step=jnp.zeros((), jnp.int32), networks={MODEL: network})
 
-    def model_fn(self, params: Params, dropout: jax.Array | None = None) -> ModelFn:
-        """The network with its parameters bound; with a key for dropout as it is trained."""
-        higher = self.objective.higher_derivatives
+    def model_fn(
+        self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False
+    ) -> ModelFn:
+        """The network with its parameters bound; with a key for dropout as it is trained.
+
+        `higher_derivatives` asks for forward-mode and second derivatives beyond what the objective needs.
+        """
+        higher = higher_derivatives or self.objective.higher_derivatives
         return binding.bind(self.module, params[MODEL], dropout=dropout, higher_derivatives=higher)
 
     def teacher(self, frozen: Frozen) -> Denoiser | None:

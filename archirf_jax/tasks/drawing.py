@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax import sharding
+from archirf_jax.conditioners.merged import Merged
 from archirf_jax.contracts import (
     Batch,
     Condition,
-    Conditioner,
     Denoiser,
     FirstStage,
     Frozen,
@@ -69,20 +69,22 @@ class Drawing:
     frozen: dict[str, Any]
     process: Process
     objective: Objective
-    conditioner: Conditioner
+    conditioner: Merged
     first_stage: FirstStage
     fields: Fields
     sampling: SamplerConfig
     examples: Batch | None
     config: Any
 
-    def model_fn(self, params: Params) -> ModelFn:
+    def model_fn(
+        self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False
+    ) -> ModelFn:
         """The network with its parameters bound."""
         raise NotImplementedError
 
-    def network_denoiser(self, params: Params) -> Denoiser:
-        """The network as a denoiser, without guidance."""
-        return NetworkDenoiser(self.process, self.model_fn(params))
+    def network_denoiser(self, params: Params, *, higher_derivatives: bool = False) -> Denoiser:
+        """The network as a denoiser, without guidance; likelihoods need forward-mode derivatives of it."""
+        return NetworkDenoiser(self.process, self.model_fn(params, higher_derivatives=higher_derivatives))
 
     def denoiser(
         self,

@@ -200,7 +200,7 @@ def bits_per_dim(
         if isinstance(process, DDPM) and bound:
             model_fn = task.model_fn(params)
             return variational_bits(process, keys[0], model_fn, batch["image"], condition)[0], jnp.zeros(len(keys))
-        denoise = task.network_denoiser(params)
+        denoise = task.network_denoiser(params, higher_derivatives=True)
         ode = dict(levels=levels, steps=steps, probes=probes)
         found = likelihood.of_ode(keys, denoise, batch["image"], condition, **ode)
         return found.value, found.step_error
