@@ -69,6 +69,6 @@ def change(workdir: pathlib.Path, changes: dict[str, Any]) -> pathlib.Path:
 
 
 def _moved(path: Any, leaf: jax.Array, spread: float, where: str) -> jax.Array:
-    name = jax.tree_util.keystr(path)
+    name = jax.tree_util.keystr(path[1:])  # without the module
     numbers = np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
     return leaf + spread * jnp.asarray(numbers, leaf.dtype) if where in name else leaf

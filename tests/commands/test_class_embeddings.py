@@ -15,7 +15,7 @@ from archirf_jax.data.dataset import Dataset
 from archirf_jax.errors import UserError
 from archirf_jax.models.conditions import read_table
 from archirf_jax.tasks.building import resolve
-from configs import adm_classifier, mmdit_rf
+from configs import adm_classifier, dit_rf, mmdit_rf
 from tests import running
 from tests.commands import drawing, saved
 
@@ -225,10 +225,11 @@ def test_a_classifier_says_itself_what_images_and_classes_it_takes(
 
 
 def test_runs_of_something_else_and_without_a_checkpoint_are_refused(
-    classifier: saved.Saved, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+    classifier: saved.Saved, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copy(classifier.workdir / "config.json", tmp_path)
-    for workdir in (tmp_path, whole_run):
+    saved.save(dit_rf, tmp_path / "diffusion", saved.TINY_DIT)
+    for workdir in (tmp_path, tmp_path / "diffusion"):
         assert refused(*arguments(data_dir, workdir, tmp_path / "x.npz")).flag == "--features"
 
 

@@ -204,7 +204,7 @@ SCALE = 100
 WAY = ("--grid=8", "--labels=0,3,7", "--per_class=6")
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+@pytest.mark.parametrize("solver", [pytest.param("ddpm", marks=pytest.mark.slow), "ddim"])
 def test_a_classifier_changes_images_by_its_scale_and_at_0_not_at_all(
     solver: str, guided: Saved, classifier: Saved, tmp_path: pathlib.Path
 ) -> None:
