@@ -30,7 +30,7 @@ WIDTH = 120
 
 
 def lines() -> Iterator[str]:
-    """The list; files are read and not imported, which takes no time and needs none of the packages."""
+    """Return the list. Files are read and not imported, so it is fast and needs no further packages."""
     yield from _section("commands (python -m archirf_jax.NAME --help)", _entries(PACKAGE, _is_command, paragraph=1))
     yield from _section("configurations (--config=configs/NAME.py)", _configurations())
     for title, folder in ROOMS.items():
@@ -59,7 +59,7 @@ def _entries(folder: pathlib.Path, wanted: Callable[[ast.Module], bool], paragra
 
 
 def _configurations() -> dict[str, str]:
-    """Of the files that can be trained by themselves: what they are, and what they cost."""
+    """What the configurations that can be trained are, and what they cost."""
     entries = {}
     for path in sorted(CONFIGS.glob("*.py")):
         doc = ast.get_docstring(ast.parse(path.read_text(), str(path))) or ""

@@ -1,4 +1,4 @@
-"""Errors that a person caused and can mend."""
+"""Errors that a user caused and can correct."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from archirf_jax.launch.cli import Command, write_json
 from archirf_jax.launch.flags import JSON, Flag
 from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
 
-# The real images; what is not given is the run's config.data.
+# The real images; defaults are those of the run's config.data.
 DATA = {
     "data": "name",
     "data_dir": "dir",
@@ -34,7 +34,7 @@ COMMAND = Command(
     *SAMPLING,
     JSON,
     Flag("metrics", "some of loss, samples, bits_per_dim; default: loss and, if it draws images, samples", list),
-    Flag("features", "what samples are compared by: pixels, Inception's weights, a classifier's run, a Python file"),
+    Flag("features", "features to compare by: pixels, Inception's weights, a classifier's run, a Python file"),
     Flag("images", "how many to draw and measure; default: as many as the data has, at most 50000", int, low=1),
     Flag("repeats", "sets of samples to draw, of the seeds from --seed on", int, 1, low=1),
     Flag("levels", "bits_per_dim: grey levels of the data, at even distances", int, 256, low=2),

@@ -24,6 +24,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Restore, rename, write."""
     from absl import logging
 
+    from archirf_jax.files import check_output
     from archirf_jax.interop import files
     from archirf_jax.launch.runs import open_run
     from archirf_jax.tasks.published import export
@@ -32,6 +33,7 @@ def main(args: types.SimpleNamespace) -> None:
         raise UserError("out", str(args.out), "must end in .safetensors")
     run = open_run(args.workdir, args.step)
     state = export(run.config, run.task, run.params)
+    check_output(args.out, "out", ".safetensors")
     files.write(state, args.out)
     logging.info("%d tensors of step %d in %s", len(state), run.step, args.out)
 

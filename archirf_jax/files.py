@@ -14,7 +14,7 @@ PATTERNS = frozenset("[]*?")
 
 
 def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
-    """Replace a file by new content; whoever reads it, even after a power cut, finds the old or the new one.
+    """Replace a file by new content; a reader finds the old or the new content, even after a power cut.
 
     Args:
         path: the file. A symbolic link there is replaced, and what it points to is left alone.
@@ -24,7 +24,7 @@ def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO],
         OSError: the content cannot be written; the old file stays.
     """
     part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)  # left by a process that was killed, or a link to a file of somebody else
+    part.unlink(missing_ok=True)  # left by a process that was killed, or a link to another file
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             if callable(content):
@@ -39,10 +39,10 @@ def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO],
 
 
 def expand(text: str, field: str) -> pathlib.Path:
-    """The path that a person gave, with "~" and "~name" as their home directories.
+    """The path that a user gave, with "~" and "~name" as their home directories.
 
     Raises:
-        UserError: it is empty, not UTF-8, holds a zero byte, or names the home of nobody.
+        UserError: it is empty, not UTF-8, holds a zero byte, or names the home of an unknown user.
     """
     if not text:
         raise UserError(field, message="is empty; give a path")

@@ -30,6 +30,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Check, then train while the rate grows, or draw the schedule."""
     from archirf_jax.data.feeds import make_feed
     from archirf_jax.data.pipeline import load
+    from archirf_jax.files import check_output
     from archirf_jax.launch import fields, runs
     from archirf_jax.tasks.building import make_task, resolve
     from archirf_jax.training import range_test
@@ -39,6 +40,7 @@ def main(args: types.SimpleNamespace) -> None:
         raise UserError("out", str(out), "must end in .png")
     fields.check(args.config)
     if args.plot_schedule:
+        check_output(out, "out", ".png")
         range_test.draw_schedule(args.config, out)
         return
     range_test.check(args.min, args.max)
@@ -47,7 +49,9 @@ def main(args: types.SimpleNamespace) -> None:
     resolve(config, dataset.num_classes or 1)
     frozen_runs = runs.named(config, pathlib.Path())
     frozen = {name: run.params for name, run in frozen_runs.items()}
-    found = range_test.sweep(make_task(config, frozen_runs), make_feed(dataset, config), config, frozen)
+    task, feed = make_task(config, frozen_runs), make_feed(dataset, config)
+    check_output(out, "out", ".png")
+    found = range_test.sweep(task, feed, config, frozen)
     suggestion = range_test.conclude(found, out)
     if args.json:
         write_json(dataclasses.asdict(suggestion))

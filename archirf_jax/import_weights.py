@@ -14,7 +14,7 @@ from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
 SOURCES = ("dit", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
-# What shapes do not always show; the published value where the weights are a published model's.
+# Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
     Flag("num_heads", "attention heads", int, low=1, field="model.num_heads"),
     Flag("num_head_channels", "adm: channels of a head", int, low=1, field="model.num_head_channels"),

@@ -1,4 +1,4 @@
-"""Names of a package that are imported from its files when they are asked for: a choice costs nothing until it is made."""
+"""Names of a package that are imported from its files when they are asked for, and not before."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ COMMAND = Command(
     __doc__,
     CONFIG,
     JSON,
-    Flag("device", "h100, h200, a100-80, rtx4090, tpu-v5e, ...", required=True, example="rtx4090"),
-    Flag("devices", "how many of them", int, 1, low=1),
-    Flag("utilisation", "share of their peak that they reach", float, 0.4, low=0.001, high=1),
+    Flag("device", "kind of device: h100, h200, a100-80, rtx4090, tpu-v5e, ...", required=True, example="rtx4090"),
+    Flag("devices", "number of devices", int, 1, low=1),
+    Flag("utilisation", "share of their peak that the devices reach", float, 0.4, low=0.001, high=1),
     Flag("num_classes", "classes, where config.data.num_classes is None", int, 1000, low=1, high=10_000_000),
     device=False,
 )

@@ -27,7 +27,7 @@ COMMAND = Command(
     Flag("std", "relative widths of the averages, such as 0.05,0.10,0.15", required=True, example="0.05,0.10"),
     Flag("step", "step of the averages; default: of the last snapshot", int),
 )
-FAR = 0.1  # a profile that is missed by more is warned of
+FAR = 0.1  # a profile that differs by more gives a warning
 
 
 def parse_stds(text: str) -> list[float]:
@@ -70,7 +70,7 @@ def stored(config: Any, folder: pathlib.Path) -> list[Snapshot]:
 
 
 def chosen_step(steps: list[int], asked: int | None) -> int:
-    """The step that is asked for, or the last one that has a snapshot.
+    """The given step, or the last one that has a snapshot.
 
     Raises:
         UserError: no snapshot is before it, or none after it.
@@ -129,7 +129,7 @@ def parameters(checkpoints: Checkpoints, shapes: Any, which: Snapshot) -> Any:
 
 
 def report(std: float, step: int, path: pathlib.Path, average: Average) -> None:
-    """A line for an average; another where its profile is not what was asked for."""
+    """Log a line about an average, and a warning where its profile differs from the one that was asked for."""
     from absl import logging
 
     count, missed = len(average.snapshots), 100 * average.mismatch

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     Flag("image_size", "side of the images for a Python file", int, low=1, high=16_384, field="data.image_size"),
-    Flag("channels", "of the images for a Python file: 1 or 3; default 3", int, field="data.channels"),
+    Flag("channels", "channels of the images for a Python file: 1 or 3; default 3", int, field="data.channels"),
     Flag("batch_size", "images at a time", int, 128, low=1),
     Flag("split", "split whose images are averaged, or a part such as train[:80%]", str, "train", field="data.split"),
     Flag("label_key", "feature that holds the class", str, "label", field="data.label_key"),

@@ -1,4 +1,4 @@
-"""Things by name: a file in a room, or a module of the user's own, and what it calls `build`."""
+"""Choices by name: a file in a room or a module of the user's own has `build`, which makes the choice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def refuse_below(*directories: str | pathlib.Path) -> contextlib.ExitStack:
     """Refuse modules with dotted names that lie below these directories, which hold what others may have written.
 
     Returns:
-        What ends this when it is closed, such as at the end of a `with`.
+        A context manager; the refusal ends when it is closed.
     """
     added = [pathlib.Path(directory).expanduser() for directory in directories]
     _refused.extend(added)
@@ -131,7 +131,7 @@ def _check_kind(field: str, name: str, made: Any, kind: Kind) -> None:
 
 
 def _of_room(room: ModuleType, name: str) -> ModuleType | None:
-    # Only the chosen file is imported: a choice whose packages are not installed stands in nobody else's way.
+    # Only the chosen file is imported: a choice whose packages are not installed does not affect the others.
     path = f"{room.__name__}.{name}"
     spec = importlib.util.find_spec(path) if name.isidentifier() else None
     return importlib.import_module(path) if spec and spec.submodule_search_locations is None else None
@@ -170,7 +170,7 @@ def _is_choice(room: ModuleType, name: str) -> bool:
 
 
 def _missing(home: str, field: str, name: str, error: ImportError) -> UserError:
-    """What to install; the error itself where a file of the same package is at fault."""
+    """An error that says what to install; the error itself where a file of this package caused it."""
     package = (error.name or "").partition(".")[0]
     if package in ("", home.partition(".")[0]):
         raise error

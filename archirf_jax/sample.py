@@ -74,6 +74,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, draw, write."""
     from absl import logging
 
+    from archirf_jax.files import check_output
     from archirf_jax.launch import sampling, sheets
 
     check(args)
@@ -82,6 +83,7 @@ def main(args: types.SimpleNamespace) -> None:
         changes = {"strength": STRENGTH} | changes
     run = opened(args)
     if args.image is not None and hasattr(run.task, "reconstruct"):
+        check_output(args.out, "out", *FORMATS)
         sheets.write(sheets.reconstructed(run, sheets.image(run, "image", args.image)), [0], args.out)
         logging.info("image and reconstruction of step %d in %s", run.step, args.out)
         return
@@ -93,6 +95,7 @@ def main(args: types.SimpleNamespace) -> None:
     labels = parse_labels(args.labels, list(run.config.get("identity", {}).get("class_names", [])))
     rows = sampling.rows(run, labels, args.per_class, args.seed, args.conditions, config.asks_null)
     sheet = sheets.Sheet(run, config, rows, args.per_class, guides_of(args, run, config, rows), args.batch_size)
+    check_output(args.out, "out", *FORMATS)
     pixels, shown = draw(args, sheet, task)
     sheets.write(pixels, shown, args.out)
     logging.info("images of step %d in %s", run.step, args.out)

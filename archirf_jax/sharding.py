@@ -88,7 +88,7 @@ def shaped(like: Any, mesh: Mesh) -> Any:
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole array on this host; with several processes all must ask for it."""
+    """The whole array on this host; with several processes all of them must call this."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -102,7 +102,7 @@ def agreed(number: int) -> int:
 
 
 def anywhere(here: bool) -> bool:
-    """Whether it is true in any process; all must ask."""
+    """Whether it is true in any process; all of them must call this."""
     if jax.process_count() == 1:
         return here
     return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))

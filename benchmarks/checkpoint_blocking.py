@@ -1,8 +1,8 @@
 """python -m benchmarks.checkpoint_blocking [--rounds=5] [--out=FILE]: how long a checkpoint keeps a training waiting.
 
 A state of DiT-B/4 (130 M parameters, their average and AdamW's moments, 2.1 GB) is saved as the loop saves it; files
-are written behind the training's back. What the training waits for is the call, and whatever the next step takes longer
-than one without a save, because it gives its memory away while that is still being read. So the step is a program that
+are written in the background. The training waits for the call, and for the time that the next step takes longer than
+one without a save, because it gives its memory away while that is still being read. So the step is a program that
 gives the state away and changes all of it. A save waits for the one before; each is written out here before the next.
 """
 

@@ -1,4 +1,4 @@
-"""Features of a small classifier of the real digits, which never saw a model, and the Frechet distance in them.
+"""Features of a small classifier of the real digits, trained on these alone, and the Frechet distance in them.
 
 The distance between normal distributions fitted to the features of two sets of images, as in the Frechet inception
 distance (Heusel et al. 2017), with a network of one hidden layer trained on the real digits in the inception network's

@@ -1,10 +1,10 @@
 """python -m benchmarks.digits_likelihood --flow=RUN --ddpm=RUN [--out=FILE]: bits per dimension of held-out digits.
 
 The runs are trained on a part of the digits (--config.data.split='train[:80%]') and measured on the rest. A digit's
-pixel has 17 levels, so 64 log2(17) / 64 = 4.09 bits are what knowing nothing costs. The models are conditional on the
+pixel has 17 levels, so a uniform distribution costs 64 log2(17) / 64 = 4.09 bits. The models are conditional on the
 label. For comparison there are normal distributions fitted to the same training images, one for all and one a class
 (with Ledoit-Wolf shrinkage). For DDPM there is also the variational bound, which is in 256 levels and compares with no
-other row: half a level of its ODE there is less noise than the network ever saw.
+other row: half a level of its ODE there is less noise than the network has seen in training.
 
 Each figure is a mean over images with the standard error of that mean; "steps" is the error of the ODE's steps,
 estimated from half as many.

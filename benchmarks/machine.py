@@ -27,7 +27,7 @@ def describe() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of the repository; "" on a machine without git."""
+    """The commit of the repository; "" on a machine without git."""
     if shutil.which("git") is None:
         return ""
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -35,7 +35,7 @@ def commit() -> str:
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal."""
+    """Print a line."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,7 +1,7 @@
 """python -m benchmarks.network_losses --data=data --runs=runs/networks: train every network briefly.
 
-Each for a few hundred steps of enlarged digits, then the losses of all in one plot. What they say
-depends on the process: compare each with its own start.
+Each is trained for a few hundred steps of enlarged digits; a plot shows all losses. Their scale depends on the process:
+compare each with its own start.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Ours:
         optimizer = optax.adamw(1e-4)
         project = getattr(model, "normalize_weights", lambda params: params)
 
-        # Whatever goes in is an argument: the compiler computes in advance what it knows.
+        # All inputs are arguments: constants would be folded by the compiler.
         def forward(params: Any, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
             return binding.bind(model, params)(x, t, condition)[0]
 
@@ -107,7 +107,7 @@ class Ours:
         return self._carry[0]
 
     def seconds(self, kind: str) -> float:
-        """Of one call of 'forward' or 'step'."""
+        """Seconds of one call of 'forward' or 'step'."""
         begun = time.perf_counter()
         if kind == "forward":
             jax.block_until_ready(self._forward(self.params, *self._inputs))
@@ -117,7 +117,7 @@ class Ours:
 
 
 class Theirs:
-    """The other interpreter."""
+    """The interpreter that has PyTorch."""
 
     def __init__(self, python: str) -> None:
         """Start it."""

@@ -87,12 +87,12 @@ class Quiet(Diffusion):
         return state, {"loss": metrics["loss"]}
 
 
-def started(task: Diffusion, seed: int) -> TrainState:
+def started(task: Any, seed: int) -> TrainState:
     """The state before the first step."""
     return jax.jit(lambda: task.init(purpose_key(seed, "init"), {}))()
 
 
-def bare_seconds(task: Diffusion, feed: Feed, seed: int, steps: int) -> float:
+def bare_seconds(task: Any, feed: Feed, seed: int, steps: int) -> float:
     """Seconds a step of the compiled program alone."""
     runner, state = StepRunner(task, feed, seed), started(task, seed)
     for step in (0, 1):
@@ -107,7 +107,7 @@ def bare_seconds(task: Diffusion, feed: Feed, seed: int, steps: int) -> float:
     return (time.perf_counter() - begun) / done
 
 
-def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path) -> tuple[float, float, float]:
+def loop_seconds(task: Any, feed: Feed, config: Any, workdir: pathlib.Path) -> tuple[float, float, float]:
     """(seconds a step of the whole loop between its reports, the two shares of `Watched`)."""
     made: list[Watched] = []
 
@@ -123,7 +123,7 @@ def loop_seconds(task: Diffusion, feed: Feed, config: Any, workdir: pathlib.Path
 
 def cost_of_metrics(config: Any, feed: Feed, pairs: int = 600, steps: int = 3) -> dict[str, float]:
     """Shares of a step that are spent on what is reported of it, by the clock and by CPU time."""
-    tasks = [kind(config, {}) for kind in (Diffusion, Quiet)]
+    tasks: list[Any] = [kind(config, {}) for kind in (Diffusion, Quiet)]
     runners = [StepRunner(task, feed, config.seed) for task in tasks]
     states = [started(task, config.seed) for task in tasks]
     clock, cpu = np.zeros((2, pairs + 3)), np.zeros((2, pairs + 3))
@@ -149,7 +149,7 @@ def _share(times: np.ndarray) -> float:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the median of such values, were they normal: a quarter more than that of their mean."""
+    """The standard error of the median of normal values: a quarter more than that of their mean."""
     return 1.2533 * statistics.stdev(values) / len(values) ** 0.5
 
 

@@ -1,6 +1,6 @@
 """ADM's classifier of noisy images, which guides the samplers of configs/adm_ddpm.py and configs/dit_ddpm.py.
 
-    python -m archirf_jax.main --config=configs/adm_classifier.py --workdir=runs/classifier    digits, the default
+    python -m archirf_jax.main --config=configs/adm_classifier.py --workdir=runs/classifier    # digits, the default
     python -m archirf_jax.sample --workdir=runs/adm_ddpm --classifier=runs/classifier --classifier_scale=2
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. Optimizer and weight decay are the published ones

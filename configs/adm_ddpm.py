@@ -1,6 +1,6 @@
 """ADM's U-Net with DDPM on labelled images: it predicts the noise and learns the variance.
 
-    python -m archirf_jax.main --config=configs/adm_ddpm.py --workdir=runs/adm_ddpm            digits, the default
+    python -m archirf_jax.main --config=configs/adm_ddpm.py --workdir=runs/adm_ddpm            # digits, the default
     python -m archirf_jax.main --config=configs/adm_ddpm.py:cifar10 --workdir=runs/adm_ddpm_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. imagenet64 is the published network and cosine schedule

@@ -1,6 +1,6 @@
 """DiT with DDPM on labelled images: it predicts the noise and learns the variance (Peebles & Xie 2022, Sec. 4).
 
-    python -m archirf_jax.main --config=configs/dit_ddpm.py --workdir=runs/dit_ddpm            digits, the default
+    python -m archirf_jax.main --config=configs/dit_ddpm.py --workdir=runs/dit_ddpm            # digits, the default
     python -m archirf_jax.main --config=configs/dit_ddpm.py:cifar10 --workdir=runs/dit_ddpm_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64.

@@ -1,6 +1,6 @@
 """DiT with EDM on labelled images: preconditioning, noise and sampler of Karras et al. 2022, Table 1.
 
-    python -m archirf_jax.main --config=configs/dit_edm.py --workdir=runs/dit_edm            digits, the default
+    python -m archirf_jax.main --config=configs/dit_edm.py --workdir=runs/dit_edm            # digits, the default
     python -m archirf_jax.main --config=configs/dit_edm.py:cifar10 --workdir=runs/dit_edm_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. The network is conditioned on 250 ln(sigma) / 4, about -400 to

@@ -1,6 +1,6 @@
 """DiT with rectified flow and SD3's logit-normal times, on labelled images, in pixels.
 
-    python -m archirf_jax.main --config=configs/dit_rf.py --workdir=runs/dit_rf            digits, the default
+    python -m archirf_jax.main --config=configs/dit_rf.py --workdir=runs/dit_rf            # digits, the default
     python -m archirf_jax.main --config=configs/dit_rf.py:cifar10 --workdir=runs/cifar10
 
 | variant    | images                 | network |

@@ -1,6 +1,6 @@
 """The EDM2 U-Net with EDM on labelled images: weights are held at unit size, the loss of each sigma is learned.
 
-    python -m archirf_jax.main --config=configs/edm2_edm.py --workdir=runs/edm2_edm            digits, the default
+    python -m archirf_jax.main --config=configs/edm2_edm.py --workdir=runs/edm2_edm            # digits, the default
     python -m archirf_jax.main --config=configs/edm2_edm.py:cifar10 --workdir=runs/edm2_edm_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. The noise is the published one (Karras et al. 2024, Table 6).

@@ -1,6 +1,6 @@
 """The EDM2 U-Net with rectified flow and SD3's logit-normal times, on labelled images, in pixels.
 
-    python -m archirf_jax.main --config=configs/edm2_rf.py --workdir=runs/edm2_rf              digits, the default
+    python -m archirf_jax.main --config=configs/edm2_rf.py --workdir=runs/edm2_rf              # digits, the default
     python -m archirf_jax.main --config=configs/edm2_rf.py:cifar10 --workdir=runs/edm2_rf_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. Weights are held at unit size, and learning rates are large

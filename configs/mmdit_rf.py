@@ -1,6 +1,6 @@
 """MMDiT with rectified flow and SD3's logit-normal times, on labelled images, in pixels.
 
-    python -m archirf_jax.main --config=configs/mmdit_rf.py --workdir=runs/mmdit_rf            digits, the default
+    python -m archirf_jax.main --config=configs/mmdit_rf.py --workdir=runs/mmdit_rf            # digits, the default
     python -m archirf_jax.main --config=configs/mmdit_rf.py:cifar10 --workdir=runs/mmdit_rf_cifar10
 
 Variants: digits, mnist, cifar10, openmoji, imagenet64. Two learned tokens a class are the context; two thirds of the

@@ -1,4 +1,4 @@
-"""Fixtures every test may use: a compilation cache, the prepared digits, and a run that was never interrupted."""
+"""Fixtures that every test may use: a compilation cache, the prepared digits, and a run that was never interrupted."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Inside the tests' own process: compiling is most of their time and no law depends on how well it is done; and one CPU
-# stands for eight devices where a test asks for them.
+# Compiling is most of the tests' time and no law depends on how well it is done; and one CPU stands for eight devices
+# where a test asks for them. Processes that tests start inherit this: what they compute is the same bit for bit.
 FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",  # where there is a choice, the faster compiler
     "--xla_force_host_platform_device_count=8",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
-
-from tests import running  # noqa: E402
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -45,9 +43,11 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def whole_run(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The run directory of a tiny training that nothing interrupted."""
+    """The run directory of a tiny training that nothing interrupted, and what it said in messages.txt."""
+    from tests import running
+
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = running.main(workdir, data_dir)
-    assert done.returncode == 0, done.stderr
-    (workdir / "stderr.txt").write_text(done.stderr)
+    with running.messages() as said:
+        assert running.train(workdir, data_dir) == 0
+    (workdir / "messages.txt").write_text("\n".join(said))
     return workdir

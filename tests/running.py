@@ -1,4 +1,4 @@
-"""Commands in this process, which takes no seconds of a start, and in one of their own, on a DiT small enough for a test."""
+"""Commands in the tests' process, without the seconds of a start, and in one of their own, on a tiny DiT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -26,7 +26,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch import flags
-from archirf_jax.launch.cli import PACKAGE
+from archirf_jax.launch.messages import PACKAGE
 from archirf_jax.tasks.building import make_task
 from archirf_jax.training.writers import rows_without_times
 
@@ -50,7 +50,7 @@ SMALL = (
 
 
 class Refusal(NamedTuple):
-    """How a command answers wrong arguments: the flag or field that its line begins with ("" for none), and the line."""
+    """How a command answers wrong arguments: the flag or field that the line is about ("" for none), and the line."""
 
     flag: str
     line: str

@@ -179,9 +179,12 @@ def test_a_name_with_dots_is_a_module_of_the_users_own(room: ModuleType, lab: pa
 
 @pytest.mark.parametrize(
     "name",
-    ["temporary_lab.nowhere", "temporary_lab.empty", "temporary_lab.net.build", "temporary_lab.helper", "os.path",
-     "subprocess.run", "no_such_lab.net", "temporary_lab.", ".net", "temporary_lab.number", "temporary_lab..net", "temporary_lab.net.list"],
-)  # fmt: skip
+    [
+        *("temporary_lab.nowhere", "temporary_lab.empty", "temporary_lab.net.build", "temporary_lab.helper", "os.path"),
+        *("subprocess.run", "no_such_lab.net", "temporary_lab.", ".net", "temporary_lab.number", "temporary_lab..net"),
+        "temporary_lab.net.list",
+    ],
+)
 def test_what_is_not_a_module_with_build_is_refused(room: ModuleType, lab: pathlib.Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         registry.build(room, "kitchen.name", name)

@@ -80,7 +80,7 @@ def write(table: np.ndarray, path: pathlib.Path) -> None:
 
 
 def _checked(found: Any, batch: int) -> np.ndarray:
-    """(B, tokens, dim) float64 of what somebody's features gave for B images."""
+    """(B, tokens, dim) float64 of the features that a user's function gave for B images."""
     array = np.asarray(found, np.float64)
     if array.ndim not in (3, 4) or len(array) != batch or not array.size:
         raise UserError(

@@ -59,7 +59,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """What identifies the set: the source's digest, and which examples are left out."""
+        """The set's digest: that of its source and of which examples are left out."""
         whole = self.source.digest()
         return whole if len(self) == len(self.source) else digest([whole, self.readable.tobytes()])
 

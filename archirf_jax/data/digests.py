@@ -1,4 +1,4 @@
-"""What identifies a set."""
+"""The digest that identifies a set."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class FolderSource:
         return str(self._files[index])
 
     def digest(self) -> str:
-        """Of class names, and names and sizes of files; not of where the folder lies."""
+        """A digest of class names, and names and sizes of files; where the folder lies does not change it."""
         files = ((str(file.relative_to(self._path)), _size(file)) for file in self._files)
         return digest([self.class_names, len(self), *files])
 

@@ -55,7 +55,7 @@ def check_channels(channels: int) -> None:
 
 
 def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndarray:
-    """`decode` as float32 in [-1, 1], for an image that a person named.
+    """`decode` as float32 in [-1, 1], for an image that a user named.
 
     Raises:
         UserError: about `field`: no such file, or not readable; other channels.

@@ -21,7 +21,7 @@ from archirf_jax.errors import UserError
 
 __all__ = ["Dataset", "ResidentFeed", "StreamFeed", "load", "load_source", "make_feed"]
 
-WINDOW = 1024  # examples read between two words of progress
+WINDOW = 1024  # examples read between two messages of progress
 
 
 def load(data: ConfigDict) -> Dataset:
@@ -38,7 +38,7 @@ def load(data: ConfigDict) -> Dataset:
 
 
 def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:
-    """`load` of what is open already."""
+    """`load` for a source that is open already."""
     shapes = {name: shape for field in fields.values() for name, shape in field.shapes().items()}
     size = len(source) * sum(math.prod(one.shape) * one.dtype.itemsize for one in shapes.values())
     streams = size > data.device_cache_mib * 2**20 or any(field.draws for field in fields.values())

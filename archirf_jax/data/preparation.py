@@ -56,13 +56,13 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception, builder: Any) -> str | None:
-    """What a person has to know; None where it is not their fault."""
+    """The cause in words for the user; None where it is an error of the program."""
     if isinstance(error, ImportError):
         package = _missing(error)
         if package == "tensorflow":
             return "needs TensorFlow to be prepared (not to be trained on); install it by: pip install tensorflow"
         return package and f"needs the Python module {package!r} to be prepared; install the package that holds it"
-    # TFDS asserts that the files which only a person can fetch are there.
+    # TFDS asserts that the files which have to be fetched by hand are there.
     if isinstance(error, AssertionError) and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return None
     return f"could not be prepared: {one_line(error)}"

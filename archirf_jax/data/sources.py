@@ -15,7 +15,7 @@ from archirf_jax.data.tfds_source import TfdsSource
 from archirf_jax.errors import UserError
 
 FOLDER = "folder:"  # begins the names of folders
-ARRAYS = "arrays"  # the name of what was never in a file
+ARRAYS = "arrays"  # the name of a set that was given as arrays
 
 
 class Source(Protocol):
@@ -39,7 +39,7 @@ class Source(Protocol):
         """The example's name, for messages."""
 
     def digest(self) -> str:
-        """What identifies the set; cheap, hence of names, numbers and sizes, not of pixels in files."""
+        """A digest that identifies the set; to be cheap it covers names, numbers and sizes, not pixels in files."""
 
 
 def open_source(name: str, *, directory: str, split: str, label_key: str | None) -> Source:
@@ -103,6 +103,6 @@ class ArraySource:
         return f"image {index} of the arrays"
 
     def digest(self) -> str:
-        """Of every byte."""
+        """A digest of every byte."""
         labels = b"" if self._labels is None else self._labels.astype(np.int32).tobytes()
         return digest([self.class_names, self._images.shape, np.ascontiguousarray(self._images).data, labels])

@@ -90,7 +90,7 @@ class TfdsSource:
         return f"{self._name} {self._split} example {index}"
 
     def digest(self) -> str:
-        """Of name, version, split, number of examples and class names."""
+        """A digest of name, version, split, number of examples and class names."""
         return self._digest
 
 

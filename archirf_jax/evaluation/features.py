@@ -1,4 +1,4 @@
-"""What images are compared by: their pixels, or the features that a network gives them."""
+"""Features by which images are compared: their pixels, or what a network computes from them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def pixels() -> Extractor:
 
 
 def inception(params: Any) -> Extractor:
-    """Inception's 2,048 features and its classes, in float32 whatever the device; grey images are seen as grey RGB."""
+    """Inception's 2,048 features and its classes, in float32 whatever the device; grey images are repeated to RGB."""
     network = Inception()
 
     def extract(params: Any, images: jax.Array) -> Features:
@@ -119,7 +119,7 @@ def python_file(name: str, features: Callable[[np.ndarray], np.ndarray]) -> Extr
 
 
 def digest(tree: Any) -> str:
-    """Of every number of a tree of arrays, and of their names."""
+    """A digest of every number of a tree of arrays, and of their names."""
     hashed = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         hashed.update(jax.tree_util.keystr(path).encode())

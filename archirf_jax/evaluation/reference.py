@@ -29,7 +29,7 @@ UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.Bad
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """What is known of a set of images.
+    """Statistics and features of a set of images.
 
     Attributes:
         moments: of the features of all.
@@ -52,12 +52,12 @@ class Sample:
         return neighbours.radii(self.features)
 
     def part(self, rows: slice) -> Sample:
-        """The same of some of the features."""
+        """The sample of some of the images."""
         return Sample(moments(self.features[rows]), self.features[rows])
 
 
 def digest(batches: Iterable[np.ndarray]) -> str:
-    """Of all images (B, H, W, C) uint8, their sizes and their order; not of how they come in batches."""
+    """A digest of all images (B, H, W, C) uint8, their sizes and their order; batching does not change it."""
     hashed = hashlib.sha256()
     for images in batches:
         for image in images:
@@ -145,7 +145,7 @@ def _read(path: pathlib.Path) -> Sample | None:
 
 
 def _write(sample: Sample, path: pathlib.Path) -> None:
-    """Whole or not at all."""
+    """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **sample.moments._asdict(), features=sample.features)

@@ -18,7 +18,7 @@ TIME: Places = {
 BLOCK: Places = {
     ("norm_in",): ("in_layers.0", SAME),
     ("conv_in",): ("in_layers.2", CONV),
-    ("told",): ("emb_layers.1", LINEAR),
+    ("embedding_projection",): ("emb_layers.1", LINEAR),
     ("norm_out",): ("out_layers.0", SAME),
     ("conv_out",): ("out_layers.3", CONV),
     ("skip",): ("skip_connection", CONV),

@@ -67,7 +67,7 @@ HINTED = ("channels_per_head", "label_balance", "concat_balance", "res_balance",
 
 
 class Outside(NamedTuple):
-    """What the tensors determine around the network.
+    """Properties that the tensors determine besides the network's own fields.
 
     Attributes:
         image_size: pixels a side.
@@ -96,7 +96,7 @@ def rename(model: Uncertain, image_size: int) -> Rename:
 
 
 def outside(shapes: Shapes) -> Outside:
-    """What surrounds the network that tensors of these shapes belong to.
+    """The surroundings of the network that tensors of these shapes belong to.
 
     Raises:
         UserError: they are not an EDM2 network's.

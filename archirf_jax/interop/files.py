@@ -34,7 +34,7 @@ UNREADABLE = (
 
 
 class Tensor:
-    """A tensor that is read when somebody asks for its values."""
+    """A tensor that is read when its values are asked for."""
 
     def __init__(self, shape: tuple[int, ...], read: Callable[[], Any]) -> None:
         self.shape = shape

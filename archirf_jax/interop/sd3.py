@@ -113,7 +113,7 @@ def fields(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensor_name(name: str) -> str | None:
-    """The network's own name of a tensor in a checkpoint that holds other networks too; None for one of theirs."""
+    """The network's own name of a tensor in a checkpoint with several networks; None for those of another one."""
     if re.match(r"(first_stage_model|text_encoders|conditioner|cond_stage_model|model_sampling)\.", name):
         return None
     return name.removeprefix("model.diffusion_model.")

@@ -27,15 +27,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from absl import flags as absl_flags
-from absl import logging
-
 from archirf_jax.errors import UserError
-from archirf_jax.launch import flags
+from archirf_jax.launch import flags, messages
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.signals import FAILED, leave_at_once
 
-PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
 CLOSED_LOOP = "Event loop is closed"
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 
@@ -74,7 +70,7 @@ class Command:
             sys.exit(0)
         try:
             args = self.parse(sys.argv[1:])
-            _set_up_messages()
+            messages.set_up()
             _silence_closed_event_loops()
             _set_up_jax()
             if self.device:
@@ -139,7 +135,7 @@ def _plain(value: Any) -> Any:
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     sys.stderr.flush()
-    os._exit(FAILED)  # libraries that say goodbye would fail again on a full disk, at length
+    os._exit(FAILED)  # exit handlers of libraries would fail again on a full disk, with long messages
 
 
 def _set_up_streams() -> None:
@@ -149,20 +145,8 @@ def _set_up_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))
 
 
-def _set_up_messages() -> None:
-    """Print this package's log messages without a prefix and hide those of other libraries."""
-    if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS.mark_as_parsed()  # the flags that libraries define keep their defaults
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.pathname.startswith(PACKAGE))
-    handler.setFormatter(std_logging.Formatter("%(message)s"))
-    logging.set_verbosity(logging.INFO)
-    logging.set_stderrthreshold(logging.INFO)
-
-
 def _silence_closed_event_loops() -> None:
-    """When a read or write of Orbax fails, others under way report to an event loop that is closed: this is no news."""
+    """Drop the errors of Orbax's other reads and writes after one has failed: they only report a closed event loop."""
     report_exception, report_unraisable = sys.excepthook, sys.unraisablehook
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -18,8 +18,8 @@ from archirf_jax.launch.lock import Lock, lock
 
 FILE = "config.json"
 IDENTITY = "identity"
-# What may change while a run goes on: where it is computed, and what is reported and kept of it. Frozen runs are copied
-# into the run directory, and their digests are part of the identity.
+# Fields that may change while a run goes on: where it is computed, and what is reported and kept of it. Frozen runs
+# are copied into the run directory, and their digests are part of the identity.
 FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
@@ -105,9 +105,9 @@ def claimed(
 
 
 def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] | None = None) -> str:
-    """What decides a run and differs from what the directory holds, with both values; "" if nothing does.
+    """The fields of a run that differ from the directory's, with both values; "" if none does.
 
-    A directory in which nothing was saved belongs to nobody yet: a first start that failed may be corrected.
+    A directory in which nothing was saved does not belong to a run yet: a first start that failed may be corrected.
     """
     if not any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*")):
         return ""

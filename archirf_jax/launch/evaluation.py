@@ -47,7 +47,7 @@ LABELS = {
 
 
 def metrics_of(run: Run, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """What is measured: what was asked for, or all that is usual for the task.
+    """The metrics to measure: those that were asked for, or the usual ones of the task.
 
     Raises:
         UserError: no such thing, or one that this task does not have.
@@ -166,7 +166,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
 
 
 def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
-    """What samples are compared by.
+    """The extractor of the features by which samples are compared.
 
     Raises:
         UserError: no such file or run, or one that does not take these images.
@@ -249,7 +249,7 @@ def table(figures: Figures, halves: Halves) -> list[str]:
 
 
 def append(path: pathlib.Path, row: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, whole whatever stood before it."""
+    """Add a line of JSON to a file, on a line of its own also where the last write was cut off."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, 2)

@@ -33,7 +33,7 @@ def of_run(workdir: pathlib.Path) -> Run:
 
 
 def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
-    """The function features(images) of a Python file, giving float64; what it raises becomes a UserError with the line.
+    """The function features(images) of a Python file, giving float64; its exceptions become UserErrors with the line.
 
     Raises:
         UserError: the file fails, or defines no such function.
@@ -42,7 +42,7 @@ def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # as for a script: what lies beside it can be imported
+    sys.path.insert(0, str(path.parent))  # as for a script: files in its folder can be imported
     try:
         spec.loader.exec_module(module)
     except Exception as e:

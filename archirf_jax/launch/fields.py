@@ -162,7 +162,7 @@ def check_value(name: str, value: Any, field: Field) -> None:
 
 
 def _check_groups(config: Any, groups: Iterable[str], complete: bool = True) -> None:
-    """That these are groups of fields, and the choices among them have a name."""
+    """Check that these are groups of fields, and that the choices among them have a name."""
     for group in groups:
         inner: Any = config
         for part in group.split("."):

@@ -166,7 +166,7 @@ def _split(argv: list[str], groups: Sequence[str]) -> tuple[list[str], list[tupl
 
 
 def _as_user_error(error: flags.Error, declared: Sequence[Flag]) -> UserError:
-    """What absl says of a flag, with the flag's field."""
+    """absl's error about a flag as a UserError with the flag's field."""
     said = " ".join(str(error).split()).removeprefix("ERROR:: ")
     about = re.match(r"flag --(\w+)=(.*?): (.*)", said)
     flag = next((flag for flag in declared if about and flag.name == about[1]), None)

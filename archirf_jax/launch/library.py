@@ -17,14 +17,14 @@ from archirf_jax import models
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import fields
+from archirf_jax.launch import fields, messages
 from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.runs import GIVEN, Run, open_run
 from archirf_jax.launch.training import train_run
 from archirf_jax.processes.base import Process
 from archirf_jax.visuals import pictures
 
-# What a process is trained with and sampled by where nobody says otherwise.
+# The defaults of training and sampling of each process.
 OBJECTIVES = {
     "rectified_flow": {"name": "regression", "time_distribution": "logit_normal"},
     "edm": {"name": "regression", "time_distribution": "log_normal"},
@@ -68,13 +68,14 @@ def train(
         schedule: "cosine", "linear" or "constant" after the warm-up.
         warmup_steps: of the learning rate; None = a twentieth of the steps.
         objective: fields of `config.objective`, its name among them; None = the process's usual one.
-        guidance_scale: of samples where nobody asks for another; 1 = off.
+        guidance_scale: the default of samples; 1 = off.
         seed: of parameters, order and noise.
         changes: any other field of the configuration by dotted name, such as {"optimizer.name": "muon"}.
 
     Raises:
         UserError: something does not fit.
     """
+    messages.set_up()
     config = defaults()
     name = _name(process)
     with config.unlocked():
@@ -109,6 +110,7 @@ def open(directory: str | pathlib.Path, *, step: int | None = None, average: str
     Raises:
         UserError: there is no run, or it does not build.
     """
+    messages.set_up()
     return open_run(expand(str(directory), "workdir"), step, average, model=model)
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 RUN = (
     WORKDIR,
     Flag("step", "checkpoint to use; default: the newest", int),
-    Flag("ema", "which average, such as decay_0.999; default: the one of config.ema.decay", str, "ema"),
-    Flag("seed", "of the noise", int, 0, low=0, high=2**31 - 1),
+    Flag("ema", "average to use, such as decay_0.999; default: the one of config.ema.decay", str, "ema"),
+    Flag("seed", "seed of the noise", int, 0, low=0, high=2**31 - 1),
     Flag("batch_size", "images at a time", int, 128, low=1),
 )
-# What is not given is the run's config.sample.
+# Defaults are those of the run's config.sample.
 SHORT = (
     Flag("solver", "euler, heun, ddim, ...: a file of archirf_jax/samplers/solvers", field="sample.solver.name"),
     Flag("steps", "solver steps", int, low=1, high=1_000_000, field="sample.steps"),
@@ -30,23 +30,21 @@ SHORT = (
     Flag("eta", "noise of ddim (0 to 1) and euler_maruyama", float, field="sample.solver.eta"),
     Flag("churn", "noise of edm (S_churn)", float, field="sample.solver.churn"),
     Flag("guidance", "classifier_free, adaptive_projected or autoguidance", field="sample.guidance.name"),
-    Flag("guidance_scale", "1 is off", float, field="sample.guidance.scale"),
+    Flag("guidance_scale", "scale of guidance; 1 is off", float, field="sample.guidance.scale"),
     Flag("guidance_interval", "times in which guidance acts, such as 0.2,0.8", field="sample.guidance.interval"),
-    Flag("guidance_rescale", "0 to 1, against too much contrast", float, field="sample.guidance.rescale"),
+    Flag("guidance_rescale", "rescaling against high contrast, 0 to 1", float, field="sample.guidance.rescale"),
     Flag("apg_eta", "adaptive_projected: weight of the parallel part", float, field="sample.guidance.eta"),
-    Flag(
-        *("apg_norm_threshold", "adaptive_projected: length to cut to", float), field="sample.guidance.norm_threshold"
-    ),
-    Flag("apg_momentum", "adaptive_projected: weight of the past", float, field="sample.guidance.momentum"),
-    Flag("classifier_scale", "of the gradient of --classifier", float, field="sample.classifier_scale"),
-    Flag("threshold", "static or dynamic", field="sample.threshold"),
+    Flag(*("apg_norm_threshold", "adaptive_projected: largest length", float), field="sample.guidance.norm_threshold"),
+    Flag("apg_momentum", "adaptive_projected: weight of earlier differences", float, field="sample.guidance.momentum"),
+    Flag("classifier_scale", "scale of the gradient of --classifier", float, field="sample.classifier_scale"),
+    Flag("threshold", "threshold of predicted images: static or dynamic", field="sample.threshold"),
     Flag("strength", "how much of --image becomes noise, above 0 to 1", float, field="sample.strength"),
 )
 SAMPLING = (
     *SHORT,
     Flag("sample", "any field of how to sample, such as --sample.solver.churn_max=40", dict),
     Flag("weak_workdir", "autoguidance: run of the weaker network; default: this run", pathlib.Path),
-    Flag("weak_step", "autoguidance: its checkpoint", int),
+    Flag("weak_step", "autoguidance: checkpoint of the weaker network", int),
     Flag("classifier", "guide by the noisy classifier of this run", pathlib.Path),
     Flag("conditions", ".npz of what a network takes besides labels; --labels are its rows", pathlib.Path),
 )

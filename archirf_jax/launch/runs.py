@@ -24,7 +24,7 @@ from archirf_jax.launch import run_directory
 from archirf_jax.tasks.building import make_task
 from archirf_jax.training.checkpoints import Checkpoints
 
-GIVEN = "given"  # the name of a network that only whoever opens the run can give
+GIVEN = "given"  # the name of a network that has to be given when the run is opened
 FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 EMA = "ema"
 
@@ -85,7 +85,7 @@ class Run:
             return checkpoints.restore_average(shapes, self.at, self.average)
         except UserError as e:
             field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
-            raise UserError(field, message=str(e)) from e
+            raise e if e.field else UserError(field, message=str(e)) from e
         finally:
             checkpoints.close()
 
@@ -115,7 +115,7 @@ class Run:
         return task.denoiser(task.sampling.replace(**how), self.params, self.frozen)
 
     def digest(self) -> str:
-        """Of the configuration and every byte of the parameters."""
+        """A digest of the configuration and every byte of the parameters."""
         hashed = hashlib.sha256(json.dumps(_architecture(self.config), sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             hashed.update(jax.tree_util.keystr(path).encode())
@@ -176,6 +176,6 @@ def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
 
 
 def _architecture(config: Any) -> dict[str, Any]:
-    """What of a frozen run's configuration decides what it computes."""
+    """The part of a frozen run's configuration that decides what it computes."""
     groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
     return {name: group for name, group in config.to_dict().items() if name in groups}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Condition, Frozen
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.fields import finish
@@ -24,10 +25,11 @@ from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks.classifier import Classifier
 from archirf_jax.tasks.conditions import read as read_conditions
-from archirf_jax.tasks.diffusion import Diffusion, class_grid
+from archirf_jax.tasks.diffusion import Diffusion
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 
-CHANNELS = (1, 3)  # of what can be looked at; anything else stays float32
+CHANNELS = (1, 3)  # of images that can be shown; other data stays float32
 EDITS = ("between_noises", "between_images", "from_image", "fill")
 # Fields of process and data in which a run that guides may differ from the guided one.
 DIFFERING = {"weak_workdir": (), "classifier": ("process.variance",)}
@@ -36,7 +38,7 @@ SAME_DATA = ("num_classes", "channels", "image_size")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is drawn, as far as a program is compiled for it.
+    """The part of a request for samples that a program is compiled for.
 
     Attributes:
         config: how to sample.
@@ -50,7 +52,7 @@ class Request:
 
 
 class Guides(NamedTuple):
-    """What else guides, each None where it does not.
+    """What guides besides the network itself; None where it does not.
 
     Attributes:
         weak: the run of the weaker network of autoguidance.
@@ -101,6 +103,8 @@ def sample_images(
         task: Any = run.task
         program = _plain_program(task, request)
     guiding = {name: getattr(guides, name).params for name in ("weak", "classifier") if getattr(guides, name)}
+    networks = run.params, run.frozen, guiding
+    params, frozen, guiding = networks if place is None else jax.device_put(networks, sharding.whole(place.mesh))
     total, size = len(keys), batch_size if place is not None else min(batch_size, len(keys))
     arrays = dict(arrays or {})
     shared = {name: arrays.pop(name) for name in ("image", "images", "mask") if name in arrays}
@@ -108,7 +112,7 @@ def sample_images(
         rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
         mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (batch, keys, arrays))
         mine = mine if place is None else jax.device_put(mine, place)
-        images = np.asarray(program(run.params, run.frozen, *mine, shared, guiding, guides.null))
+        images = np.asarray(program(params, frozen, *mine, shared, guiding, guides.null))
         if not np.all(np.isfinite(images)):
             what = "the images hold nan or infinity; try a lower guidance scale, another solver or another checkpoint"
             raise UserError(what)
@@ -248,7 +252,7 @@ def _task(run: Run | None) -> Any:
 
 @functools.cache
 def _plain_program(task: Any, request: Request) -> Any:
-    """The same of a task with a sampler of its own, which takes no edits and no guides."""
+    """The compiled program of a task with a sampler of its own, which takes no edits and no guides."""
     sampler = task.sampler(request.config)
     return jax.jit(lambda params, frozen, batch, keys, *rest: sampler(params, frozen, batch, keys))
 

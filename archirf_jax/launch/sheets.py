@@ -21,7 +21,7 @@ from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import Guides, Request, Rows
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
-from archirf_jax.tasks.diffusion import class_grid
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
 
@@ -108,7 +108,7 @@ def reconstructed(run: Run, image: jax.Array) -> np.ndarray:
 
 
 def image(run: Run, field: str, value: str) -> jax.Array:
-    """The image that a person named, (H, W, C) in [-1, 1]: a file, or the number of a training image.
+    """The image that a user named, (H, W, C) in [-1, 1]: a file, or the number of a training image.
 
     Raises:
         UserError: about `field`: no such file or number, or not readable.

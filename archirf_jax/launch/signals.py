@@ -9,7 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 RESUME = 75  # exit code of a run that was asked to stop and can go on (EX_TEMPFAIL)
-FAILED = 2  # exit code of a person's mistake, and of a command that a person interrupted
+FAILED = 2  # exit code of wrong input, and of a command that was interrupted
 # Ctrl-C, the end of a lease or a job, and what SLURM's --signal=USR1 sends before that.
 OF_A_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

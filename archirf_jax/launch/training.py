@@ -16,6 +16,7 @@ from archirf_jax.contracts import Batch, Frozen, Task
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes
+from archirf_jax.errors import UserError, nearest
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
@@ -81,6 +82,11 @@ def train_run(
 
 def check_step(task: Task, config: Any) -> None:
     """Trace a step on the shapes that the configuration declares: raises a UserError where something does not fit."""
+    for name in config.networks:
+        if name not in task.updates:
+            hint = nearest(name, task.updates)
+            what = f"is not a network of this task; there are {', '.join(task.updates)}{hint}"
+            raise UserError(f"networks.{name}", message=what)
     fields: Any = task.fields  # type: ignore[attr-defined]
     frozen = _shapes(task.frozen)
     key = jax.eval_shape(jax.random.key, 0)
@@ -91,7 +97,7 @@ def check_step(task: Task, config: Any) -> None:
 
 
 def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
-    """What decides a run and is not in its configuration: data, frozen runs, random numbers, precision."""
+    """The identity of a run apart from its configuration: data, frozen runs, random numbers, precision."""
     return {
         "class_names": list(dataset.class_names),
         "images": len(dataset),

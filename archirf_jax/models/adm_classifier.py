@@ -111,7 +111,7 @@ class ADMClassifier(nn.Module, layers.Presets):
     def features(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """As `__call__`, but the last map (B, h, w, D) float32 before its pool, after norm and SiLU.
 
-        The spatial pools have no norm of maps: theirs is the map itself.
+        The spatial pools do not normalize maps: for them it is the map itself.
         """
         h, _ = self._maps(x, t)
         return h.astype(jnp.float32) if self.pool.startswith("spatial") else self._normed(h)

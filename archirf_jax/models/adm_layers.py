@@ -81,7 +81,7 @@ class ResBlock(nn.Module):
         h = resize(nn.silu(group_norm("norm_in")(x)).astype(self.dtype))
         h = conv(self.width, self.dtype, "conv_in")(h)
         vectors = 2 if self.scale_shift else 1
-        dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="told")
+        dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="embedding_projection")
         modulation = dense(nn.silu(emb))[:, None, None]
         norm = group_norm("norm_out")
         if self.scale_shift:

@@ -88,7 +88,7 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, key_lengths: jax.Array | Non
     """`attend` by cuDNN; it has gradients, but neither forward-mode nor second derivatives."""
     if key_lengths is None:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    some = jnp.maximum(key_lengths, 1).astype(jnp.int32)  # of no keys at all cuDNN promises nothing
+    some = jnp.maximum(key_lengths, 1).astype(jnp.int32)  # without any key cuDNN's result is undefined
     out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=some, implementation="cudnn")
     return jnp.where((key_lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
 

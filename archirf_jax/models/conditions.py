@@ -27,7 +27,7 @@ TABLE = "table"  # the array's name in a file of class embeddings
 def pack(condition: Condition, width: int) -> tuple[jax.Array, jax.Array | None]:
     """A text's tokens, those under its mask first and zeros after them, and how many those are.
 
-    Attention to a text has no order, and it is fast with a number of keys where it is slow with a mask.
+    Attention does not depend on the order of the text's tokens, and with key lengths it is faster than with a mask.
 
     Args:
         condition: "tokens" (B, L, width) and maybe "mask" (B, L).

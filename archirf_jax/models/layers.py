@@ -146,10 +146,10 @@ def require(model: nn.Module, holds: Callable[[Any], Any], rule: str, *fields: s
 
 
 def entry(condition: Mapping[str, jax.Array], name: str) -> jax.Array:
-    """What a condition holds under a name.
+    """The condition of this name.
 
     Raises:
-        UserError: nothing.
+        UserError: it is missing.
     """
     if name not in condition:
         raise UserError("condition", sorted(condition), f"lacks {name!r}, which this network reads; add a conditioner")

@@ -19,7 +19,7 @@ class LossHistory(NamedTuple):
 
     Attributes:
         losses: (n, HISTORY) float32, a ring.
-        written: (n,) int32, how many there ever were.
+        written: (n,) int32, how many were recorded so far.
     """
 
     losses: jax.Array
@@ -27,7 +27,7 @@ class LossHistory(NamedTuple):
 
 
 def init(n: int) -> LossHistory:
-    """A history in which nothing happened."""
+    """An empty history."""
     return LossHistory(jnp.zeros((n, HISTORY)), jnp.zeros(n, jnp.int32))
 
 

@@ -114,7 +114,7 @@ def ask(
     output, extras = model_fn(process.network_input(x, t), process.network_time(t), condition, **to)
     needed = process.output_channels(x.shape[-1])
     if output.shape != (*x.shape[:-1], needed):
-        # One channel would broadcast against two of the network in silence.
+        # Without this check one channel would silently broadcast against two of the network.
         learned = needed > x.shape[-1]
         raise UserError(
             "model.learn_sigma",

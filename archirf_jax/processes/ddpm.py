@@ -108,7 +108,7 @@ class DDPM(Process):
 
     @functools.cached_property
     def posterior(self) -> Posterior:
-        """Of the visited steps."""
+        """The posterior between visited steps."""
         log_abar = -self.minus_log_abar[np.concatenate([[0], self.visited + 1])]
         abar, before = np.exp(log_abar[1:]), np.exp(log_abar[:-1])
         beta = -np.expm1(np.diff(log_abar))

@@ -85,7 +85,7 @@ def make_objective(config: Any, process: Process, runs: Runs) -> Objective:
     return objective
 
 
-def make_conditioner(config: Any, process: Process, runs: Runs) -> Conditioner:
+def make_conditioner(config: Any, process: Process, runs: Runs) -> Merged:
     """The merged conditioners of `config.conditioners`; raises as `make_model`."""
     offered = {"num_classes": config.data.num_classes, "process": process, "runs": runs, "data": config.data}
 

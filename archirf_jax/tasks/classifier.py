@@ -24,7 +24,7 @@ from archirf_jax.training.update import Update, commit
 CLASSIFIER = "classifier"
 SHOWN = 0.5  # time of the previews' noise
 FRAMES = 20
-NOISELESS = 1e-3  # time of images that are taken as they are
+NOISELESS = 1e-3  # time of images without noise
 Params = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ class Classifier:
     """
 
     main = CLASSIFIER  # the module that is exported
-    use = "--workdir=RUN --classifier={workdir}"  # how `sample` is given a run
+    use = "--workdir=RUN --classifier={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
         self.frozen = dict(runs)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.conditioners.given import Given
+from archirf_jax.conditioners.label import Label
 from archirf_jax.contracts import Batch, Condition
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.diffusion import Diffusion
@@ -49,6 +51,11 @@ def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, 
 
 
 def _check_complete(path: pathlib.Path, rows: Batch, task: Diffusion) -> None:
+    parts = task.conditioner.parts.values()
+    handed = {name for part in parts if isinstance(part, Given) for name in part.shapes}
+    handed |= {"label" for part in parts if isinstance(part, Label)}
+    if lacking := sorted(handed - rows.keys()):
+        raise UserError(FIELD, str(path), f"lacks {', '.join(lacking)}, which this network is conditioned on")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(rows.values())))))
     try:
         found = jax.eval_shape(task.conditioner, task.frozen_shapes, rows, keys)

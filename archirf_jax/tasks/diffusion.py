@@ -1,16 +1,14 @@
-"""Training and sampling a diffusion model: a network meets a process, an objective, conditions and a first stage."""
+"""Training a diffusion model: a network meets a process, an objective, conditions and a first stage."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from archirf_jax import sharding
 from archirf_jax.contracts import (
     Batch,
     Condition,
@@ -24,50 +22,17 @@ from archirf_jax.contracts import (
     TrainState,
 )
 from archirf_jax.data.fields import make_fields, shapes
-from archirf_jax.data.images import to_uint8
 from archirf_jax.errors import UserError
 from archirf_jax.models import binding
-from archirf_jax.objectives.dropping import drops
 from archirf_jax.samplers.config import SamplerConfig
-from archirf_jax.samplers.denoisers import NetworkDenoiser
-from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks import building
+from archirf_jax.tasks.drawing import Drawing, Params
 from archirf_jax.training.update import Update, commit
 
 MODEL = "model"
-Params = dict[str, Any]
-Sampler = Callable[[Params, Frozen, Batch, jax.Array], jax.Array]
 
 
-class Traced(NamedTuple):
-    """Shapes of x0 and conditions for one example, and the fields of the batch that the conditions are made of."""
-
-    x0: jax.ShapeDtypeStruct
-    condition: dict[str, jax.ShapeDtypeStruct]
-    fields: frozenset[str]
-
-
-class Recording(dict):
-    """A batch that keeps which fields are asked for."""
-
-    def __init__(self, batch: Batch, asked: set[str]) -> None:
-        super().__init__(batch)
-        self._asked = asked
-
-    def __getitem__(self, name: str) -> jax.Array:
-        self._asked.add(name)
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        self._asked.add(str(name))
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field, or `default`."""
-        return self[name] if name in self else default
-
-
-class Diffusion:
+class Diffusion(Drawing):
     """The task of a resolved configuration (data.num_classes known).
 
     Raises:
@@ -83,7 +48,7 @@ class Diffusion:
     """
 
     main = MODEL  # the module that is exported
-    use = "--workdir={workdir}"  # how `sample` is given a run
+    use = "--workdir={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
         self.frozen = dict(runs)
@@ -95,9 +60,8 @@ class Diffusion:
         self.first_stage = building.make_first_stage(config, runs)
         self.fields = make_fields(config.data)
         self.sampling = SamplerConfig.from_config(config.sample)
-        self.examples: Batch | None = None
-        self._config = config
-        self._samplers = functools.cache(self._make_sampler)
+        self.examples = None
+        self.config = config
 
     def step(self, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         """One update of the network, and its metrics."""
@@ -130,7 +94,7 @@ class Diffusion:
             return self.first_stage.encode(frozen, batch, first), self.conditioner(frozen, batch, second)
 
         keys = (building.example_keys(key, purpose, count) for purpose in ("first_stage", "condition"))
-        parts = self._config.get("accumulation", 1) if frozen else 1
+        parts = self.config.get("accumulation", 1) if frozen else 1
         x0, condition = building.in_parts(encode, parts if count % parts == 0 else 1, batch, *keys)
         return x0, condition
 
@@ -138,7 +102,7 @@ class Diffusion:
     def updates(self) -> dict[str, Update]:
         """How the network is trained; only a run that trains needs to know."""
         normalize = getattr(self.module, "normalize_weights", None)
-        if normalize is not None and self._config.optimizer.name == "schedule_free_adamw":
+        if normalize is not None and self.config.optimizer.name == "schedule_free_adamw":
             raise UserError(
                 *("optimizer.name", "schedule_free_adamw"),
                 "averages weights, and this network's are normalized; take adam",
@@ -148,7 +112,7 @@ class Diffusion:
             del objective_state
             return params if normalize is None else {MODEL: normalize(params[MODEL])}
 
-        return {MODEL: Update(self._config, MODEL, project=project, remember=self.objective.remember)}
+        return {MODEL: Update(self.config, MODEL, project=project, remember=self.objective.remember)}
 
     def init_params(self, key: jax.Array, frozen: Frozen) -> Params:
         """Fresh parameters, by module."""
@@ -161,14 +125,15 @@ class Diffusion:
         network = self.updates[MODEL].init(self.init_params(key, frozen), self.objective.init())
         return TrainState(step=jnp.zeros((), jnp.int32), networks={MODEL: network})
 
-    def model_fn(self, params: Params, dropout: jax.Array | None = None) -> ModelFn:
-        """The network with its parameters bound; with a key for dropout as it is trained."""
-        higher = self.objective.higher_derivatives
-        return binding.bind(self.module, params[MODEL], dropout=dropout, higher_derivatives=higher)
+    def model_fn(
+        self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False
+    ) -> ModelFn:
+        """The network with its parameters bound; with a key for dropout as it is trained.
 
-    def network_denoiser(self, params: Params) -> Denoiser:
-        """The network as a denoiser, without guidance."""
-        return NetworkDenoiser(self.process, self.model_fn(params))
+        `higher_derivatives` asks for forward-mode and second derivatives beyond what the objective needs.
+        """
+        higher = higher_derivatives or self.objective.higher_derivatives
+        return binding.bind(self.module, params[MODEL], dropout=dropout, higher_derivatives=higher)
 
     def teacher(self, frozen: Frozen) -> Denoiser | None:
         """The frozen run called "teacher", where there is one."""
@@ -176,148 +141,6 @@ class Diffusion:
             return None
         teacher: Denoiser = self.frozen["teacher"].task.network_denoiser(frozen["teacher"])
         return teacher
-
-    def denoiser(
-        self,
-        config: SamplerConfig,
-        params: Params,
-        frozen: Frozen,
-        null: Condition | None = None,
-        weak: Denoiser | None = None,
-        log_p: Any = None,
-    ) -> Denoiser:
-        """The network under the guidance and threshold of `config`.
-
-        Args:
-            config: how.
-            params: by module.
-            frozen: parameters of the frozen runs.
-            null: what stands for no condition; None = the conditioners' own.
-            weak: the weaker network of autoguidance.
-            log_p: the classifier that guides, (x, process time, condition) -> (B,).
-
-        Raises:
-            UserError: guidance that this network cannot have.
-        """
-        self.check_guidance(config)
-        null = self.conditioner.null(frozen) if null is None else null
-        return config.make_denoiser(self.network_denoiser(params), null, weak, log_p)
-
-    def check_guidance(self, config: SamplerConfig) -> None:
-        """Raise a UserError if `config` asks the network for images without condition, which it never saw."""
-        if config.asks_null:
-            self.check_null("sample.guidance.scale", config.guidance_scale)
-
-    def check_null(self, field: str, value: Any) -> None:
-        """Raise a UserError about `field` if the network never saw images without condition."""
-        if self.objective.guidance != "outside":
-            what = f"must be 1: this network was trained with guidance {self.objective.guidance}"
-            raise UserError(field, value, what)
-        if not drops(getattr(self.objective, "condition_dropout", 1.0)):
-            raise UserError(
-                *(field, value),
-                "needs a network that was also trained without conditions, and objective.condition_dropout is 0; train "
-                "with 0.1, or sample with a guidance scale of 1",
-            )
-
-    def sampler(self, config: SamplerConfig, stride: int = 0) -> Sampler:
-        """A compiled (params, frozen, batch, keys (B,)) -> x0 (B, ...), the same one again for the same arguments.
-
-        Args:
-            config: how.
-            stride: 0, or return also the start and every stride-th state before it, as `samplers.sample`.
-
-        Raises:
-            UserError: parts of the description that do not fit this process or network.
-        """
-        self.check_guidance(config)
-        return self._samplers(config, stride)
-
-    def _make_sampler(self, config: SamplerConfig, stride: int) -> Sampler:
-        solver, grid = config.make_solver(), config.make_grid(self.process)
-
-        def run(params: Params, frozen: Frozen, batch: Batch, keys: jax.Array) -> jax.Array:
-            denoise = self.denoiser(config, params, frozen)
-            condition = self.conditioner(frozen, batch, keys)
-            return sample(keys, denoise, condition, self.shape, grid=grid, solver=solver, stride=stride)
-
-        return jax.jit(run)
-
-    @functools.cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of one x0."""
-        return tuple(self._traced.x0.shape[1:])
-
-    @functools.cached_property
-    def needs(self) -> frozenset[str]:
-        """The fields of a batch that the conditions are made of."""
-        return self._traced.fields
-
-    @functools.cached_property
-    def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of conditions for one example, with its leading axis."""
-        return self._traced.condition
-
-    @functools.cached_property
-    def null_names(self) -> frozenset[str]:
-        """The keys of conditions that may be dropped."""
-        return frozenset(jax.eval_shape(self.conditioner.null, self.frozen_shapes))
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0..num_classes-1."""
-        return int(self._config.data.num_classes)
-
-    @property
-    def frozen_shapes(self) -> dict[str, Any]:
-        """Shapes of the frozen runs' parameters, by name."""
-        return {name: run.shapes or run.params for name, run in self.frozen.items()}
-
-    @functools.cached_property
-    def _traced(self) -> Traced:
-        read: set[str] = set()
-
-        def trace(frozen: Frozen, batch: Batch, keys: jax.Array) -> Any:
-            x0 = self.first_stage.encode(frozen, batch, keys)
-            return x0, self.conditioner(frozen, Recording(batch, read), keys)
-
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        x0, condition = jax.eval_shape(trace, self.frozen_shapes, shapes(self.fields, 1), keys)
-        return Traced(x0, condition, frozenset(read))
-
-    def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
-        """(rows, columns, H, W, C) uint8 samples of the average, one row a class, the same noise for the same key.
-
-        With a stride (frames, rows, columns, H, W, C) on their way from noise. A network that is conditioned on more
-        than labels takes its conditions from `examples`.
-        """
-        rows, columns = self._grid()
-        labels, keys = class_grid(key, range(rows), columns)
-        batch: Batch = {"label": labels}
-        if not self.needs <= {"label"}:
-            if self.examples is None:
-                return None
-            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), self.examples)
-        x0 = self.sampler(self.sampling, stride)(state.networks[MODEL].averages["ema"], frozen, batch, keys)
-        images = to_uint8(sharding.fetch(self.decode(frozen, x0)))
-        return images.reshape(*images.shape[:-4], rows, columns, *images.shape[-3:])
-
-    def decode(self, frozen: Frozen, x0: jax.Array) -> jax.Array:
-        """Images (..., H, W, C) of x0 (..., B, ...)."""
-        flat = x0.reshape(-1, *self.shape)
-        images = self.first_stage.decode(frozen, flat)
-        return images.reshape(*x0.shape[: x0.ndim - len(self.shape)], *images.shape[1:])
-
-    def _grid(self) -> tuple[int, int]:
-        return min(self._config.sample.classes, self._config.data.num_classes), self._config.sample.per_class
-
-
-def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
-    """Labels (classes * per_class,) int32 and one key an image, which depends on its label and number alone."""
-    labels = jnp.repeat(jnp.asarray(list(classes), jnp.int32), per_class)
-    numbers = jnp.tile(jnp.arange(per_class), len(labels) // per_class)
-    keys = jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number))(labels, numbers)
-    return labels, keys
 
 
 def build(config: Any, runs: Mapping[str, Any], model: Any = None) -> Diffusion:

@@ -29,7 +29,7 @@ LEVELS_OF_A_BYTE = 256
 
 
 class Figure(NamedTuple):
-    """A mean and its standard error; nan = it has none."""
+    """A mean and its standard error; nan = unknown."""
 
     value: float
     error: float = math.nan
@@ -40,7 +40,7 @@ Halves = dict[str, dict[str, float]]  # "samples" and "real" -> figures of half 
 
 
 class RealImages(NamedTuple):
-    """Real images, in an order that has no meaning, so that the first ones stand for all.
+    """Real images in a random order, so that the first ones represent all.
 
     Attributes:
         dataset: loaded.
@@ -200,7 +200,7 @@ def bits_per_dim(
         if isinstance(process, DDPM) and bound:
             model_fn = task.model_fn(params)
             return variational_bits(process, keys[0], model_fn, batch["image"], condition)[0], jnp.zeros(len(keys))
-        denoise = task.network_denoiser(params)
+        denoise = task.network_denoiser(params, higher_derivatives=True)
         ode = dict(levels=levels, steps=steps, probes=probes)
         found = likelihood.of_ode(keys, denoise, batch["image"], condition, **ode)
         return found.value, found.step_error

@@ -46,7 +46,7 @@ class MemoryPlan:
     fsdp: int
 
     def fields(self) -> dict[str, Any]:
-        """Of a configuration, by dotted name."""
+        """The fields of a configuration, by dotted name."""
         return {"model.remat": self.remat, "accumulation": self.accumulation, "mesh.fsdp": self.fsdp}
 
 
@@ -70,7 +70,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(dataclasses.astuple(self))
 
 

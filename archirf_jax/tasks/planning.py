@@ -24,7 +24,7 @@ DAY = 86_400  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a training.
+    """Arithmetic, memory and time of a training.
 
     Attributes:
         device, devices: what it runs on.
@@ -55,7 +55,7 @@ class Plan:
         return self.forward * (TRAINING + way.remat)
 
     def seconds(self, way: MemoryPlan, utilisation: float) -> float:
-        """Of a step on devices that do this share of their peak."""
+        """The duration of a step on devices that reach this share of their peak."""
         peak = self.device.peak(self.dtype) * self.devices
         return self.training(way) * self.batch_size / (peak * utilisation)
 
@@ -100,7 +100,7 @@ def forward(task: Any, state: Any) -> float:
 
 
 def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Iterator[MemoryPlan]:
-    """What may be tried: as configured, then remat, then smaller parts, then more cutting with parts as before.
+    """The plans to try: as configured, then remat, then smaller parts, then more cutting with parts as before.
 
     Args:
         config: which way it is now.
@@ -142,7 +142,7 @@ def _trainable(params: Any) -> int:
 
 
 def lines(plan: Plan, utilisation: float) -> Iterator[str]:
-    """The plan for a person."""
+    """The lines of the plan, as text."""
     way, memory = plan.tried[-1]
     seconds, device = plan.seconds(way, utilisation), plan.device
     days = plan.steps * seconds / DAY

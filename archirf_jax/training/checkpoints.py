@@ -131,13 +131,13 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def whole(self) -> str:
-        """The steps one can go back to, after the write under way, as text."""
+        """The steps of whole checkpoints, after the write under way has ended, as text."""
         with contextlib.suppress(UserError):
             self.wait()
         return ", ".join(map(str, self.steps())) or "none"
 
     def reopen(self) -> None:
-        """Begin anew after a failure, as far as the directory can be reached."""
+        """Open the checkpoints anew after a failure, if the directory can be reached."""
         self.close()
         with contextlib.suppress(OSError, ValueError):
             self._manager = self._open()
@@ -189,7 +189,7 @@ class Checkpoints:
         asked = step or self.steps()[0]
         network = network or self.networks(asked)[0]
         if name != "ema" and name not in (names := self.averages(asked, network)):
-            raise UserError(f"there is no average {name!r} in it; there are {', '.join(names)}")
+            raise UserError("ema", name, f"is not an average of this run; there are {', '.join(names)}")
         item = items.average(network, name)
         found = self._newest({item: like}, only=step)
         if found is None:

@@ -29,7 +29,7 @@ def write(directory: pathlib.Path) -> None:
 
 
 def items(directory: pathlib.Path) -> list[str] | None:
-    """The items that a checkpoint has or, as its checksums say, had; None where they cannot say."""
+    """The items that a checkpoint has or, by its checksums, had; None where the checksums cannot be read."""
     sums = _read(directory)
     if sums is None:
         return None
@@ -67,7 +67,7 @@ def _read(directory: pathlib.Path) -> dict[str, int] | None:
 
 
 def _item(name: str) -> str:
-    """The item that a file belongs to; a file of none is its own."""
+    """The item that a file belongs to; a file outside of items counts as its own."""
     return next(iter(pathlib.PurePath(name).parts), "")
 
 

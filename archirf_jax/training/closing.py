@@ -1,4 +1,4 @@
-"""What is drawn at the end of a training: its losses, its sample grids, and the last samples as they come about."""
+"""Files at the end of a training: its losses, its sample grids, and the last samples on their way from noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(frames: np.ndarray | None, workdir: pathlib.Path) -> None:
 
 
 def _load(path: pathlib.Path) -> list[np.ndarray]:
-    """The image of a file, none where it cannot be read."""
+    """A list with the image of a file; empty where it cannot be read."""
     try:
         return [pictures.load_png(path)]
     except (OSError, ValueError, SyntaxError) as e:

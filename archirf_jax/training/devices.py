@@ -1,4 +1,4 @@
-"""What accelerators have: memory, and the most arithmetic they can do, as their makers' data sheets say."""
+"""Memory and peak arithmetic of accelerators, from their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def find(name: str) -> Device:
 
 
 def of(device: Any) -> Device | None:
-    """What a `jax.Device` is; None for what is not in DEVICES, such as a CPU."""
+    """The entry of DEVICES for a `jax.Device`; None for others, such as a CPU."""
     return next((known for known in DEVICES if device.device_kind in known.kinds), None)
 
 
 def describe(dtype: str) -> str:
-    """What a training with this compute dtype runs on, and how to use a GPU that is present but not used."""
+    """A line about the devices of a training, and about a GPU that is present but cannot be used."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"training on {jax.device_count()} x {device.device_kind} ({dtype})"

@@ -20,11 +20,11 @@ FUSED_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attentio
 def count(fn: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of the matrix products and convolutions of fn(*args).
 
-    What works value by value (norms, softmax, activations) is left out, as is usual for shares of a device's peak: it
-    is a few thousandths of a transformer. A product with the zeros around an image is not counted, nor is one between
-    the zeros of a stretched one, nor what no result depends on. The body of a scan counts as often as it runs,
-    of the branches of a cond the costliest, and the body of a while loop once, since nobody knows. What is computed
-    again counts again.
+    Elementwise operations (norms, softmax, activations) are left out, as is usual for shares of a device's peak: they
+    are a few thousandths of a transformer. Products with the zeros around an image or between the pixels of a stretched
+    one are not counted, and neither is what no result depends on. The body of a scan counts as often as it runs, a cond
+    counts as its costliest branch, and the body of a while loop counts once, because its trip count is unknown. What is
+    computed again counts again.
 
     Args:
         fn: any function that jax can trace.
@@ -82,6 +82,6 @@ def _of_convolution(equation: Any) -> float:
 
 
 def _of_attention(equation: Any) -> float:
-    """Of jax's call of cuDNN: queries (B, N, heads, width), keys (B, M, heads, width)."""
+    """The operations of a call of cuDNN: queries (B, N, heads, width), keys (B, M, heads, width)."""
     (batch, n, heads, width), m = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
     return 2.0 * FUSED_ATTENTION[equation.primitive.name] * batch * n * m * heads * width

@@ -1,4 +1,4 @@
-"""What stands between a bad batch and the parameters: skipped updates, stops, and the scale of float16 gradients."""
+"""Protection of the parameters from bad batches: skipped updates, stops, and the scale of float16 gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def init(scaled: bool) -> Guard:
 
 
 def check(config: Any) -> None:
-    """Raise a UserError for limits that mean nothing."""
+    """Raise a UserError for limits out of their range."""
     if config.patience < 1:
         raise UserError("guard.patience", config.patience, "must be 1 or more")
     if config.jump is not None and not config.jump > 0:

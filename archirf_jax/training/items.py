@@ -62,7 +62,7 @@ def shapes(folder: pathlib.Path) -> Any:
 
 
 def differences(folder: pathlib.Path, like: Any) -> str:
-    """What a saved tree has otherwise than `like`, in words; "" if nothing."""
+    """How a saved tree differs from `like`, in words; "" if it does not."""
     with ocp.StandardCheckpointer() as reader:
         saved = jax.tree.leaves(reader.metadata(folder).item_metadata.tree)
     there = {leaf.name: tuple(leaf.shape) for leaf in saved if hasattr(leaf, "shape")}

@@ -17,7 +17,7 @@ STOPPED = "stopped"  # the metric that is above 0 at a step that was not done
 
 
 class Stopped(Exception):
-    """A guard did not let a step be done.
+    """A guard stopped a step before it was done.
 
     Attributes:
         step: how many were done before it.

@@ -65,7 +65,7 @@ class Snapshot(NamedTuple):
 
 
 class Average(NamedTuple):
-    """What snapshots make.
+    """An average that was reconstructed from snapshots.
 
     Attributes:
         params: pytree of float32 numpy arrays.
@@ -161,7 +161,7 @@ def _finished(path: Any, total: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def _geometry(times: Numbers, stds: Numbers, time: float, std: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of profiles in L2: cosines between each other (n, n), with the wanted one (n,), lengths over its length (n,)."""
+    """Profiles in L2: cosines between each other (n, n), with the wanted one (n,), lengths over its length (n,)."""
     t = np.append(np.asarray(times, np.float64), time)
     gamma = np.asarray([exponent(each) for each in (*stds, std)])
     cosines = _cosines(t, gamma)

@@ -44,7 +44,7 @@ NOT_FINITE, TOO_HIGH = "the loss or its gradient was not finite", "the loss dive
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What happened at which rate.
+    """The losses of a sweep by rate.
 
     Attributes:
         rates: (N,) in the order of the steps.
@@ -63,7 +63,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """Landmarks of a sweep as rates, None where there is no such place.
+    """Landmarks of a sweep as rates, None where the sweep does not show one.
 
     Attributes:
         rate: the suggested maximum.

@@ -1,4 +1,4 @@
-"""A step that a guard did not let be done: saved with all that went into it, and run again layer by layer."""
+"""A step that a guard stopped: saved with all its inputs, and run again layer by layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Numbers = dict[str, Any]
 
 
 class Layer(NamedTuple):
-    """What a layer did.
+    """Statistics of a layer's output.
 
     Attributes:
         name: path of the module; [i] is the i-th of stacked ones.
@@ -107,7 +107,7 @@ def _load(path: pathlib.Path) -> tuple[Batch, jax.Array]:
 
 
 def _report(task: Task, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> Numbers:
-    """The numbers of the first network and part of the batch that go wrong; else of one that stopped."""
+    """A report on the first network and part of the batch that are not finite; else on a network that stopped."""
     report: Numbers = {}
     for name in sorted(task.updates, key=lambda name: int(state.networks[name].guard.stopped)):
         for part in range(task.updates[name].accumulation):
@@ -216,7 +216,7 @@ def _conclusion(report: dict[str, Any], state: TrainState) -> str:
     largest = sorted(layers, key=lambda layer: -layer["largest"])[:SHOWN]
     sizes = ", ".join(f"{layer['name']} {layer['largest']:.3g}" for layer in largest)
     if not np.isfinite(report["loss"]):
-        return f"what went wrong is the loss: all layers are finite, it is not; largest outputs: {sizes}"
+        return f"what went wrong is the loss: it is not finite although all layers are; largest outputs: {sizes}"
     # A gradient runs from the loss back to the first layer: it broke at the last one where it is broken.
     order = [layer["name"].partition("[")[0] for layer in layers]
     broken = [name for name in gradients if not gradients[name]["finite"]]

@@ -26,7 +26,7 @@ class Lowest(checkpoint_managers.PreservationPolicy):
     rows: Rows
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Of each checkpoint whether it stays."""
+        """For each checkpoint whether it stays."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         known = [step for step in steps if self.metric in self.rows.get(step, {})]
@@ -35,7 +35,7 @@ class Lowest(checkpoint_managers.PreservationPolicy):
 
 
 def policy(keep: Any, rows: Rows) -> Any:
-    """What Orbax asks.
+    """The policy that Orbax asks which checkpoints stay.
 
     Args:
         keep: how many of the newest, 0 or None for all; or `config.checkpoint`.

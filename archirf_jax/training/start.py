@@ -53,10 +53,10 @@ def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
 
 
 def _check_new(workdir: pathlib.Path) -> None:
-    """Raise a UserError where a run had a checkpoint once, and has none to go on from."""
+    """Raise a UserError where a run had a checkpoint once, and none is left to go on from."""
     lost = (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
     if sharding.anywhere(lost):
         raise UserError(
-            f"{str(workdir)!r} had checkpoints, and has no whole one to go on from; bring them back (is a disk not "
+            f"{str(workdir)!r} had checkpoints, but none of them is there and whole; bring them back (is a disk not "
             "mounted?), or begin anew on purpose in an empty directory"
         )

@@ -92,7 +92,7 @@ class StepRunner:
 
 
 def stopped(state: TrainState) -> jax.Array:
-    """() whether the guard of any network stopped the step of this state."""
+    """() whether the guard of any network has stopped the step of this state."""
     return functools.reduce(jnp.logical_or, [network.guard.stopped > 0 for network in state.networks.values()])
 
 

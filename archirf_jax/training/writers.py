@@ -57,7 +57,7 @@ class MetricsFile:
 class Events:
     """TensorBoard events; those after `step` of an earlier start no longer count.
 
-    Written here and now: tensorboardX's own thread ends on a full disk, and whoever writes more waits for it for ever.
+    They are written synchronously: tensorboardX's own thread ends on a full disk, and later writes would never return.
     """
 
     def __init__(self, folder: pathlib.Path, step: int) -> None:
@@ -78,7 +78,7 @@ class Events:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[Row]:
-    """All rows of a run's metrics.jsonl; a line that a crash or a person broke is named and left out."""
+    """All rows of a run's metrics.jsonl; a line that is not one, such as after a crash, is named and left out."""
     path = workdir / METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = [_row(line) for line in lines]

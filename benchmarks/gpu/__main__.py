@@ -26,10 +26,10 @@ from benchmarks.machine import say
 
 # Number of a part -> its processes, each with its share of the time.
 PARTS = {
-    1: {"right": 0.30},
-    2: {"steps": 0.25, "peers": 0.20},
+    1: {"right": 0.34},
+    2: {"steps": 0.24, "peers": 0.18},
     3: {"sampling": 0.12},
-    4: {"loop": 0.13},
+    4: {"loop": 0.12},
     5: {"picture": 1.0},
 }
 GRACE = 15  # seconds that a process may take to end by itself after its time

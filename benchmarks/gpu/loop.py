@@ -1,4 +1,4 @@
-"""What a training costs besides its steps: the loop, data from memory and from Grain, saves, start-up."""
+"""The cost of a training apart from its steps: the loop, data from memory and from Grain, saves, start-up."""
 
 from __future__ import annotations
 

@@ -106,7 +106,13 @@ NETWORKS = {
             {"hidden_size": 32, "depth": 2, "num_heads": 2},
             texts=True,
         ),
-        *(128, ("mmdit", {"num_layers": 12, "num_attention_heads": 12, "caption_projection_dim": 768})),
+        *(
+            128,
+            (
+                "mmdit",
+                {"num_layers": 12, "num_attention_heads": 12, "caption_projection_dim": 768, "qk_norm": "rms_norm"},
+            ),
+        ),
     ),
     "EDM2-S, 64x64": Sized(of_images(edm2_s), 64, None),
     "ADM, ImageNet-64": Sized(of_images(adm_ddpm.get_config), 64, ("adm_imagenet64", {})),

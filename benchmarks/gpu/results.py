@@ -1,4 +1,4 @@
-"""The results of a part: written as they come, so that a process that is killed loses only what it was at."""
+"""The results of a part: written as they come, so that a process that is killed loses only the row under way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
 
-# What a row may fail with, so that the others are measured all the same.
+# Errors with which a row may fail while the others are still measured.
 FAILURES = (
     *(UserError, ValueError, TypeError, KeyError, AssertionError, RuntimeError, OSError, NotImplementedError),
     *(ImportError, AttributeError, subprocess.SubprocessError),
@@ -31,6 +31,7 @@ class Results:
     """
 
     def __init__(self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None) -> None:
+        """As the class says."""
         self.path, self.figures = path, figures or {}
         self._end = time.monotonic() + seconds
 

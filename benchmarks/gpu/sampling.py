@@ -29,7 +29,7 @@ def row(name: str, how: dict[str, Any], toy: bool) -> dict[str, Any]:
     params = jax.jit(lambda key: task.init_params(key, {}))(jax.random.key(0))
     grid = "karras" if "EDM2" in name else "uniform"
     sampler = task.sampler(task.sampling.replace(solver="euler", grid=grid, steps=steps, **how))
-    inputs = params, {}, random_batch(task, batch), jax.random.split(jax.random.key(1), batch)
+    inputs: Any = params, {}, random_batch(task, batch), jax.random.split(jax.random.key(1), batch)
     begun = time.perf_counter()
     jax.block_until_ready(sampler(*inputs))
     first = time.perf_counter()

@@ -13,7 +13,7 @@ from benchmarks.gpu.networks import NETWORKS, counted_memory, operations, start
 from benchmarks.gpu.results import started
 from benchmarks.machine import describe
 
-SECONDS = 3.0  # that a network is stepped
+SECONDS = 3.0  # for which a network is stepped
 
 
 def matrix_rate(size: int, repeats: int = 20) -> float:

@@ -21,10 +21,10 @@
 # made by `jupytext --to ipynb experiments/ddpm_vs_rf/ddpm_vs_rf.py`.
 
 # %%
+import importlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 if pathlib.Path.cwd().name == "ddpm_vs_rf":  # where a notebook starts
@@ -35,14 +35,14 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from archirf_jax.launch.runs import Run, open_run
 from archirf_jax.processes.base import expand
-from archirf_jax.samplers.choice import Choice
-from archirf_jax.tasks.diffusion import class_grid
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 from archirf_jax.visuals import pictures
-from benchmarks.digits_judge import accuracy, features, frechet, of_real, real_images
-from benchmarks.machine import describe
-from benchmarks.runs import draw, evaluations, open_run, steps_within
+from benchmarks.digits_classifier import accuracy, features, frechet, of_real, real_images
+from benchmarks.machine import say, write
+from benchmarks.runs import draw, evaluations, steps_within, trained
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,11 +60,6 @@ COLOURS = {"rf": "tab:blue", "ddpm": "tab:orange"}
 STAGES = [STEPS * part // 4 for part in (1, 2, 3, 4)]
 
 
-def command(*arguments: str) -> None:
-    """Run a command of the package, as a person would."""
-    subprocess.run([sys.executable, "-m", *arguments], check=True)
-
-
 def workdir(name: str, seed: int) -> pathlib.Path:
     """Where a training lives."""
     return RUNS / f"{name}_{seed}"
@@ -73,28 +68,32 @@ def workdir(name: str, seed: int) -> pathlib.Path:
 # %% [markdown]
 # ## Training
 #
-# One command a run; all checkpoints are kept to look back at.
+# One call a run; all checkpoints are kept to look back at.
 
 # %%
 OUT.mkdir(parents=True, exist_ok=True)
-command("archirf_jax.prepare_data", "--name=digits", f"--dir={DATA}")
+
+
+def train(name: str, seed: int) -> None:
+    """A run of `configs/dit_NAME.py`."""
+    changes = {
+        "data.dir": DATA,
+        "seed": seed,
+        "steps": STEPS,
+        "schedule.warmup_steps": min(100, STEPS // 2),
+        "checkpoint.every_steps": STEPS // 4,
+        "checkpoint.keep": 4,
+        "sample.every_steps": STEPS,
+    }
+    trained(importlib.import_module(f"configs.dit_{name}").get_config(), workdir(name, seed), changes)
+
+
 for name in NAMES:
     for seed in SEEDS:
-        command(
-            "archirf_jax.main",
-            f"--config=configs/dit_{name}.py",
-            f"--workdir={workdir(name, seed)}",
-            f"--config.data.dir={DATA}",
-            f"--config.seed={seed}",
-            f"--config.steps={STEPS}",
-            f"--config.schedule.warmup_steps={min(100, STEPS // 2)}",
-            f"--config.checkpoint.every_steps={STEPS // 4}",
-            "--config.checkpoint.keep=4",
-            f"--config.sample.every_steps={STEPS}",
-        )
+        train(name, seed)
 
 # %% [markdown]
-# The losses cannot be compared: one is an error of the noise, the other of a velocity, and the times differ. Pictures
+# The losses cannot be compared: one is an error of the noise, the other of a velocity, and the times differ. Images
 # can. The Frechet distance below is taken in the features of a small classifier that was trained on the real digits;
 # all samples are drawn without guidance.
 
@@ -107,15 +106,14 @@ WAYS = {
 }
 
 
-def choice(solver: str, grid: str, budget: int) -> Choice:
+def sampler(solver: str, grid: str, budget: int) -> dict[str, object]:
     """The most steps that cost at most `budget` evaluations, unguided."""
-    return Choice(solver=solver, grid=grid, steps=steps_within(solver, budget), guidance_scale=1.0)
+    return {"solver": solver, "grid": grid, "steps": steps_within(solver, budget), "guidance_scale": 1.0}
 
 
-def measure(name: str, seed: int, how: Choice, step: int | None = None) -> dict[str, float]:
+def measure(run: Run, seed: int, how: dict[str, object]) -> dict[str, float]:
     """Distance to the real digits, and the share of samples with the right label."""
-    task, params = open_run(workdir(name, seed), step)
-    images, labels = draw(task, params, how, PER_CLASS, seed)
+    images, labels = draw(run, PER_CLASS, seed, **how)
     return {"frechet": frechet(features(images), REAL), "accuracy": accuracy(images, labels)}
 
 
@@ -123,15 +121,15 @@ def measure(name: str, seed: int, how: Choice, step: int | None = None) -> dict[
 # ## How many evaluations an image needs
 
 # %%
+RUN = {(name, seed): open_run(workdir(name, seed)) for name in NAMES for seed in SEEDS}
 by_budget = []
-for name, ways in WAYS.items():
-    for solver, grid in ways:
+for (name, seed), run in RUN.items():
+    for solver, grid in WAYS[name]:
         for budget in BUDGETS:
-            for seed in SEEDS:
-                how = choice(solver, grid, budget)
-                row = {"model": name, "seed": seed, "solver": solver, "grid": grid}
-                row |= {"evaluations": evaluations(solver, how.steps)} | measure(name, seed, how)
-                by_budget.append(row)
+            how = sampler(solver, grid, budget)
+            row = {"model": name, "seed": seed, "solver": solver, "grid": grid}
+            row |= {"evaluations": evaluations(solver, steps_within(solver, budget))} | measure(run, seed, how)
+            by_budget.append(row)
 
 
 def average(rows: list[dict], key: str) -> list[tuple[float, float, float, float]]:
@@ -166,11 +164,10 @@ figure.savefig(OUT / "evaluations.png", dpi=110)
 # The checkpoints on the way, with 50 evaluations of each model's most common solver.
 
 # %%
-COMMON = {"rf": choice("euler", "uniform", 50), "ddpm": choice("ddim", "trailing", 50)}
+COMMON = {"rf": sampler("euler", "uniform", 50), "ddpm": sampler("ddim", "trailing", 50)}
 by_stage = [
-    {"model": name, "seed": seed, "step": step} | measure(name, seed, COMMON[name], step)
-    for name in NAMES
-    for seed in SEEDS
+    {"model": name, "seed": seed, "step": step} | measure(open_run(workdir(name, seed), step), seed, COMMON[name])
+    for name, seed in RUN
     for step in STAGES
 ]
 figure, panel = plt.subplots(figsize=(6, 4))
@@ -188,17 +185,17 @@ figure.savefig(OUT / "training.png", dpi=110)
 # ## How straight the ways are
 #
 # Every process becomes a rectified flow when x is divided by alpha + sigma and time is read as sigma / (alpha + sigma).
-# In these coordinates the two models' paths from noise to image can be laid beside each other. A straight path is as
+# In these coordinates the two models' paths from noise to image can be compared. A straight path is as
 # long as the distance between its ends.
 
 
 # %%
 def length_over_distance(name: str, seed: int) -> float:
     """Mean over images of the path's length over the distance of its ends; 1 is straight."""
-    task, params = open_run(workdir(name, seed))
-    how = COMMON[name]
-    y, keys = class_grid(purpose_key(seed, "sample"), range(10), 8)
-    states = task.sampler(how, stride=1)(params, keys, y)
+    run = RUN[name, seed]
+    task, how = run.task, run.task.sampling.replace(**COMMON[name])
+    labels, keys = class_grid(purpose_key(seed, "sample"), range(10), 8)
+    states = task.sampler(how, stride=1)(run.params, run.frozen, {"label": labels}, keys)
     grid = how.make_grid(task.process)
     times = jnp.asarray(np.append(grid[:, 0], grid[-1, 1]), states.dtype)
     paths = states / expand(task.process.alpha(times) + task.process.sigma(times), states)
@@ -209,7 +206,7 @@ def length_over_distance(name: str, seed: int) -> float:
 straightness = {name: [length_over_distance(name, seed) for seed in SEEDS] for name in NAMES}
 
 # %% [markdown]
-# ## The pictures
+# ## Samples
 #
 # Left rectified flow, right DDPM, from the same noise; rows are classes. From the fewest and from the most evaluations.
 
@@ -217,15 +214,13 @@ straightness = {name: [length_over_distance(name, seed) for seed in SEEDS] for n
 for budget in (BUDGETS[0], BUDGETS[-1]):
     sides = []
     for name in NAMES:
-        task, params = open_run(workdir(name, SEEDS[0]))
-        solver, grid = WAYS[name][0]
-        images, _ = draw(task, params, choice(solver, grid, budget), 6)
+        images, _ = draw(RUN[name, SEEDS[0]], 6, **sampler(*WAYS[name][0], budget))
         sides.append(images.reshape(10, 6, *images.shape[1:]))
     gap = np.full_like(sides[0][:, :1], 255)
     pictures.save_png(pictures.grid(np.concatenate([sides[0], gap, sides[1]], axis=1)), OUT / f"samples_{budget}.png")
 
 # %%
-results = describe() | {
+results = {
     "steps": STEPS,
     "images": 10 * PER_CLASS,
     "real": FLOOR,
@@ -233,7 +228,7 @@ results = describe() | {
     "by_training_steps": by_stage,
     "length_over_distance": straightness,
 }
-(OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+write(results, OUT / "results.json")
 for row in by_budget + by_stage:
-    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}))
-print(json.dumps(straightness))
+    say(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}))
+say(json.dumps(straightness))

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Four ways to tell a transformer the time
+# # Four ways to condition a transformer on time and label
 #
 # DiT's paper tries four designs of its block: time and label as two more tokens (in-context), as a sequence that every
 # block attends to (cross-attention), as shift and scale of the norms (adaLN), and the same with gates that start at
-# zero (adaLN-Zero). Here they are side by side at equal steps, on digits, with rectified flow
+# zero (adaLN-Zero). Here they are compared at equal steps, on digits, with rectified flow
 # (`configs/dit_designs_rf.py`).
 #
 # Run it from the root of the repository as a script, `python -m experiments.dit_designs.dit_designs`, or as a notebook,
@@ -25,24 +25,25 @@
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 if pathlib.Path.cwd().name == "dit_designs":  # where a notebook starts
     os.chdir("../..")
 sys.path.insert(0, os.getcwd())
 
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
+from archirf_jax.launch.runs import open_run
 from archirf_jax.models.dit import PRESETS, DiT
-from archirf_jax.samplers.choice import Choice
 from archirf_jax.training.writers import read_metrics
 from archirf_jax.visuals import pictures
-from benchmarks.digits_judge import accuracy, features, frechet, of_real, real_images
-from benchmarks.flops import gflops, parameters
-from benchmarks.machine import describe
-from benchmarks.runs import draw, open_run
+from benchmarks.digits_classifier import accuracy, features, frechet, of_real, real_images
+from benchmarks.flops import gflops, parameters, shapes_of
+from benchmarks.machine import say, write
+from benchmarks.runs import draw, trained
+from configs import dit_designs_rf
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -62,12 +63,8 @@ DESIGNS = {
 }
 STAGES = [STEPS * part // 8 for part in (1, 2, 4, 8)]
 BATCH_SIZE = 128
-UNGUIDED = Choice(solver="euler", grid="uniform", steps=50, guidance_scale=1.0)
-
-
-def command(*arguments: str) -> None:
-    """Run a command of the package, as a person would."""
-    subprocess.run([sys.executable, "-m", *arguments], check=True)
+UNGUIDED = {"solver": "euler", "grid": "uniform", "steps": 50, "guidance_scale": 1.0}
+LABEL = {"label": jnp.zeros(1, jnp.int32)}
 
 
 def workdir(design: str, seed: int) -> pathlib.Path:
@@ -78,27 +75,31 @@ def workdir(design: str, seed: int) -> pathlib.Path:
 # %% [markdown]
 # ## Training
 #
-# One command a run, the same data, noise and optimizer for all; checkpoints on the way are kept.
+# One call a run, the same data, noise and optimizer for all; checkpoints on the way are kept.
 
 # %%
 OUT.mkdir(parents=True, exist_ok=True)
-command("archirf_jax.prepare_data", "--name=digits", f"--dir={DATA}")
+
+
+def train(design: str, seed: int) -> None:
+    """A run of `configs/dit_designs_rf.py`."""
+    changes = {
+        "data.dir": DATA,
+        "seed": seed,
+        "steps": STEPS,
+        "batch_size": BATCH_SIZE,
+        "schedule.warmup_steps": min(100, STEPS // 2),
+        "log.every_steps": max(1, STEPS // 80),
+        "checkpoint.every_steps": max(1, STEPS // 8),
+        "checkpoint.keep": 8,
+        "sample.every_steps": STEPS,
+    }
+    trained(dit_designs_rf.get_config(design), workdir(design, seed), changes)
+
+
 for design in DESIGNS:
     for seed in SEEDS:
-        command(
-            "archirf_jax.main",
-            f"--config=configs/dit_designs_rf.py:{design}",
-            f"--workdir={workdir(design, seed)}",
-            f"--config.data.dir={DATA}",
-            f"--config.seed={seed}",
-            f"--config.steps={STEPS}",
-            f"--config.batch_size={BATCH_SIZE}",
-            f"--config.schedule.warmup_steps={min(100, STEPS // 2)}",
-            f"--config.log.every_steps={max(1, STEPS // 80)}",
-            f"--config.checkpoint.every_steps={max(1, STEPS // 8)}",
-            "--config.checkpoint.keep=8",
-            f"--config.sample.every_steps={STEPS}",
-        )
+        train(design, seed)
 
 # %% [markdown]
 # ## What each costs
@@ -109,13 +110,13 @@ for design in DESIGNS:
 # %%
 def cost(design: str) -> dict[str, float]:
     """Parameters and Gflops of the network trained here and of DiT-XL/2."""
-    task, _ = open_run(workdir(design, SEEDS[0]))
+    task = open_run(workdir(design, SEEDS[0])).task
     large = DiT(num_classes=1000, learn_sigma=True, conditioning=design, **PRESETS["XL/2"])
     return {
-        "gflops": gflops(task.model, task.image_shape),
-        "parameters": parameters(task.model, task.image_shape),
-        "xl2_gflops": gflops(large, (32, 32, 4)),
-        "xl2_parameters": parameters(large, (32, 32, 4)),
+        "gflops": gflops(task.model, task.shape, LABEL),
+        "parameters": parameters(shapes_of(task.model, task.shape, LABEL)[0]),
+        "xl2_gflops": gflops(large, (32, 32, 4), LABEL),
+        "xl2_parameters": parameters(shapes_of(large, (32, 32, 4), LABEL)[0]),
     }
 
 
@@ -134,8 +135,7 @@ FLOOR = of_real(10 * PER_CLASS)  # of real digits drawn anew
 
 def measure(design: str, seed: int, step: int) -> dict[str, object]:
     """Distance to the real digits, share of right labels, and the compute of the training so far."""
-    task, params = open_run(workdir(design, seed), step)
-    images, labels = draw(task, params, UNGUIDED, PER_CLASS, seed)
+    images, labels = draw(open_run(workdir(design, seed), step), PER_CLASS, seed, **UNGUIDED)
     compute = 3 * costs[design]["gflops"] * BATCH_SIZE * step  # a backward pass costs two forward passes
     found = {"frechet": frechet(features(images), REAL), "accuracy": accuracy(images, labels)}
     return {"design": design, "seed": seed, "step": step, "training_gflops": compute} | found
@@ -184,7 +184,7 @@ figure.tight_layout()
 figure.savefig(OUT / "loss.png", dpi=110)
 
 # %% [markdown]
-# ## The pictures
+# ## Samples
 #
 # From the same noise after an eighth of the training (above) and at its end (below): in-context, cross-attention,
 # adaLN, adaLN-Zero from left to right, a row a class.
@@ -194,15 +194,14 @@ sheets = []
 for step in (STAGES[0], STAGES[-1]):
     sides = []
     for design in DESIGNS:
-        task, params = open_run(workdir(design, SEEDS[0]), step)
-        images, _ = draw(task, params, UNGUIDED, 4)
+        images, _ = draw(open_run(workdir(design, SEEDS[0]), step), 4, **UNGUIDED)
         sides += [images.reshape(10, 4, *images.shape[1:]), np.full((10, 1, *images.shape[1:]), 255, np.uint8)]
     sheets += [np.concatenate(sides[:-1], axis=1)[:6]]
 gap = np.full_like(sheets[0][:1], 255)
 pictures.save_png(pictures.grid(np.concatenate([sheets[0], gap, sheets[1]])), OUT / "samples.png")
 
 # %%
-results = describe() | {
+results = {
     "steps": STEPS,
     "images": 10 * PER_CLASS,
     "real": FLOOR,
@@ -210,7 +209,7 @@ results = describe() | {
     "final_loss": final_loss,
     "by_step": rows,
 }
-(OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+write(results, OUT / "results.json")
 for row in rows:
-    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}))
-print(json.dumps(costs), json.dumps(final_loss))
+    say(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}))
+say(json.dumps(costs | final_loss))

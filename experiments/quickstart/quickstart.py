@@ -25,6 +25,7 @@ import archirf_jax as arf
 STEPS = globals().get("STEPS", 2_000)  # fewer for a quick look
 WORKDIR = globals().get("WORKDIR", "runs/quickstart")
 DATA_DIR = globals().get("DATA_DIR", "data")
+IMAGES = globals().get("IMAGES")  # to compare; None = as many as the data has
 
 # %% [markdown]
 # ## The data
@@ -104,6 +105,7 @@ optimizer = optax.adam(2e-3)
 
 @jax.jit
 def step(params, state, key):
+    """One update of the parameters."""
     chosen = jax.random.choice(key, len(real), (128,))
     images, conditions = arf.data.to_float(jnp.asarray(real)[chosen]), {"label": jnp.asarray(labels)[chosen]}
     drawn = objective.draw(key, setting, images, conditions)
@@ -129,7 +131,7 @@ arf.show(arf.data.to_uint8(arf.sample(keys, by_hand, {"label": label}, shape, gr
 # have. Lower is better.
 
 # %%
-figures = run.evaluate()
+figures = run.evaluate(images=IMAGES)
 print({name: round(value, 4) for name, value in figures.items()})
 again = arf.open(WORKDIR)
 assert np.array_equal(again.sample(labels=[3], per_class=2, seed=1), run.sample(labels=[3], per_class=2, seed=1))

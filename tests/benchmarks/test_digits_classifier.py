@@ -1,14 +1,13 @@
-"""The Frechet distance of known normal distributions, and that the judge tells good digits from bad ones."""
+"""The Frechet distance of known normal distributions; the classifier ranks digits by how good they are."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from benchmarks.digits_judge import accuracy, features, frechet, real_images
+from benchmarks.digits_classifier import accuracy, features, frechet, real_images
 from benchmarks.digits_likelihood import of_normal
-from benchmarks.digits_solvers import steps_within
-from benchmarks.runs import evaluations
+from benchmarks.runs import evaluations, steps_within
 
 RANDOM = np.random.default_rng(0)
 
@@ -33,7 +32,7 @@ def test_the_distance_of_normal_distributions_is_the_closed_form() -> None:
     assert frechet(first, first) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_judge_knows_real_digits_from_shuffled_and_blurred_ones() -> None:
+def test_blurred_digits_are_far_from_real_ones_and_shuffled_ones_farther() -> None:
     images = real_images()
     real = features(images)
     half = frechet(real[::2], real[1::2])

@@ -1,9 +1,9 @@
-"""The judge of digits sees what it should see, and the default configuration satisfies it."""
+"""What is wrong with digits is seen, and those of the default configuration are within the bounds."""
 
 from __future__ import annotations
 
 import pathlib
-import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +40,12 @@ def test_the_default_configuration_draws_digits_that_are_right_varied_and_new(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run, samples = tmp_path / "run", tmp_path / "samples.npz"
-    command = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={run}"]
-    trained = running.run([*command, f"--config.data.dir={data_dir}"], timeout=1200)
+    config = ("--config=configs/dit_rf.py", f"--config.data.dir={data_dir}")
+    person: dict[str, Any] = {"env": running.environment(XLA_FLAGS=""), "timeout": 1200}  # compiled as for a person
+    trained = running.run("main", *config, f"--workdir={run}", **person)
     assert trained.returncode == 0, trained.stderr
-    drawn = running.sample(run, "--per_class=100", "--steps=50", "--guidance_scale=1", f"--out={samples}")
+    flags = ("--per_class=100", "--steps=50", "--guidance_scale=1", f"--out={samples}")
+    drawn = running.run("sample", f"--workdir={run}", *flags, **person)
     assert drawn.returncode == 0, drawn.stderr
     with np.load(samples) as archive:
         figures = measure(archive["images"], archive["labels"])["samples"]

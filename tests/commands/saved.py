@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from archirf_jax import registry, tasks
-from archirf_jax.launch import config as configuration
-from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.state import TrainState
+from archirf_jax.launch import run_directory
+from archirf_jax.tasks.building import make_task, resolve
 
 STEP = 3  # of the checkpoint
-# Fields of ADM's networks that make them as small as they can be.
+# Fields of networks that make them as small as they can be.
+TINY_DIT = {"model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2, "model.registers": 0}
 TINY_ADM = {
     "model.model_channels": 32,
     "model.channel_mult": (1, 1),
@@ -26,31 +26,46 @@ TINY_ADM = {
 }
 
 
-def save(
-    config: Any, workdir: pathlib.Path, changes: dict[str, Any], spread: float = 0.1, where: str = ""
-) -> tuple[Any, Any]:
-    """The task and the average of a new run; layers that begin at 0 do not stay there.
+class Saved(NamedTuple):
+    """A run directory, its task and its average."""
+
+    workdir: pathlib.Path
+    task: Any
+    params: Any
+
+
+def save(config: Any, workdir: pathlib.Path, changes: dict[str, Any], spread: float = 0.1, where: str = "") -> Saved:
+    """A new run; layers that begin at 0 do not stay there.
 
     Args:
-        config: of a file in configs.
+        config: a module of configs.
         workdir: where to.
         changes: fields by dotted name, new ones too.
         spread: of the numbers that are added to fresh parameters.
         where: part of the names of those that they are added to.
     """
-    with config.unlocked():
-        for name, value in {"data.num_classes": 10, **changes}.items():
-            group, _, field = name.rpartition(".")
-            (config[group] if group else config)[field] = value
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    params = jax.jit(task.init_params)(jax.random.key(0))
-    ema = jax.tree_util.tree_map_with_path(functools.partial(_moved, spread=spread, where=where), params)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-    checkpoints.save(TrainState(step=jnp.int32(STEP), params=params, ema=ema, opt=()), config.to_dict())
-    checkpoints.wait()
-    checkpoints.close()
-    configuration.save(config, workdir)
-    return task, ema
+    config = config.get_config()
+    with config.unlocked(), config.ignore_type():
+        for name, value in changes.items():
+            *groups, field = name.split(".")
+            functools.reduce(lambda group, key: group[key], groups, config)[field] = value
+    resolve(config, config.data.num_classes or 10)
+    task: Any = make_task(config)
+    params = jax.jit(task.init_params)(jax.random.key(0), {})
+    params = jax.tree_util.tree_map_with_path(functools.partial(_moved, spread=spread, where=where), params)
+    run_directory.write(workdir, config.to_dict(), params, STEP)
+    return Saved(workdir, task, params)
+
+
+def change(workdir: pathlib.Path, changes: dict[str, Any]) -> pathlib.Path:
+    """Change fields of a run's config.json by dotted name; returns the run."""
+    path = workdir / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in changes.items():
+        *groups, field = name.split(".")
+        functools.reduce(lambda group, key: group[key], groups, config)[field] = value
+    path.write_text(json.dumps(config))
+    return workdir
 
 
 def _moved(path: Any, leaf: jax.Array, spread: float, where: str) -> jax.Array:

@@ -20,7 +20,7 @@ import pytest
 
 from archirf_jax import registry, tasks
 from archirf_jax.launch import config as configuration
-from archirf_jax.launch.cli import PACKAGE
+from archirf_jax.launch.messages import PACKAGE
 from archirf_jax.training import power_ema
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.power_ema import Snapshot

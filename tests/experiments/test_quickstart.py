@@ -11,7 +11,7 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 def test_the_notebook_runs(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    reduced = {"STEPS": 20, "WORKDIR": str(tmp_path / "run"), "DATA_DIR": str(data_dir)}
+    reduced = {"STEPS": 20, "WORKDIR": str(tmp_path / "run"), "DATA_DIR": str(data_dir), "IMAGES": 64}
     found = runpy.run_path(str(REPOSITORY / "experiments" / "quickstart" / "quickstart.py"), init_globals=reduced)
     assert found["images"].shape == (80, 8, 8, 1) and found["images"].dtype == np.uint8
     assert np.isfinite(found["figures"]["frechet"]) and np.isfinite(float(found["value"]))

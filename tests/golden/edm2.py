@@ -59,6 +59,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     process = EDM(sigma_data=given["sigma_data"])
     model = Uncertain(network(given), process.time_scale, given["logvar_channels"])
     x0, eps = (jnp.asarray(case.inputs[name].transpose(0, 2, 3, 1)) for name in ("x", "noise"))
+    y: Any
     t, y = jnp.asarray(process.time_of_ratio(case.inputs["sigma"])), _labels(case, given["label_dim"])
     network_time, x = process.network_time(t), process.noised(x0, eps, t)
 

@@ -12,7 +12,8 @@ import pytest
 from archirf_jax.contracts import Models, Setting, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import make_task
-from archirf_jax.tasks.diffusion import MODEL, Diffusion, class_grid
+from archirf_jax.tasks.diffusion import MODEL, Diffusion
+from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.tasks.network import NetworkAlone
 from archirf_jax.training.state import purpose_key
 from configs import dit_ddpm, dit_edm, dit_rf, edm2_edm

@@ -108,7 +108,7 @@ INSIDE = {
     "dit": {"block_0/attention/project/qkv/kernel", "block_0/mlp/out/kernel", "block_0/modulation/kernel"},
     "mmdit": {"block_0/context/perceptron/hidden/kernel", "block_0/image/out/kernel"},
     "adm_unet": {"encoder/down_0_block_0/conv_in/kernel", "encoder/middle_attention/qkv/kernel"},
-    "adm_classifier": {"encoder/down_0_block_0/told/kernel", "encoder/middle_block_1/conv_out/kernel"},
+    "adm_classifier": {"encoder/down_0_block_0/embedding_projection/kernel", "encoder/middle_block_1/conv_out/kernel"},
     "edm2_unet": {"enc_0_block0/conv_0/kernel", "dec_0_block0/embedding/kernel"},
 }
 

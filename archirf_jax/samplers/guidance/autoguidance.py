@@ -34,7 +34,7 @@ class Autoguidance(Extrapolation):
     def pair(
         self, x: jax.Array, t: jax.Array, condition: Condition, state: Any, s: jax.Array | None
     ) -> tuple[Prediction, Prediction, Any]:
-        """Of the denoiser and of the weaker one."""
+        """The predictions of the denoiser and of the weaker one."""
         strong_state, weak_state = state
         strong, strong_state = self.inner(x, t, condition, strong_state, s=s)
         weak, weak_state = self.weak(x, t, condition, weak_state, s=s)

@@ -1,0 +1,144 @@
+"""What a training does between two dispatches: previews, checkpoints, reports, and errors that say what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from archirf_jax.contracts import Feed, Frozen, Network, Task, TrainState
+from archirf_jax.errors import UserError, nearest
+from archirf_jax.training import devices, flops, guard, power_ema, replay
+from archirf_jax.training.checkpoints import Checkpoints, MetricsState
+from archirf_jax.training.meter import Meter, Row, Stopped
+from archirf_jax.training.start import mark
+from archirf_jax.training.step_runner import StepRunner
+from archirf_jax.training.writers import Writer
+from archirf_jax.visuals import pictures
+
+
+class Upkeep:
+    """The half of `loop.Loop` that writes; attributes as there."""
+
+    task: Task
+    feed: Feed
+    config: Any
+    workdir: pathlib.Path
+    again: str
+    state: TrainState
+    mesh: Any
+    first: bool
+    main: str
+    ema: Any
+    runner: StepRunner
+    meter: Meter
+    checkpoints: Checkpoints
+    snapshots: Checkpoints | None
+    kept: list[Checkpoints]
+    preview_key: jax.Array
+    writers: list[Writer]
+    still_ours: Callable[[], None]
+
+    def _pause(self, step: int, stopping: bool) -> None:
+        """What is to be done between two dispatches."""
+        config, last = self.config, step == self.config.steps
+        sampling = last or step % config.sample.every_steps == 0
+        saving = last or stopping or step % config.checkpoint.every_steps == 0
+        snapping = self.snapshots and (last or step % self.ema.snapshot_steps == 0)
+        with self._tolerating(not config.checkpoint.required):
+            for one in self.kept:
+                one.check()
+            mark(self.workdir, self.checkpoints)
+        if not (sampling or saving or snapping):
+            return
+        self.meter.settle()
+        with self.meter.paused():
+            self.still_ours()
+            tolerant = not (config.checkpoint.required or last or stopping)
+            if sampling:
+                images = self.task.preview(self.state, self.runner.frozen, self.preview_key)
+                with self._tolerating(tolerant):
+                    self._write_preview(images, step)
+            if snapping:
+                with self._tolerating(tolerant):
+                    self._save_snapshot()
+            # While updates are being skipped the state may be corrupt, and must not replace a good checkpoint.
+            if saving and (last or stopping or not self._skipped_in_a_row()):
+                with self._tolerating(tolerant):
+                    metrics = MetricsState(self.meter.latest, self.meter.unreported())
+                    self.checkpoints.save(self.state, self.config.to_dict(), metrics)
+
+    def _skipped_in_a_row(self) -> int:
+        return max(int(network.guard.in_a_row) for network in self.state.networks.values())
+
+    def _save_snapshot(self) -> None:
+        """Store the power-function averages, unless a restarted run has stored those of so many updates before."""
+        assert self.snapshots is not None
+        network = self.state.networks[self.main]
+        updates = network.guard.updates
+        if int(updates) not in (0, *self.snapshots.steps()):
+            averages = {name: network.averages[name] for name in map(power_ema.item, self.ema.sigma_rel)}
+            state = TrainState(step=updates, networks={self.main: Network(params={}, averages=averages, opt=())})
+            self.snapshots.save(state, self.config.to_dict())
+
+    def _write_preview(self, images: np.ndarray | None, step: int) -> None:
+        if self.first and images is not None:
+            pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
+
+    def _check_best(self, names: Collection[str]) -> None:
+        best = self.config.checkpoint.best_metric
+        if self.config.checkpoint.keep_best and best not in names:
+            message = f"is not a metric of this training{nearest(best, names)}; there are {', '.join(sorted(names))}"
+            raise UserError("checkpoint.best_metric", best, message)
+
+    def _report(self, step: int, row: Row) -> None:
+        if self.first:
+            self.still_ours()
+            for writer in self.writers:
+                with self._tolerating(not self.config.checkpoint.required):
+                    writer.write(step, row)
+
+    @contextlib.contextmanager
+    def _tolerating(self, tolerant: bool) -> Iterator[None]:
+        """Turn what could not be written into a warning, or into an error that says what is left."""
+        try:
+            yield
+        except (UserError, OSError) as e:
+            if not tolerant:
+                raise UserError(self._left(f"{e}")) from e
+            logging.warning("%s; training goes on", e)
+            for one in self.kept:
+                one.reopen()
+
+    def _left(self, what: str) -> str:
+        return f"{what}; then start the same command again; whole checkpoints: {self.checkpoints.whole()}"
+
+    def _keep_step(self, stopped: Stopped) -> UserError:
+        """Save the step that was not done, and say how to look at it."""
+        replay.keep(self.state, self.runner, self.feed, self.config, self.workdir)
+        return UserError(
+            f"{guard.REASONS[stopped.reason]} at step {stopped.step + 1}; its parameters, batch and key are in "
+            f"{str(self.workdir / replay.FOLDER)!r}; look at it by: {self.again} --replay; to go on, add "
+            f"--change_config and a lower optimizer.learning_rate or optimizer.clip_norm, or another seed; "
+            f"whole checkpoints: {self.checkpoints.whole()}"
+        )
+
+    def ideal_seconds(self, chunk: Any) -> float | None:
+        """Seconds a step would take if all devices did nothing but the networks' arithmetic; None = unknown device."""
+        device, dtype = devices.of(jax.devices()[0]), self.config.model.get("dtype", "float32")
+        if device is None or dtype not in device.peaks:
+            return None
+
+        def forward(state: TrainState, frozen: Frozen, chunk: Any) -> list[jax.Array]:
+            batch, key = self.runner.batch(chunk, 0, state.step)
+            parts = {name: self.task.losses(state, frozen, batch, key, name) for name in self.task.updates}
+            return [losses(state.networks[name].params, drawn, 0)[0] for name, (drawn, losses) in parts.items()]
+
+        # The backward pass multiplies twice as much; what is computed again to save memory does not count.
+        count = flops.count(forward, self.state, self.runner.frozen, chunk)
+        return 3 * count / (device.peaks[dtype] * self.mesh.size)

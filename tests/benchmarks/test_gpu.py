@@ -1,0 +1,46 @@
+"""The parts that measure a GPU run at small sizes, and what they find here is right."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.gpu.__main__ import numbers
+from benchmarks.gpu.networks import NETWORKS
+from benchmarks.gpu.results import Results
+from tests import running
+
+
+def test_a_row_that_fails_or_has_no_time_leaves_the_others(tmp_path: pathlib.Path) -> None:
+    results = Results(tmp_path / "part.json", seconds=60)
+
+    def failing() -> dict[str, float]:
+        raise ValueError("too large")
+
+    results.measure("bad", failing)
+    results.measure("late", lambda: {"value": 1.0}, needs=100)
+    results.measure("good", lambda: {"value": 2.0})
+    found = json.loads((tmp_path / "part.json").read_text())
+    assert "too large" in found["bad"]["error"] and "error" in found["late"] and found["good"]["value"] == 2
+
+
+def test_numbers_of_parts() -> None:
+    assert numbers("1-3,5") == [1, 2, 3, 5]
+
+
+@pytest.mark.slow
+def test_what_is_computed_is_right_and_every_network_is_stepped(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--parts=1-2", "--seconds=1800", f"--out={tmp_path}"]
+    quick = running.environment(XLA_FLAGS="--xla_backend_optimization_level=0")
+    subprocess.run(command, cwd=running.REPOSITORY, env=quick, timeout=1900, check=True)
+    right, steps = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("right", "steps"))
+    assert not [row for row in right.values() if isinstance(row, dict) and "error" in row], right
+    assert right["golden cases in float32"]["wrong"] == right["golden cases in bfloat16"]["wrong"] == []
+    assert right["attention in bfloat16"]["largest"] < 1e-2 and right["forward derivative in bfloat16"]["error"] < 5e-2
+    assert right["killed and resumed"]["differing"] == []
+    for name in NETWORKS:
+        assert steps[name]["images_per_second"] > 0 and steps[name]["skipped"] == 0
