@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -106,7 +106,11 @@ def messages() -> Iterator[list[str]]:
 
 def run(name: str, *arguments: str, **popen: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, to its end."""
-    command = [sys.executable, "-m", f"archirf_jax.{name}", *arguments]
+    return process([sys.executable, "-m", f"archirf_jax.{name}", *arguments], **popen)
+
+
+def process(command: Sequence[str], **popen: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program in the repository's root with its output as text, to its end."""
     options = {"timeout": 300, "env": environment()} | popen
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, **options)
 

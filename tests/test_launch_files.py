@@ -16,6 +16,7 @@ import yaml
 from tests import running
 
 FILES = running.REPOSITORY / "docs" / "launch"
+ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 # What srun does as far as a process can tell: its number, how many there are, and where.
 SRUN = """#!/usr/bin/env bash
 while [ "${1:0:2}" = "--" ]; do shift; done
@@ -34,7 +35,7 @@ def free_port() -> int:
 
 
 def flags(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[str]:
-    return running.arguments(workdir, data_dir, ("--config.steps=15", *extra))[3:]
+    return running.small(workdir, data_dir, "--config.steps=15", "--config.mesh.data=None", *extra)
 
 
 def run_both(commands: list[str], environments: list[dict[str, str]]) -> list[str]:
@@ -64,14 +65,14 @@ def test_the_slurm_script_trains_with_two_tasks_and_requeues_a_run_that_was_aske
     for program in programs.iterdir():
         program.chmod(0o755)
     here = running.environment(
-        PATH=f"{programs}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_JOB_ID=str(free_port())
+        PATH=f"{programs}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_JOB_ID=str(free_port()), **ONE_DEVICE
     )
     script = ["bash", str(FILES / "slurm.sh")]
-    done = running.run([*script, *flags(tmp_path / "run", data_dir)], env=here)
+    done = running.process([*script, *flags(tmp_path / "run", data_dir)], env=here)
     assert done.returncode == 0, done.stderr
     assert "step 15/15" in done.stderr and "2 processes" in done.stderr and not (tmp_path / "requeued").exists()
     (programs / "srun").write_text("#!/usr/bin/env bash\nexit 75\n")
-    stopped = running.run([*script, *flags(tmp_path / "run", data_dir)], env=here)
+    stopped = running.process([*script, *flags(tmp_path / "run", data_dir)], env=here)
     assert stopped.returncode == 75
     assert (tmp_path / "requeued").read_text().split() == ["requeue", here["SLURM_JOB_ID"]]
 
@@ -84,7 +85,9 @@ def test_the_jobset_trains_with_two_pods(data_dir: pathlib.Path, tmp_path: pathl
     command = pod["args"][0].replace("8476", str(free_port())).replace("exec python ", f"exec {sys.executable} ")
     given = {"TRAIN": " ".join(flags(tmp_path / "run", data_dir)), "COORDINATOR": "127.0.0.1"}
     assert given.keys() == {variable["name"] for variable in pod["env"]}
-    said = run_both([command] * 2, [running.environment(JOB_COMPLETION_INDEX=str(i), **given) for i in range(2)])
+    said = run_both(
+        [command] * 2, [running.environment(JOB_COMPLETION_INDEX=str(i), **given, **ONE_DEVICE) for i in range(2)]
+    )
     assert "step 15/15" in said[0]
 
 
@@ -99,7 +102,9 @@ def test_the_skypilot_task_trains_on_two_nodes(data_dir: pathlib.Path, tmp_path:
         "PYTHON": sys.executable,
     }
     command = task["run"].replace("8476", str(free_port()))
-    said = run_both([command] * 2, [running.environment(SKYPILOT_NODE_RANK=str(i), **given) for i in range(2)])
+    said = run_both(
+        [command] * 2, [running.environment(SKYPILOT_NODE_RANK=str(i), **given, **ONE_DEVICE) for i in range(2)]
+    )
     assert "step 15/15" in said[0]
 
 

@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-X", "importtime", "-m", "archirf_jax"]
 
 
 def test_everything_has_a_line_and_jax_is_not_imported() -> None:
-    done = running.run(COMMAND)
+    done = running.process(COMMAND)
     assert done.returncode == 0, done.stderr
     names = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert {name for room in (models, processes, solvers) for name in registry.names(room)} <= names

@@ -35,6 +35,7 @@ def load(
     channels: int | None = None,
     flip: bool = False,
     label_key: str | None = "label",
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """A TFDS set, prepared first if it is not.
 
@@ -46,6 +47,7 @@ def load(
         channels: 1 (grey) or 3 (RGB); None = the set's own.
         flip: mirror images at random.
         label_key: feature that holds the label; None = no labels.
+        skip_unreadable: leave out images that cannot be read.
 
     Raises:
         UserError: as `prepare` and `pipeline.load`; images of different sizes where no size is given.
@@ -55,11 +57,12 @@ def load(
     source = open_source(name, directory=dir, split=split, label_key=label_key)
     height, width, depth = getattr(source, "image_shape", (None, None, None))
     side = min(height, width) if height and width else None
-    given = {
+    given: dict[str, Any] = {
         "image_size": _own("data.image_size", image_size, side),
         "channels": _own("data.channels", channels, 1 if depth == 1 else 3 if depth else None),
     }
-    return _load(source, name=name, dir=dir, split=split, label_key=label_key, flip=flip, **given)
+    given |= dict(dir=dir, split=split, label_key=label_key, flip=flip, skip_unreadable=skip_unreadable)
+    return _load(source, name=name, **given)
 
 
 def folder(path: str, size: int = 64, channels: int = 3, flip: bool = False) -> Dataset:

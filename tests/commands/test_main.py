@@ -20,6 +20,7 @@ from PIL import Image
 
 from archirf_jax.launch.lock import lock
 from archirf_jax.training import checksums
+from benchmarks import crash
 from tests import running
 
 RESUME = 75  # exit code of a run that was asked to stop
@@ -118,8 +119,6 @@ def test_a_signal_at_any_moment_leaves_a_run_that_goes_on(
 
 @pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import crash
-
     monkeypatch.delenv("XLA_FLAGS")
     told = crash.run(kills=3, steps=100, seed=1, folder=tmp_path)
     assert told["kills"] == {"start": 1, "training": 1, "save": 1}
@@ -373,6 +372,8 @@ BAD = {
     "--profile=7": "--profile",
     "--replay": "--workdir",
     "--coordinator=localhost:1": "--coordinator",
+    "--coordinator=localhost:1 --processes=2 --process=2": "--process",
+    "--coordinator=localhost --processes=2 --process=0": "--coordinator",
     "--workdir=README.md/run": "--workdir",
 }
 
@@ -382,7 +383,7 @@ def test_bad_input_is_answered_with_its_flag_or_field_and_begins_no_run(
     argument: str, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "run"
-    refusal = running.refused("main", *running.small(workdir, data_dir, argument))
+    refusal = running.refused("main", *running.small(workdir, data_dir, *argument.split(" ")))
     assert refusal.flag == BAD[argument], refusal
     assert not workdir.exists()
 

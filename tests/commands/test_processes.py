@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from archirf_jax import registry, tasks
-from archirf_jax.launch import config as configuration
-from archirf_jax.training.checkpoints import Checkpoints
 from tests import running
 
 pytestmark = pytest.mark.slow
 Pair = list[subprocess.Popen[str]]
+ONE_DEVICE = "--xla_backend_optimization_level=0"
 ENDLESS = ("--config.steps=100000", "--config.schedule.name=constant")
 
 
@@ -29,10 +22,9 @@ def start(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> Pair:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         together = (f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--processes=2")
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    commands = [running.arguments(workdir, data_dir, (*extra, *together, f"--process={i}")) for i in range(2)]
-    environment = running.environment()
-    return [subprocess.Popen(one, cwd=running.REPOSITORY, env=environment, **pipes) for one in commands]
+    # One device each, which `mesh.data` then counts together.
+    mesh = ("--config.mesh.data=None", *extra, *together)
+    return [running.start(workdir, data_dir, *mesh, f"--process={i}", XLA_FLAGS=ONE_DEVICE) for i in range(2)]
 
 
 def ended(pair: Pair) -> list[str]:
@@ -40,23 +32,8 @@ def ended(pair: Pair) -> list[str]:
     return [process.communicate(timeout=240)[1] for process in pair]
 
 
-def wait_for(condition: Callable[[], bool], pair: Pair) -> None:
-    end = time.monotonic() + 240
-    while not condition():
-        assert all(process.poll() is None for process in pair), ended(pair)
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def losses(workdir: pathlib.Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def average(workdir: pathlib.Path) -> Any:
-    config = configuration.load(workdir)
-    task = registry.build(tasks, "config.task", config.task, {"config": config})
-    like = jax.eval_shape(task.init_params, jax.random.key(0))
-    return Checkpoints(workdir / "checkpoints").restore_ema(like)[1]
+    return [row["loss"] for row in running.rows(workdir)]
 
 
 @pytest.mark.parametrize("mesh", [(), ("--config.mesh.fsdp=2",)])
@@ -67,18 +44,19 @@ def test_two_processes_train_as_one(
     said = ended(pair)
     assert [process.returncode for process in pair] == [0, 0], said
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole_run), rtol=1e-5)
-    ours, theirs = average(tmp_path / "run"), average(whole_run)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+    ours, theirs = (running.final_arrays(run) for run in (tmp_path / "run", whole_run))
+    for name in (name for name in theirs if "averages.ema" in name):
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
     assert "step 60/60" in said[0] and "step 60/60" not in said[1]
     assert (tmp_path / "run" / "denoising.gif").exists()
 
 
 def test_a_streamed_set_is_read_in_shares(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    streamed = ("--config.data.resident_mib=0", "--config.steps=15")
+    streamed = ("--config.data.device_cache_mib=0", "--config.steps=15")
     pair = start(tmp_path / "two", data_dir, *streamed)
     said = ended(pair)
     assert [process.returncode for process in pair] == [0, 0], said
-    assert running.main(tmp_path / "one", data_dir, *streamed).returncode == 0
+    assert running.train(tmp_path / "one", data_dir, *streamed) == 0
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
 
@@ -88,14 +66,14 @@ def test_when_one_is_killed_the_other_says_so_and_both_go_on_when_started_again(
 ) -> None:
     workdir = tmp_path / "run"
     pair = start(workdir, data_dir, *ENDLESS)
-    wait_for(lambda: (workdir / "checkpoints" / "20").exists() and len(losses(workdir)) > 5, pair)
+    running.wait_for(lambda: (workdir / "checkpoints" / "20").exists() and len(losses(workdir)) > 5, *pair)
     pair[killed].kill()
     said = ended(pair)[1 - killed]
     # XLA itself ends a process that its first one is lost to, unless a sum over all of them fails before.
     ours = "error: another process of this run does not answer" in said
     assert pair[1 - killed].returncode == 2 if ours else killed == 0 and "another task died" in said, said
     assert "Traceback" not in said and "Fatal Python error" not in said
-    assert running.main(workdir, data_dir, *ENDLESS[1:], "--config.steps=70").returncode == 0
+    assert running.train(workdir, data_dir, *ENDLESS[1:], "--config.steps=70") == 0
     assert len(losses(workdir)) == 14
 
 
@@ -105,7 +83,7 @@ def test_a_signal_to_one_stops_both_at_one_step(
 ) -> None:
     workdir = tmp_path / "run"
     pair = start(workdir, data_dir, *ENDLESS)
-    wait_for(lambda: len(losses(workdir)) > 3 if (workdir / "metrics.jsonl").exists() else False, pair)
+    running.wait_for(lambda: len(losses(workdir)) > 3, *pair)
     pair[1].send_signal(sig)
     said = ended(pair)
     assert [process.returncode for process in pair] == [75, 75], said
@@ -117,7 +95,7 @@ def test_a_second_signal_ends_a_process_at_once_although_the_other_does_not_answ
 ) -> None:
     workdir = tmp_path / "run"
     pair = start(workdir, data_dir, *ENDLESS)
-    wait_for(lambda: len(losses(workdir)) > 3 if (workdir / "metrics.jsonl").exists() else False, pair)
+    running.wait_for(lambda: len(losses(workdir)) > 3, *pair)
     pair[1].send_signal(signal.SIGSTOP)
     pair[0].send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -126,12 +104,3 @@ def test_a_second_signal_ends_a_process_at_once_although_the_other_does_not_answ
     assert pair[0].wait(10) == 128 + signal.SIGTERM
     pair[1].kill()
     ended(pair)
-
-
-def test_flags_that_do_not_fit_are_refused_in_one_line(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    for flags, words in (
-        (["--processes=2"], "give all three"),
-        (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process: 2 must be below --processes=2"),
-    ):
-        done = running.main(tmp_path / "run", data_dir, *flags)
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -341,7 +341,7 @@ except ImportError:
 
 def test_reading_data_never_imports_tensorflow(data_dir: pathlib.Path) -> None:
     command = [sys.executable, "-c", WITH_A_DECOY_OF_TENSORFLOW, str(data_dir)]
-    done = running.run(command)
+    done = running.process(command)
     assert done.returncode == 0, done.stderr
     # The decoy does notice an import that takes place.
     assert "noted ['tensorflow']" in done.stdout

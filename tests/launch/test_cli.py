@@ -54,7 +54,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(command: pathlib.Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return running.run([sys.executable, str(command), *arguments], env=environment(**more))
+    return running.process([sys.executable, str(command), *arguments], env=environment(**more))
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_device_that_is_not_there_is_one_line(command: pathlib.Path) -> None:
 def test_closed_streams_do_no_harm(command: pathlib.Path) -> None:
     start = f"exec {sys.executable} {command}"
     for streams in ("2>&-", ">&- 2>&-"):
-        assert running.run(["bash", "-c", f"{start} --json {streams}"], env=environment()).returncode == 0
-        assert running.run(["bash", "-c", f"{start} --end=wrong {streams}"], env=environment()).returncode == 2
+        assert running.process(["bash", "-c", f"{start} --json {streams}"], env=environment()).returncode == 0
+        assert running.process(["bash", "-c", f"{start} --end=wrong {streams}"], env=environment()).returncode == 2
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
@@ -124,7 +124,7 @@ def test_signals_are_taken_before_jax_is_imported(command: pathlib.Path) -> None
         "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nimport time\ntime.sleep(600)\n"
     )
     path = os.pathsep.join([str(fake), str(running.REPOSITORY)])
-    done = running.run([sys.executable, str(command)], env=running.environment(PYTHONPATH=path))
+    done = running.process([sys.executable, str(command)], env=running.environment(PYTHONPATH=path))
     assert done.returncode == 75, done.stderr
 
 
