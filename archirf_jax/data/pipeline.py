@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import math
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from archirf_jax.errors import UserError
 
 __all__ = ["Dataset", "ResidentFeed", "StreamFeed", "load", "load_source", "make_feed"]
 
+REPORT_SECONDS = 10  # between two messages of how far the check of a set is
 WINDOW = 1024  # examples read between two messages of progress
 
 
@@ -68,10 +70,13 @@ def _read(source: Source, fields: Fields, arrays: Arrays | None) -> list[str | N
         return None
 
     problems: list[str | None] = []
+    reported = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(source), WINDOW):
             problems += pool.map(read, range(first, min(first + WINDOW, len(source))))
-            logging.log_every_n_seconds(logging.INFO, "read %d of %d examples", 10, len(problems), len(source))
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                logging.info("read %d of %d examples", len(problems), len(source))
     return problems
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Condition, Frozen
 from archirf_jax.data.dataset import Dataset
-from archirf_jax.data.fields import finish
+from archirf_jax.data.fields import finish, unflipped
 from archirf_jax.data.images import to_uint8
 from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
@@ -224,7 +224,7 @@ def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
         order = [np.resize(found, per_class) for found in order]
     decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
     arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
-    return finish(dataset.fields, arrays, jax.random.key(0))
+    return finish(unflipped(dataset.fields), arrays, jax.random.key(0))
 
 
 def dataset_labels(dataset: Dataset) -> np.ndarray:

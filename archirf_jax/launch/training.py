@@ -15,7 +15,7 @@ from archirf_jax import registry, sharding
 from archirf_jax.contracts import Batch, Frozen, Task
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
-from archirf_jax.data.fields import finish, shapes
+from archirf_jax.data.fields import finish, shapes, unflipped
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
@@ -118,7 +118,7 @@ def examples(dataset: Dataset, config: Any) -> Batch:
     else:
         decoded = [dataset.example(number) for number in numbers]
         arrays = {name: np.stack([one[name] for one in decoded]) for name in decoded[0]}
-    return finish(dataset.fields, jax.tree.map(jnp.asarray, arrays), jax.random.key(0))
+    return finish(unflipped(dataset.fields), jax.tree.map(jnp.asarray, arrays), jax.random.key(0))
 
 
 def _shapes(runs: Any) -> Frozen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from absl import logging
 from archirf_jax.contracts import Batch, Network, TrainState
 from archirf_jax.data import passes
 from archirf_jax.data.dataset import Dataset
-from archirf_jax.data.fields import Fields, finish
+from archirf_jax.data.fields import finish, unflipped
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, likelihood, neighbours, reference
 from archirf_jax.evaluation.features import Extractor
@@ -107,12 +106,6 @@ class RealImages(NamedTuple):
             return {}
         labels = arrays["label"].astype(np.int32)
         return {"label": np.zeros_like(labels) if self.classes == 1 else labels}
-
-
-def unflipped(fields: Fields) -> Fields:
-    """The fields of a data set, whose images are not mirrored at random."""
-    image: Any = fields["image"]
-    return fields | {"image": dataclasses.replace(image, flip=False)}
 
 
 def loss(task: Any, state: TrainState, frozen: Any, images: RealImages, count: int, key: jax.Array) -> Figures:

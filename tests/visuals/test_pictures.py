@@ -1,4 +1,4 @@
-"""Laws of pictures: levels, places in a grid, and files that give back what was written."""
+"""Laws of images in files: levels, places in a grid, and files that give back what was written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from archirf_jax.data.images import to_uint8
 from archirf_jax.visuals import pictures
 
 RANDOM = np.random.default_rng(0)
@@ -25,17 +26,17 @@ def film(path: pathlib.Path) -> tuple[np.ndarray, list[int]]:
 
 def test_all_levels_survive_the_way_through_float() -> None:
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(pictures.to_uint8(levels / np.float32(127.5) - 1), levels)
+    np.testing.assert_array_equal(to_uint8(levels / np.float32(127.5) - 1), levels)
 
 
 def test_floats_go_to_the_nearest_level() -> None:
     levels = np.arange(1, 255)
     for offset in (-0.49, 0.49):
-        np.testing.assert_array_equal(pictures.to_uint8((levels + offset) / 127.5 - 1), levels)
+        np.testing.assert_array_equal(to_uint8((levels + offset) / 127.5 - 1), levels)
 
 
 def test_floats_outside_the_range_are_clipped() -> None:
-    out = pictures.to_uint8(np.asarray([-np.inf, -7.0, -1.0, 1.0, 1.01, 100.0, np.inf]))
+    out = to_uint8(np.asarray([-np.inf, -7.0, -1.0, 1.0, 1.01, 100.0, np.inf]))
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(out, [0, 0, 0, 255, 255, 255, 255])
 
@@ -46,23 +47,23 @@ def test_a_grid_shows_each_image_in_its_place_enlarged_by_whole_pixels(
     height: int, width: int, scale: int, channels: int
 ) -> None:
     images = RANDOM.integers(0, 255, size=(2, 3, height, width, channels), dtype=np.uint8)
-    picture = pictures.grid(images)
+    image = pictures.grid(images)
     down, across = height * scale + 1, width * scale + 1  # one white pixel between
-    assert picture.shape == (2 * down - 1, 3 * across - 1, channels) and picture.dtype == np.uint8
+    assert image.shape == (2 * down - 1, 3 * across - 1, channels) and image.dtype == np.uint8
     for r in range(2):
         for c in range(3):
-            tile = picture[r * down : (r + 1) * down - 1, c * across : (c + 1) * across - 1]
+            tile = image[r * down : (r + 1) * down - 1, c * across : (c + 1) * across - 1]
             np.testing.assert_array_equal(tile, np.kron(images[r, c], np.ones((scale, scale, 1), np.uint8)))
-    np.testing.assert_array_equal(picture[down - 1], np.full_like(picture[down - 1], 255))
-    np.testing.assert_array_equal(picture[:, across - 1], np.full_like(picture[:, across - 1], 255))
+    np.testing.assert_array_equal(image[down - 1], np.full_like(image[down - 1], 255))
+    np.testing.assert_array_equal(image[:, across - 1], np.full_like(image[:, across - 1], 255))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_png_gives_back_every_pixel(channels: int, tmp_path: pathlib.Path) -> None:
-    picture = RANDOM.integers(0, 256, size=(7, 5, channels), dtype=np.uint8)
+    image = RANDOM.integers(0, 256, size=(7, 5, channels), dtype=np.uint8)
     path = tmp_path / "new" / "folder" / "a.png"
-    pictures.save_png(picture, path)
-    np.testing.assert_array_equal(pictures.load_png(path), picture)
+    pictures.save_png(image, path)
+    np.testing.assert_array_equal(pictures.load_png(path), image)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 

@@ -6,6 +6,7 @@ the shapes of a batch, follow from the configuration alone: no data set is opene
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import zlib
 from collections import Counter
@@ -97,6 +98,12 @@ def finish(fields: Fields, arrays: Mapping[str, jax.Array], key: jax.Array) -> d
         own_key = key if name == "image" else jax.random.fold_in(key, _number(name))
         batch |= field.finish({part: arrays[part] for part in field.shapes()}, own_key)
     return batch
+
+
+def unflipped(fields: Fields) -> Fields:
+    """The fields of a data set, whose images are not mirrored at random."""
+    image: Any = fields["image"]
+    return fields | {"image": dataclasses.replace(image, flip=False)}
 
 
 def _number(name: str) -> int:
