@@ -48,8 +48,10 @@ def start(
 
 def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
     """Leave a mark once there is a whole checkpoint, so that its loss is noticed at a later start."""
-    if jax.process_index() == 0 and not (workdir / MARK).exists() and checkpoints.steps():
-        (workdir / MARK).touch()
+    if jax.process_index() == 0 and not (workdir / MARK).exists():
+        # A step that is being written counts among `steps` and has not got its final name yet.
+        if any(path.name.isdecimal() for path in checkpoints.directory.glob("*")):
+            (workdir / MARK).touch()
 
 
 def _check_new(workdir: pathlib.Path) -> None:
