@@ -13,17 +13,20 @@ from archirf_jax.errors import UserError
 PATTERNS = frozenset("[]*?")
 
 
-def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+def atomic_write(
+    path: pathlib.Path, content: bytes | str | Callable[[BinaryIO], object], part: pathlib.Path | None = None
+) -> None:
     """Replace a file by new content; a reader finds the old or the new content, even after a power cut.
 
     Args:
         path: the file. A symbolic link there is replaced, and what it points to is left alone.
         content: bytes, text (UTF-8), or a function that writes to a binary file.
+        part: the name until all is written, on the same disk; None = the file's own name and ".part".
 
     Raises:
         OSError: the content cannot be written; the old file stays.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = part or path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)  # left by a process that was killed, or a link to another file
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
@@ -38,23 +41,39 @@ def atomic_write(path: pathlib.Path, content: bytes | str | Callable[[BinaryIO],
         part.unlink(missing_ok=True)
 
 
+def append_line(path: pathlib.Path, line: str) -> None:
+    """Append a line, on its own whatever stood before it: a crash or a full disk may have left half a line."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+        torn = end > 0 and file.read(1) != b"\n"
+        content = memoryview(f"{chr(10) if torn else ''}{line}\n".encode())
+        while content:
+            content = content[file.write(content) :]
+
+
 def expand(text: str, field: str) -> pathlib.Path:
     """The path that a user gave, with "~" and "~name" as their home directories.
 
     Raises:
-        UserError: it is empty, not UTF-8, holds a zero byte, or names the home of an unknown user.
+        UserError: it is empty, an address, not UTF-8, refused by the system, or names the home of an unknown user.
     """
-    if not text:
-        raise UserError(field, message="is empty; give a path")
+    if not text or "://" in text:
+        raise UserError(field, text, "must be a path of this machine")
+    if "\0" in text:
+        raise UserError(field, text, "holds a zero byte, which no path may")
     try:
         text.encode()
         path = pathlib.Path(text).expanduser()
+        path.exists()
     except UnicodeEncodeError as e:
         raise UserError(field, text, "is not UTF-8; rename it") from e
     except RuntimeError as e:
         raise UserError(field, text, "begins with the home directory of a user who does not exist") from e
-    if "\0" in text:
-        raise UserError(field, text, "holds a zero byte, which no path may")
+    except OSError as e:
+        raise UserError(field, text, f"cannot be opened: {e.strerror}") from e
     return path
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from absl import logging
 
-from archirf_jax.data.sources import FOLDER, expand
+from archirf_jax.data.sources import FOLDER
 from archirf_jax.data.tfds_source import how_to_prepare, load_builder, one_line, read_first
 from archirf_jax.errors import UserError
+from archirf_jax.files import expand
 
 
 def prepare(name: str, directory: str) -> None:

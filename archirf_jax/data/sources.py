@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +11,7 @@ from archirf_jax.data.digests import digest
 from archirf_jax.data.folder_source import FolderSource
 from archirf_jax.data.tfds_source import TfdsSource
 from archirf_jax.errors import UserError
+from archirf_jax.files import expand
 
 FOLDER = "folder:"  # begins the names of folders
 ARRAYS = "arrays"  # the name of a set that was given as arrays
@@ -61,24 +60,6 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
             raise UserError("data.split", split, f"is not a split of {name!r}; a folder has train alone")
         return FolderSource(expand(name.removeprefix(FOLDER), "data.name"), labelled=label_key is not None)
     return TfdsSource(name, str(expand(directory, "data.dir")), split, label_key)
-
-
-def expand(path: str, field: str) -> pathlib.Path:
-    """The path with ~ replaced.
-
-    Raises:
-        UserError: about `field`: a home that does not exist, an address, or a path that the system refuses.
-    """
-    if "://" in path:
-        raise UserError(field, path, "must be a folder of this machine")
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise UserError(field, path, "names the home of a user who does not exist; write the path out")
-    try:
-        pathlib.Path(expanded).exists()
-    except OSError as e:
-        raise UserError(field, path, f"cannot be opened: {e.strerror}") from e
-    return pathlib.Path(expanded)
 
 
 class ArraySource:

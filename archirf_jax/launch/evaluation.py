@@ -20,6 +20,7 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
 from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
+from archirf_jax.files import append_line
 from archirf_jax.interop import files, inception
 from archirf_jax.launch import cli, sampling
 from archirf_jax.launch.features import of_file, of_run
@@ -248,16 +249,6 @@ def table(figures: Figures, halves: Halves) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def append(path: pathlib.Path, row: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, on a line of its own also where the last write was cut off."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
-
-
 def _labels_alone(run: Run) -> bool:
     return isinstance(run.task, Diffusion) and run.task.needs <= {"label"}
 
@@ -271,5 +262,5 @@ def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> di
         if not np.isfinite(value):
             raise UserError("step", run.step, f"gives {name} = {value}; choose another checkpoint")
     whole = dict(figures=values, errors=errors, halves=halves) | row
-    append(run.directory / FILE, whole)
+    append_line(run.directory / FILE, json.dumps(whole))
     return whole

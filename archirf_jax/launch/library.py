@@ -74,6 +74,7 @@ def train(
 
     Raises:
         UserError: something does not fit.
+        KeyboardInterrupt: a signal stopped the training, after a save.
     """
     messages.set_up()
     config = defaults()
@@ -94,7 +95,8 @@ def train(
         config.update_from_flattened_dict(dict(changes or {}))
     fields.check(config)
     place = expand(str(workdir), "workdir")
-    train_run(config, data, place, again="the same call", model=model)
+    if not train_run(config, data, place, again="the same call", model=model):
+        raise KeyboardInterrupt(f"saved in {place}; the same call goes on")
     return open_run(place, model=model, data=data)
 
 

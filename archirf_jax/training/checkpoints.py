@@ -20,12 +20,12 @@ from absl import logging
 from archirf_jax import sharding
 from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.files import check_run_directory
 from archirf_jax.training import checksums, copies, items, retention
 from archirf_jax.training.items import Items
 
 METRICS, NETWORKS = "metrics_state", "networks"
 NONE = -1  # no step
-GLOB = "*?["  # Orbax finds its files by patterns in which these are not themselves
 
 
 class MetricsState(NamedTuple):
@@ -43,13 +43,6 @@ class MetricsState(NamedTuple):
 NO_METRICS = MetricsState({}, {})
 
 
-def check_path(path: pathlib.Path, field: str = "workdir") -> None:
-    """Raise a UserError about `field` where no checkpoint could be written below `path`, as its parents are now."""
-    whole = str(path.expanduser().resolve())
-    if found := [character for character in GLOB if character in whole]:
-        raise UserError(field, whole, f"must not contain {' '.join(found)}: checkpoints below it would be unreadable")
-
-
 class Checkpoints:
     """The checkpoints in `directory`.
 
@@ -59,14 +52,14 @@ class Checkpoints:
             keep_every; None to read only.
 
     Raises:
-        UserError: the directory's path cannot be written to; see `check_path`.
+        UserError: the directory's path cannot be written to; see `files.check_run_directory`.
     """
 
     def __init__(self, directory: pathlib.Path, keep: Any = None) -> None:
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, keep is None
         if not self._read_only:
-            check_path(self.directory)
+            check_run_directory(self.directory, "workdir")
         self._rows: dict[int, dict[str, float]] = {}
         self._manager = self._open()
         if getattr(keep, "keep_best", 0):

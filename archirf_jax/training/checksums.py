@@ -7,7 +7,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-from archirf_jax.training.files import replacing
+from archirf_jax.files import atomic_write
 
 FILE = "checksums.json"
 ARRAYS, JSON = "_METADATA", "metadata"  # what Orbax writes for every item of arrays, and of JSON
@@ -24,8 +24,7 @@ def write(directory: pathlib.Path) -> None:
         if (item / ARRAYS).is_file() and not (item / MERGED).is_file():
             raise OSError(f"{item.name} was not written completely: {MERGED} is missing")
     sums = {str(path.relative_to(directory)): _crc(path) for path in sorted(directory.rglob("*")) if path.is_file()}
-    with replacing(directory / FILE, directory.with_name(f"{directory.name}.{FILE}.part")) as file:
-        file.write(json.dumps(sums).encode())
+    atomic_write(directory / FILE, json.dumps(sums), directory.with_name(f"{directory.name}.{FILE}.part"))
 
 
 def items(directory: pathlib.Path) -> list[str] | None:

@@ -21,9 +21,9 @@ from absl import logging
 from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Feed, Frozen, Losses, Task, TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.files import atomic_write
 from archirf_jax.training import guard
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.files import replacing
 from archirf_jax.training.step_runner import StepRunner, ordered
 from archirf_jax.training.update import Modules
 
@@ -63,8 +63,7 @@ def keep(state: TrainState, runner: StepRunner, feed: Feed, config: Any, workdir
     arrays: dict[str, Any] = {FIELD + name: sharding.fetch(leaf) for name, leaf in batch.items()}
     arrays[KEY] = np.asarray(jax.random.key_data(key))
     if jax.process_index() == 0:
-        with replacing(folder / BATCH) as file:
-            np.savez(file, **arrays)
+        atomic_write(folder / BATCH, lambda file: np.savez(file, **arrays))
     checkpoints.wait()
     checkpoints.close()
 
@@ -90,8 +89,8 @@ def replay(task: Task, workdir: pathlib.Path, frozen: Frozen | None = None) -> s
     batch, key = _load(folder / BATCH)
     report = _report(task, state, frozen, batch, key)
     text = _conclusion(report, state)
-    with replacing(folder / REPORT) as file:
-        file.write(json.dumps(report | {"step": int(state.step) + 1, "conclusion": text}, indent=1).encode())
+    whole = report | {"step": int(state.step) + 1, "conclusion": text}
+    atomic_write(folder / REPORT, json.dumps(whole, indent=1))
     return text
 
 

@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from archirf_jax.training.files import append_line, replacing
+from archirf_jax.files import append_line, atomic_write
 
 METRICS = "metrics.jsonl"
 CLOCKED = ("images_per_second", "seconds_per_step", "data_wait", "flops_utilisation", "compile_seconds")
@@ -43,8 +43,7 @@ class MetricsFile:
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
         self._path = workdir / METRICS
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        with replacing(self._path) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, row: Row) -> None:
         """Append one row."""

@@ -17,9 +17,10 @@ import pytest
 
 from archirf_jax.contracts import Network, TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.files import check_run_directory
 from archirf_jax.training import checkpoints as room
 from archirf_jax.training import checksums
-from archirf_jax.training.checkpoints import NO_METRICS, Checkpoints, MetricsState, check_path
+from archirf_jax.training.checkpoints import NO_METRICS, Checkpoints, MetricsState
 from archirf_jax.training.update import Update
 from tests.training.toys import config
 
@@ -197,15 +198,14 @@ def test_without_its_checksums_a_checkpoint_is_damaged(content: str | None, save
 def test_a_path_that_nothing_could_be_read_from_is_refused_before_anything_is_made(
     name: str, tmp_path: pathlib.Path
 ) -> None:
-    for refuse in (check_path, lambda path: Checkpoints(path, keep=1)):
-        with pytest.raises(UserError) as caught:
-            refuse(tmp_path / name / "checkpoints")
-        assert caught.value.field == "workdir" and not list(tmp_path.iterdir())
-    check_path(tmp_path / "lr 1e-4 %41#:'ü{x}]")
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path / name / "checkpoints", keep=1)
+    assert caught.value.field == "workdir" and not list(tmp_path.iterdir())
+    check_run_directory(tmp_path / "lr 1e-4 %41#:'ü{x}", "workdir")
 
 
 def test_a_save_that_is_not_complete_fails(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "check_path", lambda path: None)  # Orbax loses files there
+    monkeypatch.setattr(room, "check_run_directory", lambda path, field: None)  # Orbax loses files there
     checkpoints = Checkpoints(tmp_path / "a[1]", keep=1)
     with pytest.raises(UserError):
         checkpoints.save(state(1), {})

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from tensorboardX.proto import event_pb2
 
-from archirf_jax.training.files import append_line, replacing
+from archirf_jax.files import append_line, atomic_write
 from archirf_jax.training.writers import Events, MetricsFile, read_metrics, rows_without_times
 
 
@@ -69,8 +69,7 @@ def test_nothing_is_written_through_a_symbolic_link(tmp_path: pathlib.Path) -> N
         (tmp_path / name).symlink_to(victim)
     with pytest.raises(OSError):
         append_line(tmp_path / "rows", "theirs")
-    with replacing(tmp_path / "whole") as file:
-        file.write(b"theirs")
+    atomic_write(tmp_path / "whole", b"theirs")
     assert victim.read_text() == "mine" and (tmp_path / "whole").read_bytes() == b"theirs"
 
 
