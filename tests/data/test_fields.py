@@ -106,8 +106,6 @@ def test_images_are_mirrored_by_the_key_as_it_is_given() -> None:
 @pytest.mark.parametrize(
     ("field", "given"),
     [
-        ("data.channels", {"channels": 2}),
-        ("data.channels", {"channels": 0}),
         ("data.image_size", {"image_size": 0}),
         ("data.image_size", {"image_size": 10**6}),
         ("data.fields.image", {"fields": {"image": BOX}}),

@@ -83,6 +83,13 @@ def cache(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_a_set_is_read_as_grey_or_rgb_alone(channels: int, folder: pathlib.Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load(settings.data(name=f"folder:{folder}", channels=channels))
+    assert caught.value.field == "data.channels"
+
+
 def test_the_memory_limit_decides_between_resident_and_streamed(folder: pathlib.Path) -> None:
     assert isinstance(feed_of(configured(folder)), ResidentFeed)
     assert isinstance(feed_of(configured(folder, STREAMED)), StreamFeed)

@@ -6,10 +6,12 @@ import pathlib
 import runpy
 
 import numpy as np
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     reduced = {"STEPS": 20, "WORKDIR": str(tmp_path / "run"), "DATA_DIR": str(data_dir), "IMAGES": 64}
     found = runpy.run_path(str(REPOSITORY / "experiments" / "quickstart" / "quickstart.py"), init_globals=reduced)
