@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,8 +133,11 @@ def test_a_run_that_goes_on_has_the_bytes_of_one_without_a_stop(
     data_dir: pathlib.Path,
     runs: dict[str, pathlib.Path],
 ) -> None:
-    for steps in (STEPS // 2, STEPS):
-        train(tmp_path / "run", data_dir, steps, name, runs)
+    own = {frozen: shutil.copytree(path, tmp_path / frozen) for frozen, path in runs.items()}
+    train(tmp_path / "run", data_dir, STEPS // 2, name, own)
+    for path in own.values():  # the run has copies
+        shutil.rmtree(path)
+    train(tmp_path / "run", data_dir, STEPS, name, own)
     running.assert_same_run(trained[name], tmp_path / "run", STEPS)
 
 
