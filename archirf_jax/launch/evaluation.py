@@ -126,7 +126,7 @@ def evaluate_run(
     if "samples" in wanted:
         how = config or sampling.diffusion(run).sampling
         extractor = make_extractor(features, run, mesh)
-        row |= dict(features=extractor.name, repeats=repeats, sampling=how.to_dict())
+        row |= dict(features=extractor.name, repeats=repeats, sampling=how.to_dict() | guides.directories())
         seen, row["real_digest"] = evaluating.features_of_real(real, extractor, count, cli.cache("references"))
     if "loss" in wanted:
         state = evaluating.evaluated_state(run.task, params)

@@ -64,6 +64,11 @@ class Guides(NamedTuple):
     classifier: Run | None = None
     null: Condition | None = None
 
+    def directories(self) -> dict[str, str]:
+        """Those of the runs that guide, by name."""
+        runs = {"weak": self.weak, "classifier": self.classifier}
+        return {name: str(run.directory) for name, run in runs.items() if run is not None}
+
 
 ALONE = Guides()
 

@@ -244,7 +244,7 @@ def test_whatever_sample_draws_is_evaluated(
     assert guided["sampling"]["classifier"] == str(classifier)
     weak = shutil.copytree(run, tmp_path / "weak")
     evaluate(run, *few[:-1], "--guidance=autoguidance", "--guidance_scale=2", f"--weak_workdir={weak}")
-    assert rows(run)[-1]["sampling"]["weak_workdir"] == str(weak)
+    assert rows(run)[-1]["sampling"]["weak"] == str(weak)
     evaluate(run, "--metrics=bits_per_dim", "--levels=17", "--ode_steps=4", "--images=8")
     assert rows(run)[-1]["bits_per_dim"] == {"levels": 17, "steps": 4, "probes": 8}
     evaluate(tmp_path / "ddpm", "--metrics=bits_per_dim", "--images=2", "--batch_size=2")
