@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 from typing import Any
@@ -18,9 +19,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",  # where there is a choice, the faster compiler
+    "--xla_cpu_parallel_codegen_split_count=1",  # programs are small, and other tests keep the cores busy
     "--xla_force_host_platform_device_count=8",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Tracing makes many objects and hardly any garbage: looking for it took a sixth of the tests' time.
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -40,7 +40,9 @@ def test_what_is_computed_is_right_and_every_network_is_stepped(tmp_path: pathli
     right, steps = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("right", "steps"))
     assert not [row for row in right.values() if isinstance(row, dict) and "error" in row], right
     assert right["golden cases in float32"]["wrong"] == right["golden cases in bfloat16"]["wrong"] == []
-    assert right["attention in bfloat16"]["largest"] < 1e-2 and right["forward derivative in bfloat16"]["largest"] < 5e-2
+    assert (
+        right["attention in bfloat16"]["largest"] < 1e-2 and right["forward derivative in bfloat16"]["largest"] < 5e-2
+    )
     assert right["killed and resumed"]["differing"] == []
     for name in NETWORKS:
         assert steps[name]["images_per_second"] > 0 and steps[name]["skipped"] == 0

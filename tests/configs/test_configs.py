@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from archirf_jax import processes, registry
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.launch import fields
 from archirf_jax.launch.defaults import defaults
@@ -48,25 +49,31 @@ def load(name: str, *variant: str) -> Any:
     return load_file(":".join([str(FILES[name]), *variant]))
 
 
-@pytest.mark.parametrize(("name", "variant"), CASES)
-def test_it_loads_locks_builds_and_gives_a_loss(name: str, variant: str) -> None:
-    config = load(name, variant)
-    fields.check(config)
+def built(name: str, *variant: str) -> Any:
+    """The task of a configuration, whose network is shallow."""
+    config = load(name, *variant)
     with pytest.raises(AttributeError):
         config.stepz = 3
+    fields.check(config)
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
+    return make_task(config, {})
 
-    task = make_task(config, {})
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((2, size, size, config.data.channels), jnp.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_it_loads_locks_and_builds(name: str, variant: str) -> None:
+    state = jax.eval_shape(built(name, variant).init, jax.random.key(0), {})
+    for network in state.networks.values():
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((network.params, network.averages)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_gives_a_loss(name: str) -> None:
+    task = built(name)
     state = jax.eval_shape(task.init, jax.random.key(0), {})
-    after, metrics = jax.eval_shape(task.step, state, {}, batch, jax.random.key(0))
+    after, metrics = jax.eval_shape(task.step, state, {}, shapes(task.fields, 2), jax.random.key(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert {(leaf.shape, leaf.dtype.name) for leaf in metrics.values()} == {((2,), "float32")}
-    for network in after.networks.values():
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((network.params, network.averages)))
 
 
 @pytest.mark.parametrize("name", FILES)

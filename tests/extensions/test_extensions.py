@@ -115,13 +115,22 @@ def drawn(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> Any:
 
 
 @pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Copies of the frozen runs, which are gone when `trained` has its own."""
+    folder = tmp_path_factory.mktemp("copies")
+    return {name: shutil.copytree(path, folder / name) for name, path in runs.items()}
+
+
+@pytest.fixture(scope="module")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path, runs: dict[str, pathlib.Path]
+    tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path, copies: dict[str, pathlib.Path]
 ) -> dict[str, pathlib.Path]:
     """A run of each extension, trained without a stop."""
     folder = tmp_path_factory.mktemp("extensions")
     for name in EXTENSIONS:
-        train(folder / name, data_dir, STEPS, name, runs)
+        train(folder / name, data_dir, STEPS, name, copies)
+    for path in copies.values():
+        shutil.rmtree(path)
     return {name: folder / name for name in EXTENSIONS}
 
 
@@ -131,13 +140,12 @@ def test_a_run_that_goes_on_has_the_bytes_of_one_without_a_stop(
     trained: dict[str, pathlib.Path],
     tmp_path: pathlib.Path,
     data_dir: pathlib.Path,
-    runs: dict[str, pathlib.Path],
+    copies: dict[str, pathlib.Path],
 ) -> None:
-    own = {frozen: shutil.copytree(path, tmp_path / frozen) for frozen, path in runs.items()}
-    train(tmp_path / "run", data_dir, STEPS // 2, name, own)
-    for path in own.values():  # the run has copies
-        shutil.rmtree(path)
-    train(tmp_path / "run", data_dir, STEPS, name, own)
+    """From the checkpoint in the middle, without the originals of its frozen runs."""
+    shutil.copytree(trained[name], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    train(tmp_path / "run", data_dir, STEPS, name, copies)
     running.assert_same_run(trained[name], tmp_path / "run", STEPS)
 
 
