@@ -31,6 +31,8 @@ from archirf_jax.tasks.building import make_task
 from archirf_jax.training.writers import rows_without_times
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+# The tests' own flags for a process that has one device.
+ONE_DEVICE = os.environ.get("XLA_FLAGS", "").replace("device_count=8", "device_count=1")
 CONFIG = f"--config={REPOSITORY / 'configs' / 'dit_rf.py'}"
 STEPS = 60
 SMALL = (

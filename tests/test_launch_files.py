@@ -16,7 +16,7 @@ import yaml
 from tests import running
 
 FILES = running.REPOSITORY / "docs" / "launch"
-ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ONE_DEVICE = {"XLA_FLAGS": running.ONE_DEVICE}
 # What srun does as far as a process can tell: its number, how many there are, and where.
 SRUN = """#!/usr/bin/env bash
 while [ "${1:0:2}" = "--" ]; do shift; done

@@ -59,12 +59,12 @@ def of_latents(channels: int, model: dict[str, Any], small: dict[str, Any], text
     return make
 
 
-def of_images(config_of: Callable[[str], Any]) -> Any:
+def of_images(config_of: Callable[[str], Any], small: dict[str, Any]) -> Any:
     """Makes the configuration of a network on ImageNet at 64x64, without remat; digits where it is small."""
 
     def make(toy: bool) -> Any:
         config = config_of("digits" if toy else "imagenet64")
-        config.model.update(dtype="bfloat16", remat=False)
+        config.model.update(dtype="bfloat16", remat=False, **(small if toy else {}))
         resolve(config, 1000)
         return config
 
@@ -114,8 +114,14 @@ NETWORKS = {
             ),
         ),
     ),
-    "EDM2-S, 64x64": Sized(of_images(edm2_s), 64, None),
-    "ADM, ImageNet-64": Sized(of_images(adm_ddpm.get_config), 64, ("adm_imagenet64", {})),
+    "EDM2-S, 64x64": Sized(
+        of_images(edm2_s, {"channel_mult": (1,), "num_blocks": 1, "attention_levels": ()}), 64, None
+    ),
+    "ADM, ImageNet-64": Sized(
+        of_images(adm_ddpm.get_config, {"channel_mult": (1,), "num_res_blocks": 1, "attention_downsamples": ()}),
+        64,
+        ("adm_imagenet64", {}),
+    ),
 }
 
 

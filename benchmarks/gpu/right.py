@@ -42,12 +42,13 @@ ATTENTION = (
     ((2, 64, 77, 6, 64), True),
 )
 KILLED_STEPS = 400
+SHALLOW = {"depth": 1}
 
 
 def planned_memory(toy: bool) -> dict[str, Any]:
     """The planned bytes of a training and those that the device counts: the first row, as the counter never falls."""
     config = dit_rf.get_config("digits" if toy else "openmoji")
-    config.model.dtype = "bfloat16"
+    config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
     resolve(config, 10)
     made = start(config, config.batch_size)
     state = made.state
@@ -59,6 +60,7 @@ def planned_memory(toy: bool) -> dict[str, Any]:
     variant = "" if toy else ":openmoji"
     command = [sys.executable, "-m", "archirf_jax.plan", f"--config=configs/dit_rf.py{variant}", f"--device={name}"]
     flags = ["--num_classes=10", "--config.model.dtype=bfloat16", "--json"]
+    flags += [f"--config.model.{name}={value}" for name, value in SHALLOW.items() if toy]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, check=True)
     memory = json.loads(done.stdout)["tried"][0][1]
@@ -107,9 +109,10 @@ def attention_errors() -> dict[str, Any]:
     return {"errors": found, "largest": max(found.values())}
 
 
-def forward_mode() -> dict[str, Any]:
+def forward_mode(toy: bool) -> dict[str, Any]:
     """The forward derivative of a network on the path that has one, in bfloat16 against float32."""
     config = dit_rf.get_config()
+    config.model.update(SHALLOW if toy else {})
     resolve(config, 10)
     slopes = []
     for dtype in ("bfloat16", "float32"):
@@ -131,21 +134,23 @@ def _answer(module: Any, params: Any, batch: Any, x: jax.Array) -> jax.Array:
     return bound(x, jnp.full(len(x), 500.0), {"label": batch["label"]})[0]
 
 
-def half_step(config: Any) -> dict[str, Any]:
+def half_step(config: Any, toy: bool) -> dict[str, Any]:
     """A step of a small network in bfloat16."""
-    config.model.dtype = "bfloat16"
+    config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
     resolve(config, 10)
     made = start(config, 16)
     _, metrics = made.step(made.state, {}, made.batch, jax.random.key(1))
     return {"loss": float(metrics["loss"][0]), "skipped": float(metrics["skipped"][0])}
 
 
-def resumed() -> dict[str, Any]:
+def resumed(toy: bool) -> dict[str, Any]:
     """A training that is killed and goes on, against one that is not, under deterministic operations."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
-        return crash.run(1, KILLED_STEPS, 0, pathlib.Path(folder), moments=("training",), environment=environment)
+        return crash.run(
+            1, 60 if toy else KILLED_STEPS, 0, pathlib.Path(folder), moments=("training",), environment=environment
+        )
 
 
 def main() -> None:
@@ -155,12 +160,12 @@ def main() -> None:
     results.add("about", describe())
     results.measure("attention in bfloat16", attention_errors)
     results.measure("golden cases in float32", functools.partial(golden, half=False, toy=toy))
-    results.measure("killed and resumed", resumed, needs=20)
+    results.measure("killed and resumed", functools.partial(resumed, toy), needs=20)
     results.measure("golden cases in bfloat16", functools.partial(golden, half=True, toy=toy))
-    results.measure("forward derivative in bfloat16", forward_mode)
+    results.measure("forward derivative in bfloat16", functools.partial(forward_mode, toy))
     for module in CONFIGS[: 1 if toy else None]:
         name = module.__name__.rpartition(".")[2]
-        results.measure(f"step in bfloat16, {name}", functools.partial(half_step, module.get_config()))
+        results.measure(f"step in bfloat16, {name}", functools.partial(half_step, module.get_config(), toy))
 
 
 if __name__ == "__main__":

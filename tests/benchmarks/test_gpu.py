@@ -35,7 +35,7 @@ def test_numbers_of_parts() -> None:
 @pytest.mark.slow
 def test_what_is_computed_is_right_and_every_network_is_stepped(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--parts=1-2", "--seconds=1800", f"--out={tmp_path}"]
-    quick = running.environment(XLA_FLAGS="--xla_backend_optimization_level=0")
+    quick = running.environment(XLA_FLAGS=running.ONE_DEVICE)
     subprocess.run(command, cwd=running.REPOSITORY, env=quick, timeout=1900, check=True)
     right, steps = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("right", "steps"))
     assert not [row for row in right.values() if isinstance(row, dict) and "error" in row], right

@@ -69,7 +69,7 @@ def test_a_finished_run_started_again_trains_no_further(
     running.assert_same_run(whole_run, copy)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, *map(slow, (signal.SIGINT, signal.SIGUSR1, signal.SIGKILL))])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, *map(slow, (signal.SIGINT, signal.SIGKILL))])
 def test_a_signal_saves_says_how_to_go_on_and_changes_nothing(
     sig: signal.Signals, whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

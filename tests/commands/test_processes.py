@@ -16,7 +16,6 @@ from tests import running
 
 pytestmark = pytest.mark.slow
 Pair = list[subprocess.Popen[str]]
-ONE_DEVICE = "--xla_backend_optimization_level=0"
 ENDLESS = ("--config.steps=100000", "--config.schedule.name=constant")
 
 
@@ -26,7 +25,7 @@ def start(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> Pair:
         together = (f"--coordinator=127.0.0.1:{free.getsockname()[1]}", "--processes=2")
     # One device each, which `mesh.data` then counts together.
     mesh = ("--config.mesh.data=None", *extra, *together)
-    return [running.start(workdir, data_dir, *mesh, f"--process={i}", XLA_FLAGS=ONE_DEVICE) for i in range(2)]
+    return [running.start(workdir, data_dir, *mesh, f"--process={i}", XLA_FLAGS=running.ONE_DEVICE) for i in range(2)]
 
 
 def ended(pair: Pair) -> list[str]:
@@ -38,11 +37,10 @@ def losses(workdir: pathlib.Path) -> list[float]:
     return [row["loss"] for row in running.rows(workdir)]
 
 
-@pytest.mark.parametrize("mesh", [(), ("--config.mesh.fsdp=2",)])
-def test_two_processes_train_as_one(
-    mesh: tuple[str, ...], whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+def test_two_processes_that_share_the_parameters_train_as_one(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    pair = start(tmp_path / "run", data_dir, *mesh)
+    pair = start(tmp_path / "run", data_dir, "--config.mesh.fsdp=2")
     said = ended(pair)
     assert [process.returncode for process in pair] == [0, 0], said
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole_run), rtol=1e-5)
@@ -78,14 +76,11 @@ def test_when_one_is_killed_the_other_says_so_and_both_go_on_when_started_again(
     assert len(losses(workdir)) == 14
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_stops_both_at_one_step(
-    sig: signal.Signals, data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_signal_to_one_stops_both_at_one_step(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     workdir = tmp_path / "run"
     pair = start(workdir, data_dir, *ENDLESS)
     running.wait_for(lambda: len(losses(workdir)) > 3, *pair)
-    pair[1].send_signal(sig)
+    pair[1].send_signal(signal.SIGTERM)
     said = ended(pair)
     assert [process.returncode for process in pair] == [75, 75], said
     assert "saved step" in said[0]

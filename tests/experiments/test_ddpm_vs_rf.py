@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests import running
+from tests.experiments import reduced
 
-QUICK = "--xla_backend_optimization_level=0"
 SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "2", "BUDGETS": "4"}
 
 
 @pytest.mark.slow
-def test_the_script_trains_measures_and_draws(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    places = {"DATA": str(data_dir), "RUNS": str(tmp_path / "runs"), "OUT": str(tmp_path / "out")}
-    command = [sys.executable, "-m", "experiments.ddpm_vs_rf.ddpm_vs_rf"]
-    options: dict[str, Any] = dict(
-        cwd=running.REPOSITORY, env=running.environment(**SMALL, **places, XLA_FLAGS=QUICK), timeout=600
-    )
-    subprocess.run(command, check=True, **options)
+def test_the_script_trains_measures_and_draws(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced.run("ddpm_vs_rf", SMALL, data_dir, tmp_path, monkeypatch)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert {row["model"] for row in results["by_evaluations"]} == {"rf", "ddpm"}
     assert [row["step"] for row in results["by_training_steps"]] == [2, 4, 6, 8] * 2

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests import running
+from tests.experiments import reduced
 
 DESIGNS = ["in_context", "cross_attention", "adaln", "adaln_zero"]
-QUICK = "--xla_backend_optimization_level=0"
 SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "2"}
 
 
 @pytest.mark.slow
-def test_the_script_trains_measures_and_draws(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    places = {"DATA": str(data_dir), "RUNS": str(tmp_path / "runs"), "OUT": str(tmp_path / "out")}
-    command = [sys.executable, "-m", "experiments.dit_designs.dit_designs"]
-    options: dict[str, Any] = dict(
-        cwd=running.REPOSITORY, env=running.environment(**SMALL, **places, XLA_FLAGS=QUICK), timeout=900
-    )
-    subprocess.run(command, check=True, **options)
+def test_the_script_trains_measures_and_draws(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced.run("dit_designs", SMALL, data_dir, tmp_path, monkeypatch)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [(row["design"], row["step"]) for row in results["by_step"]] == [
         (design, step) for design in DESIGNS for step in (1, 2, 4, 8)

@@ -114,38 +114,39 @@ def drawn(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> Any:
     return np.load(out)
 
 
-@pytest.fixture(scope="module")
-def copies(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Copies of the frozen runs, which are gone when `trained` has its own."""
-    folder = tmp_path_factory.mktemp("copies")
-    return {name: shutil.copytree(path, folder / name) for name, path in runs.items()}
+class Trained(dict[str, pathlib.Path]):
+    """A run of each extension, trained without a stop when it is first asked for.
+
+    The frozen runs that it names, `copies`, are gone when it has its own.
+    """
+
+    def __init__(self, folder: pathlib.Path, data_dir: pathlib.Path, runs: dict[str, pathlib.Path]) -> None:
+        super().__init__()
+        self.folder, self.data_dir, self.runs = folder, data_dir, runs
+        self.copies = {name: folder / "originals" / name for name in runs}
+
+    def __missing__(self, name: str) -> pathlib.Path:
+        for frozen, path in self.runs.items():
+            shutil.copytree(path, self.copies[frozen])
+        train(self.folder / name, self.data_dir, STEPS, name, self.copies)
+        shutil.rmtree(self.folder / "originals")
+        self[name] = self.folder / name
+        return self[name]
 
 
 @pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path, copies: dict[str, pathlib.Path]
-) -> dict[str, pathlib.Path]:
-    """A run of each extension, trained without a stop."""
-    folder = tmp_path_factory.mktemp("extensions")
-    for name in EXTENSIONS:
-        train(folder / name, data_dir, STEPS, name, copies)
-    for path in copies.values():
-        shutil.rmtree(path)
-    return {name: folder / name for name in EXTENSIONS}
+def trained(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path, runs: dict[str, pathlib.Path]) -> Trained:
+    return Trained(tmp_path_factory.mktemp("extensions"), data_dir, runs)
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_a_run_that_goes_on_has_the_bytes_of_one_without_a_stop(
-    name: str,
-    trained: dict[str, pathlib.Path],
-    tmp_path: pathlib.Path,
-    data_dir: pathlib.Path,
-    copies: dict[str, pathlib.Path],
+    name: str, trained: Trained, tmp_path: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
     """From the checkpoint in the middle, without the originals of its frozen runs."""
     shutil.copytree(trained[name], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
-    train(tmp_path / "run", data_dir, STEPS, name, copies)
+    train(tmp_path / "run", data_dir, STEPS, name, trained.copies)
     running.assert_same_run(trained[name], tmp_path / "run", STEPS)
 
 
@@ -153,7 +154,7 @@ def test_a_run_that_goes_on_has_the_bytes_of_one_without_a_stop(
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
     name: str,
-    trained: dict[str, pathlib.Path],
+    trained: Trained,
     tmp_path: pathlib.Path,
     data_dir: pathlib.Path,
     runs: dict[str, pathlib.Path],
@@ -168,19 +169,19 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", [name for name in EXTENSIONS if name != "autoencoder"])
-def test_sample_draws_images_of_the_run(name: str, trained: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_sample_draws_images_of_the_run(name: str, trained: Trained, tmp_path: pathlib.Path) -> None:
     found = drawn(trained[name], tmp_path / "x.npz", "--labels=3,1", "--per_class=2", "--guidance_scale=1")
     assert found["images"].shape == (4, 8, 8, 1) and found["images"].dtype == np.uint8
     assert found["labels"].tolist() == [3, 3, 1, 1] and np.std(found["images"]) > 0
 
 
-def test_a_mean_flow_is_not_guided_from_outside(trained: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_a_mean_flow_is_not_guided_from_outside(trained: Trained, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError) as caught:
         drawn(trained["mean_flow"], tmp_path / "x.npz", "--guidance_scale=2")
     assert caught.value.field == "sample.guidance.scale"
 
 
-def test_text_is_what_images_depend_on(trained: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_text_is_what_images_depend_on(trained: Trained, tmp_path: pathlib.Path) -> None:
     rng, run = np.random.default_rng(0), open_run(trained["text"])
     rows = {
         "tokens": rng.normal(size=(2, 4, 16)).astype(np.float32),
@@ -195,7 +196,7 @@ def test_text_is_what_images_depend_on(trained: dict[str, pathlib.Path], tmp_pat
 
 
 def test_the_frozen_runs_lie_in_the_run_and_open_without_the_originals(
-    trained: dict[str, pathlib.Path], runs: dict[str, pathlib.Path]
+    trained: Trained, runs: dict[str, pathlib.Path]
 ) -> None:
     for name, frozen in (("text", "encoder"), ("distillation", "teacher")):
         run = open_run(trained[name])
@@ -206,20 +207,18 @@ def test_the_frozen_runs_lie_in_the_run_and_open_without_the_originals(
         assert run.config.identity.frozen[frozen] == original.digest()
 
 
-def test_an_autoencoder_reconstructs_an_image(trained: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+def test_an_autoencoder_reconstructs_an_image(trained: Trained, tmp_path: pathlib.Path) -> None:
     found = drawn(trained["autoencoder"], tmp_path / "x.npz", "--image=3")
     assert found["images"].shape == (2, 8, 8, 1) and np.any(found["images"][0] != found["images"][1])
 
 
-def test_both_networks_are_trained_by_optimizers_of_their_own(trained: dict[str, pathlib.Path]) -> None:
+def test_both_networks_are_trained_by_optimizers_of_their_own(trained: Trained) -> None:
     items = {name.split("'")[1] for name in running.final_arrays(trained["autoencoder"], STEPS)}
     kinds = ("params", "opt", "guard", "averages.ema")
     assert items == {f"{network}.{kind}" for network in ("generator", "discriminator") for kind in kinds}
 
 
-def test_an_upsampler_takes_a_given_low_resolution_image(
-    trained: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
+def test_an_upsampler_takes_a_given_low_resolution_image(trained: Trained, tmp_path: pathlib.Path) -> None:
     low = np.stack([np.full((4, 4, 1), value, np.float32) for value in (-1, 1)])
     rows = {"label": np.asarray([0, 0]), "low_res": low, "noise_level": np.zeros(2, np.float32)}
     np.savez(tmp_path / "low.npz", **rows)
