@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -49,28 +50,29 @@ def load(name: str, *variant: str) -> Any:
     return load_file(":".join([str(FILES[name]), *variant]))
 
 
-def built(name: str, *variant: str) -> Any:
-    """The task of a configuration, whose network is shallow."""
-    config = load(name, *variant)
+@functools.cache
+def built(name: str, variant: str) -> tuple[Any, Any]:
+    """The task of a configuration, whose network is shallow, and the shapes of its state."""
+    config = load(name, variant)
     with pytest.raises(AttributeError):
         config.stepz = 3
     fields.check(config)
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
-    return make_task(config, {})
+    task = make_task(config, {})
+    return task, jax.eval_shape(task.init, jax.random.key(0), {})
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_it_loads_locks_and_builds(name: str, variant: str) -> None:
-    state = jax.eval_shape(built(name, variant).init, jax.random.key(0), {})
+    _, state = built(name, variant)
     for network in state.networks.values():
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((network.params, network.averages)))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_it_gives_a_loss(name: str) -> None:
-    task = built(name)
-    state = jax.eval_shape(task.init, jax.random.key(0), {})
+    task, state = built(name, VARIANTS[name][0])
     after, metrics = jax.eval_shape(task.step, state, {}, shapes(task.fields, 2), jax.random.key(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert {(leaf.shape, leaf.dtype.name) for leaf in metrics.values()} == {((2,), "float32")}

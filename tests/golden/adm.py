@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from archirf_jax.interop import adm, weights
 from archirf_jax.models.adm_classifier import POOLS, ADMClassifier
 from archirf_jax.models.adm_unet import ADMUNet
-from tests.golden.case import Case, UnsupportedSource, choice, settings
+from tests.golden.case import Case, UnsupportedSource, choice, programs, settings
 
 # What the reference's constructors assume where a case names no value; None where they assume nothing.
 NEEDED = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
@@ -47,9 +48,10 @@ def unet(case: Case) -> dict[str, np.ndarray]:
     condition = {"label": case.inputs["y"].astype(np.int32)} if "y" in case.inputs else {}
     if super_resolution:
         condition["low_res"] = nhwc(case.inputs["low_res"])
-    like = jax.eval_shape(model.init, jax.random.key(0), x, t, condition)["params"]
+    init, apply = programs(model)
+    like = init.eval_shape(jax.random.key(0), x, t, condition)["params"]
     params = weights.to_params(case.params, like, adm.rename_unet(model))
-    out = jax.jit(model.apply)({"params": params}, x, t, condition)
+    out = apply({"params": params}, x, t, condition)
     return {"y": np.moveaxis(np.asarray(out), -1, 1)}
 
 
@@ -63,18 +65,23 @@ def classifier(case: Case) -> dict[str, np.ndarray]:
         **shared(given),
     )
     x, t = nhwc(case.inputs["x"]), case.inputs["t"]
-    like = jax.eval_shape(model.init, jax.random.key(0), x, t)["params"]
+    like = programs(model)[0].eval_shape(jax.random.key(0), x, t)["params"]
     params = weights.to_params(case.params, like, adm.rename_classifier(model))
+    y = case.inputs.get("y", np.zeros(len(x))).astype(np.int32)
+    gradient, logits = guidance(model)(x, params, t, y)
+    found = {"logits": np.asarray(logits)}
+    return found | ({"grad_x": np.moveaxis(np.asarray(gradient), -1, 1)} if "y" in case.inputs else {})
 
-    def log_probability(x: jax.Array, y: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, x, t)
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=-1).sum()
 
-    found = {"logits": np.asarray(jax.jit(model.apply)({"params": params}, x, t))}
-    if "y" in case.inputs:
-        gradient = jax.jit(jax.grad(log_probability))(x, case.inputs["y"].astype(np.int32))
-        found["grad_x"] = np.moveaxis(np.asarray(gradient), -1, 1)
-    return found
+@functools.cache
+def guidance(model: ADMClassifier) -> Any:
+    """(x, params, t, y) -> (gradient of the log-probability of y in x, logits), compiled."""
+
+    def log_probability(x: jax.Array, params: Any, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.asarray(model.apply({"params": params}, x, t))
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=-1).sum(), logits
+
+    return jax.jit(jax.grad(log_probability, has_aux=True))
 
 
 def shared(given: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 
@@ -21,6 +24,12 @@ class Case:
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
     params: dict[str, np.ndarray]
+
+
+@functools.cache
+def programs(model: nn.Module) -> tuple[Any, Any]:
+    """Its `init` and `apply`, traced and compiled once for all cases of the network."""
+    return jax.jit(model.init), jax.jit(model.apply)
 
 
 def settings(what: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def load(path: pathlib.Path) -> Case:
         return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
     rule = next((rule for prefix, rule in RULES.items() if meta["source"].startswith(prefix)), synthetic)
-    params = {name: rule(name, shape) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
+    params = {name: rule(name, tuple(shape)) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
     return Case(meta["source"], meta["hyperparameters"], part("in/"), part("out/"), params)
 
 

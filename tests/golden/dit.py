@@ -8,7 +8,7 @@ import numpy as np
 from archirf_jax.interop import dit
 from archirf_jax.interop.weights import to_params
 from archirf_jax.models.dit import DiT
-from tests.golden.case import Case, settings
+from tests.golden.case import Case, programs, settings
 
 # What the reference's constructor assumes where a case names no value.
 DEFAULTS = dict(
@@ -33,7 +33,8 @@ def run(case: Case) -> dict[str, np.ndarray]:
     model = DiT(**given, null_label=null_label)
     x = case.inputs["x"].transpose(0, 2, 3, 1)
     inputs = (x, case.inputs["t"].astype(np.float32), {"label": case.inputs["y"].astype(np.int32)})
-    like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    init, apply = programs(model)
+    like = init.eval_shape(jax.random.key(0), *inputs)["params"]
     state = {name: value for name, value in case.params.items() if name != dit.POSITIONS}
-    out = jax.jit(model.apply)({"params": to_params(state, like, dit.rename(model))}, *inputs)
+    out = apply({"params": to_params(state, like, dit.rename(model))}, *inputs)
     return {"y": np.asarray(out).transpose(0, 3, 1, 2)}

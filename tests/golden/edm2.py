@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ ASIS = dict(channels_per_head=64, label_balance=0.5, concat_balance=0.5, res_bal
 DEFAULTS = NEEDED | AROUND | NETWORK | OPTIONAL | ASIS | dict(resample_filter=[1, 1])
 
 
+@functools.cache
 def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The synthetic parameter; gains are 0.8, frequencies and phases spread as far as the network's own."""
     scales = {"freqs": 2 * np.pi * 10, "phases": 2 * np.pi * 5}
@@ -65,7 +67,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
 
     like = jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
     params = weights.to_params(case.params, like, edm2.rename(model, given["img_resolution"]))
-    unit = model.normalize_weights(params)
+    unit = jax.jit(model.normalize_weights)(params)
     apply = jax.jit(lambda params, x: bind(model, params)(x, network_time, y))
     outputs, (extras, _) = zip(*(apply(each, process.network_input(x, t)) for each in (params, unit)), strict=True)
     u = extras["log_variance"][:, None, None, None]

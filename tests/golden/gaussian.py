@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,12 @@ def run(case: Case) -> dict[str, np.ndarray]:
         index = jnp.asarray(case.inputs["t"])
         t = jnp.asarray(process.times)[index]
         x0, eps = (jnp.asarray(nhwc(case.inputs[name]), jnp.float64) for name in ("x", "noise"))
-        values = jax.jit(functools.partial(values_of, process))(x0, eps, t, index)
+        values = compiled(process)(x0, eps, t, index)
     found = {name: np.moveaxis(np.asarray(v), -1, 1) if v.ndim == 4 else np.asarray(v) for name, v in values.items()}
     return found | dict(alphas_cumprod=abar, use_timesteps=process.visited)
 
 
+@functools.cache
 def process_of(schedule: str, steps: int, respacing: str) -> DDPM:
     """The reference's process."""
     schedule = choice("hyperparameter schedule", schedule, SCHEDULES)
@@ -65,6 +67,12 @@ def answer(x: jax.Array, t: jax.Array) -> jax.Array:
     """A closed form of x (B, H, W, C) and the network time t (B,)."""
     a = expand(t / 1000, x)
     return 0.6 * jnp.tanh(x) * jnp.cos(a) + 0.3 * jnp.sin(2 * x + a) + 0.1 * a
+
+
+@functools.cache
+def compiled(process: DDPM) -> Any:
+    """`values_of` for all cases of one process."""
+    return jax.jit(functools.partial(values_of, process))
 
 
 def values_of(process: DDPM, x0: jax.Array, eps: jax.Array, t: jax.Array, index: jax.Array) -> dict[str, jax.Array]:

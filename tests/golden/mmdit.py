@@ -8,7 +8,7 @@ import numpy as np
 from archirf_jax.interop import sd3
 from archirf_jax.interop.weights import to_params
 from archirf_jax.models.mmdit import MMDiT
-from tests.golden.case import Case, choice, settings
+from tests.golden.case import Case, choice, programs, settings
 
 # What the reference's constructor assumes where a case names no value.
 DEFAULTS = dict(
@@ -66,6 +66,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     x, t = case.inputs["x"].transpose(0, 2, 3, 1), case.inputs["t"].astype(np.float32)
     tokens = case.inputs.get("context", np.zeros((len(x), 0, 64 * depth), np.float32))
     y = {"tokens": tokens} | ({"pooled": case.inputs["pooled"]} if "pooled" in case.inputs else {})
-    like = jax.eval_shape(model.init, jax.random.key(0), x, t, y)["params"]
+    init, apply = programs(model)
+    like = init.eval_shape(jax.random.key(0), x, t, y)["params"]
     params = to_params(case.params, like, sd3.rename(model))
-    return {"y": np.asarray(jax.jit(model.apply)({"params": params}, x, t, y)).transpose(0, 3, 1, 2)}
+    return {"y": np.asarray(apply({"params": params}, x, t, y)).transpose(0, 3, 1, 2)}

@@ -25,18 +25,18 @@ FIELDS: dict[str, Any] = dict(
     attn_resolutions=[], channels_per_head=6, logvar_channels=8,
 )  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
-    "balances": dict(
-        label_balance=0.3, concat_balance=0.7, res_balance=0.6, attn_balance=0.2, sigma_data=0.9, label_dim=3
-    ),
     "filters": dict(resample_filter=[1, 3, 2, 0.5], channel_mult=[2, 1], clip_act=1.5, attn_resolutions=[8]),
-    "widths": dict(channel_mult_noise=3, channel_mult_emb=2, num_blocks=2, label_dim=0, clip_act=None, img_channels=1),
-    "three levels": dict(
-        img_resolution=12, channel_mult=[1, 1, 2], attn_resolutions=[12, 3], channels_per_head=4, use_fp16=True
+    "widths, and no room for heads": dict(
+        channel_mult_noise=3, channel_mult_emb=2, num_blocks=2, label_dim=0, clip_act=None, img_channels=1,
+        attn_resolutions=[4, 8], channels_per_head=64,
+    ),
+    "three levels and balances": dict(
+        img_resolution=12, channel_mult=[1, 1, 2], attn_resolutions=[12, 3], channels_per_head=4, use_fp16=True,
+        label_balance=0.3, concat_balance=0.7, res_balance=0.6, attn_balance=0.2, sigma_data=0.9, label_dim=3,
     ),
     "heads wider than the levels": dict(attn_resolutions=[4, 8], channels_per_head=7, channel_mult=[1, 3]),
-    "no room for heads": dict(attn_resolutions=[4, 8], channels_per_head=64),
     "one level without blocks": dict(channel_mult=[2], num_blocks=0, label_dim=1, channels_per_head=3),
-}
+}  # fmt: skip
 
 
 def unit(x: np.ndarray, axis: Any) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -55,6 +57,7 @@ def renamed(model: ADMUNet | ADMClassifier) -> weights.Rename:
     return adm.rename_classifier(model) if isinstance(model, ADMClassifier) else adm.rename_unet(model)
 
 
+@functools.cache
 def published(model: ADMUNet | ADMClassifier, channels: int = 3) -> dict[str, tuple[int, ...]]:
     return weights.published_shapes(shapes_of(model, channels), renamed(model))
 
@@ -75,9 +78,9 @@ def assert_round_trip(model: ADMUNet | ADMClassifier, channels: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-@pytest.mark.parametrize("fields", UNETS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_shapes_and_heads_tell_a_unet(fields: dict[str, Any], channels: int) -> None:
+@pytest.mark.parametrize(("number", "fields"), list(enumerate(UNETS)))
+def test_shapes_and_heads_tell_a_unet(number: int, fields: dict[str, Any]) -> None:
+    channels = 1 + 2 * (number % 2)
     model = ADMUNet(**UNET | fields)
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     found = adm.unet_fields(published(model, channels), hints, model.super_resolution)
@@ -104,10 +107,36 @@ def test_parameters_of_a_classifier_come_back_bit_for_bit(fields: dict[str, Any]
     assert_round_trip(ADMClassifier(**CLASSIFIER | fields), channels=1)
 
 
+def unet(name: str) -> ADMUNet:
+    return ADMUNet(num_classes=1 if name in ("imagenet256-unconditional", "lsun256") else 1000, **PRESETS[name])
+
+
+def published_unet(name: str) -> dict[str, tuple[int, ...]]:
+    """Its tensors, which dropout does not change."""
+    return dict(published(unet(name).clone(dropout=0.0)))
+
+
+# Dhariwal & Nichol 2021, tables 4, 11 and 12.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("imagenet64", 296),
+        ("imagenet128", 422),
+        ("imagenet256", 554),
+        ("imagenet256-unconditional", 553),
+        ("imagenet512", 559),
+        ("lsun256", 553),
+        ("upsample64-256", 312),
+        ("upsample128-512", 309),
+    ],
+)
+def test_published_unets_have_the_published_numbers_of_parameters(name: str, millions: int) -> None:
+    assert round(sum(map(math.prod, published_unet(name).values())) / 1e6) == millions
+
+
 @pytest.mark.parametrize("name", list(adm.PUBLISHED))
 def test_shapes_alone_tell_a_published_unet(name: str) -> None:
-    model = ADMUNet(num_classes=1000 if name not in ("imagenet256-unconditional", "lsun256") else 1, **PRESETS[name])
-    shapes = published(model)
+    model, shapes = unet(name), published_unet(name)
     # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
     known = name if name != "lsun256" else "imagenet256-unconditional"
     assert adm.published_unet(shapes) == known
@@ -123,7 +152,10 @@ def test_shapes_alone_tell_a_published_classifier(name: str) -> None:
     model = ADMClassifier(num_classes=1000, **adm_classifier.PRESETS[name])
     assert adm.published_classifier(published(model)) == name
     assert ADMClassifier(**adm.classifier_fields(published(model), {})) == model
-    assert adm.PUBLISHED_CLASSIFIERS[name]["image_size"] == model.image_size
+    assert adm.PUBLISHED_CLASSIFIERS[name]["image_size"] == model.image_size and name == f"imagenet{model.image_size}"
+    # It pools maps of 8x8.
+    assert published(model)["out.2.positional_embedding"] == (512, 8 * 8 + 1)
+    assert published(model)["out.2.c_proj.weight"] == (1000, 512, 1)
 
 
 def test_what_surrounds_the_published_networks_fits_them() -> None:
@@ -174,7 +206,7 @@ def test_levels_that_widths_do_not_separate_are_asked_for() -> None:
 def test_tensors_of_another_network_are_named() -> None:
     hints = dict(num_heads=2)
     unet, classifier = published(ADMUNet(**UNET)), published(ADMClassifier(**CLASSIFIER))
-    upsampler = published(ADMUNet(num_classes=1000, **PRESETS["upsample64-256"]))
+    upsampler = published_unet("upsample64-256")
     for call, named in (
         (lambda: adm.unet_fields(classifier, hints), "output_blocks"),
         (lambda: adm.classifier_fields(unet, hints), "output_blocks"),
@@ -190,7 +222,7 @@ def test_tensors_of_another_network_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["time_embed.0.weight", "out.2.weight", "input_blocks.3.0.in_layers.2.weight"])
 def test_a_tensor_that_the_fields_need_is_named_where_it_is_missing(name: str) -> None:
-    shapes = published(ADMUNet(**UNET))
+    shapes = dict(published(ADMUNet(**UNET)))
     del shapes[name]
     with pytest.raises(UserError) as caught:
         adm.unet_fields(shapes, dict(num_heads=2))

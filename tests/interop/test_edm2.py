@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -97,11 +99,28 @@ def test_matrices_are_transposed_and_kernels_lie_with_the_outputs_last() -> None
     assert state["unet.out_gain"].shape == () and state["unet.out_gain"] == network["out_gain"]
 
 
+@functools.cache
+def tensors(preset: str) -> dict[str, tuple[int, ...]]:
+    """For images of 64 pixels, 4 channels and 1000 classes."""
+    model = Uncertain(EDM2UNet(num_classes=1000, **PRESETS[preset]))
+    return published_shapes(shapes_of(model, 64, 4), edm2.rename(model, 64))
+
+
 def published_tensors(name: str) -> dict[str, tuple[int, ...]]:
     known = edm2.PUBLISHED[name]
-    model = Uncertain(EDM2UNet(num_classes=known["num_classes"], **PRESETS[known["preset"]]))
-    size = known["image_size"]
-    return published_shapes(shapes_of(model, size, known["channels"]), edm2.rename(model, size))
+    assert (known["image_size"], known["num_classes"]) == (64, 1000)
+    shapes, channels = dict(tensors(known["preset"])), known["channels"]
+    first, last = "unet.enc.64x64_conv.weight", "unet.out_conv.weight"
+    shapes[first] = (shapes[first][0], channels + 1, *shapes[first][2:])
+    return shapes | {last: (channels, *shapes[last][1:])}
+
+
+# Karras et al. 2024, Table 2.
+@pytest.mark.parametrize(
+    ("size", "millions"), [("XS", 125), ("S", 280), ("M", 498), ("L", 777), ("XL", 1119), ("XXL", 1523)]
+)
+def test_the_presets_have_the_published_numbers_of_parameters(size: str, millions: int) -> None:
+    assert round(sum(map(math.prod, tensors(size).values())) / 1e6) == millions
 
 
 @pytest.mark.parametrize("name", ["edm2-img512-xs", "edm2-img512-xxl", "edm2-img64-s"])

@@ -13,9 +13,8 @@ import pytest
 from archirf_jax.errors import UserError
 from archirf_jax.interop import adm, edm2, sources
 from archirf_jax.interop import dit as dit_names
-from archirf_jax.models import adm_classifier, adm_unet, dit, edm2_unet, mmdit
+from archirf_jax.models import adm_classifier, dit, edm2_unet, mmdit
 from archirf_jax.models.adm_classifier import ADMClassifier
-from archirf_jax.models.adm_unet import ADMUNet
 from archirf_jax.models.dit import DiT
 from archirf_jax.models.edm2_unet import EDM2UNet
 from archirf_jax.models.mmdit import MMDiT
@@ -28,7 +27,6 @@ from tests.interop import test_adm, test_dit, test_edm2, test_sd3
 Shapes = dict[str, tuple[int, ...]]
 DITS = [name for name in dit.PRESETS if not name.startswith("tiny")]
 SD3S = ["sd3-medium", "sd3.5-medium", "sd3.5-large"]
-UNLABELLED = ("imagenet256-unconditional", "lsun256")
 UNETS = [name for name in adm.PUBLISHED if "low_res_size" not in adm.PUBLISHED[name]]
 UPSAMPLERS = [name for name in adm.PUBLISHED if name not in UNETS]
 
@@ -40,10 +38,6 @@ CASES = {
 }
 EVERY_HINT = dict(num_heads=2, channels_per_head=16, num_res_blocks=1, image_size=16, num_classes=3)
 SHAPES = {name: {key: value.shape for key, value in load(GOLDEN / f"{name}.npz").params.items()} for name in CASES}
-
-
-def unet(name: str) -> ADMUNet:
-    return ADMUNet(num_classes=1 if name in UNLABELLED else 1000, **adm_unet.PRESETS[name])
 
 
 def model_of(config: Any) -> Any:
@@ -90,10 +84,10 @@ def test_every_published_sd3_is_known_by_shapes_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNETS)
 def test_every_published_unet_of_adm_is_known_by_shapes_alone(name: str) -> None:
-    config = described("adm", test_adm.published(unet(name)))
+    config = described("adm", test_adm.published_unet(name))
     # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
     known = name if name != "lsun256" else "imagenet256-unconditional"
-    assert model_of(config) == unet(known)
+    assert model_of(config) == test_adm.unet(known)
     around = adm.PUBLISHED[known]
     assert config.data.image_size == around["image_size"] and config.data.channels == 3
     assert config.sample.classifier_scale == around["classifier_scale"]
@@ -104,9 +98,9 @@ def test_every_published_unet_of_adm_is_known_by_shapes_alone(name: str) -> None
 
 @pytest.mark.parametrize("name", UPSAMPLERS)
 def test_every_published_upsampler_of_adm_is_known_by_shapes_alone(name: str) -> None:
-    shapes = test_adm.published(unet(name))
+    shapes = test_adm.published_unet(name)
     config = described("adm-superres", shapes)
-    assert model_of(config) == unet(name)
+    assert model_of(config) == test_adm.unet(name)
     assert config.data.image_size == adm.PUBLISHED[name]["image_size"] and config.data.channels == 3
     low_res = adm.PUBLISHED[name]["low_res_size"]
     assert config.conditioners.low_res.shapes.to_dict() == {"low_res": (low_res, low_res, 3)}

@@ -91,8 +91,9 @@ def test_the_second_time_reaches_those_that_take_it() -> None:
         np.testing.assert_allclose(after - before, np.broadcast_to(moved * S[:, None, None, None], X.shape), atol=1e-6)
     for network, moved in ((DiT(**SIZE, two_times=True), True), (DiT(**SIZE), False)):
         params = stirred(Uncertain(network), LABELS)
-        outs = [bind(Uncertain(network), params)(X, T, LABELS, s=s)[0] for s in (None, T, S)]
-        np.testing.assert_array_equal(outs[1], outs[0])
+        run = jax.jit(lambda s, net=network, params=params: bind(Uncertain(net), params)(X, T, LABELS, s=s)[0])
+        outs = [run(s) for s in (None, T, S)]
+        np.testing.assert_allclose(outs[1], outs[0], atol=1e-4)
         assert bool(np.any(np.abs(outs[2] - outs[0]) > 1e-3)) == moved
 
 
@@ -107,23 +108,24 @@ def test_units_are_dropped_exactly_with_a_key() -> None:
     assert np.any(dropped[0] == 0) and np.any(dropped[0] != dropped[2])
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_the_largest_logit_of_all_blocks_is_reported(scan: bool) -> None:
-    for model in (DiT(**SIZE, scan=scan, remat=scan), MMDiT(**SIZE, depth_single=2, scan=scan, remat=scan)):
-        params = stirred(model, LABELS)
-        seen: list[float] = []
+@pytest.mark.parametrize(
+    ("model", "blocks"), [(DiT(**SIZE), 2), (MMDiT(**SIZE, depth_single=2, scan=True, remat=True), 4)]
+)
+def test_the_largest_logit_of_all_blocks_is_reported(model: nn.Module, blocks: int) -> None:
+    params = stirred(model, LABELS)
+    seen: list[float] = []
 
-        def record(q: Any, k: Any, v: Any, *rest: Any, seen: list[float] = seen) -> jax.Array:
-            logits = jnp.einsum("bnhd,bmhd->bhnm", q[:1], k[:1]) / q.shape[-1] ** 0.5
-            jax.debug.callback(lambda largest: seen.append(float(largest)), jnp.max(logits))
-            return attention.plain(q, k, v, *rest)
+    def record(q: Any, k: Any, v: Any, *rest: Any) -> jax.Array:
+        logits = jnp.einsum("bnhd,bmhd->bhnm", q[:1], k[:1]) / q.shape[-1] ** 0.5
+        jax.debug.callback(lambda largest: seen.append(float(largest)), jnp.max(logits))
+        return attention.plain(q, k, v, *rest)
 
-        with attention.using(record):
-            answer, extras = bind(model, params)(X, T, LABELS)
-        jax.effects_barrier()
-        assert len(seen) == model.depth + getattr(model, "depth_single", 0)
-        assert extras["attention_logit"] == pytest.approx(max(seen), rel=1e-5)
-        np.testing.assert_allclose(answer, model.apply({"params": params}, X, T, LABELS), rtol=1e-5, atol=1e-5)
+    with attention.using(record):
+        answer, extras = jax.jit(lambda params: bind(model, params)(X, T, LABELS))(params)
+    jax.effects_barrier()
+    assert len(seen) == blocks
+    assert extras["attention_logit"] == pytest.approx(max(seen), rel=1e-5)
+    np.testing.assert_allclose(answer, jax.jit(model.apply)({"params": params}, X, T, LABELS), rtol=1e-5, atol=1e-5)
 
 
 def stirred(model: nn.Module, condition: Condition) -> Any:
@@ -138,12 +140,22 @@ TEXT = {
 }
 NETWORKS: dict[str, tuple[nn.Module, Condition]] = {
     "dit": (DiT(**SIZE, two_times=True, remat=True, scan=True), LABELS),
-    "mmdit": (MMDiT(**SIZE, depth_single=1, context="text", context_width=5, pooled_width=4, remat=True), TEXT),
-    "edm2": (
-        EDM2UNet(num_classes=3, model_channels=8, channel_mult=(1, 2), num_blocks=0, channels_per_head=8,
-                 attention_levels=(1,)), LABELS,
+    "mmdit": (
+        MMDiT(**SIZE | dict(depth=1), depth_single=1, context="text", context_width=5, pooled_width=4, remat=True),
+        TEXT,
     ),
-}  # fmt: skip
+    "edm2": (
+        EDM2UNet(
+            num_classes=3,
+            model_channels=8,
+            channel_mult=(1,),
+            num_blocks=0,
+            channels_per_head=8,
+            attention_levels=(),
+        ),
+        LABELS,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -13,10 +13,14 @@ import pytest
 from archirf_jax.errors import UserError
 from archirf_jax.models.dit import MODULATIONS, DiT
 from archirf_jax.models.layers import resized
-from tests.models.test_dit import FIELDS, LABELS, RANDOM, B, T, X, Y, stir
+from tests.models import test_dit
+from tests.models.test_dit import LABELS, RANDOM, B, T, X, stir
 
+FIELDS = test_dit.FIELDS | dict(depth=1)
 TOKENS = RANDOM.normal(size=(B, 5, 7)).astype(np.float32)
-MASK = np.asarray([[True] * 5, [False, True, True, False, True], [True] + [False] * 4, [False] * 5])
+MASK = np.asarray(
+    [[False, True, True, False, True], [True, True, False, True, False], [True] * 3 + [False] * 2, [False] * 5]
+)
 TEXT = {"tokens": TOKENS, "mask": MASK}
 TEXTS = DiT(**FIELDS | dict(conditioning="cross_attention", context_width=7))
 SMALL = RANDOM.normal(size=(B, 2, 3, 3)).astype(np.float32)
@@ -41,17 +45,21 @@ def test_without_classes_there_is_no_embedding_and_labels_are_ignored(design: st
     model = DiT(**FIELDS | dict(num_classes=None, conditioning=design))
     params = stir(shapes(model, {}))
     assert "label_embedding" not in params
-    np.testing.assert_array_equal(run(model, params, X, T, LABELS), run(model, params, X, T, {}))
+    programs = [
+        str(jax.make_jaxpr(lambda params, y=y: model.apply({"params": params}, X, T, y))(params)) for y in (LABELS, {})
+    ]
+    assert programs[0] == programs[1]
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_tokens_that_are_masked_out_are_as_if_they_were_not_there(scan: bool) -> None:
     model = TEXTS.clone(scan=scan, remat=scan)
     params = stir(shapes(model, TEXT | LABELS))
-    out = run(model, params, X, T, TEXT | LABELS)
-    for b, some in enumerate(MASK):
-        alone = {"tokens": TOKENS[b : b + 1, some], "label": Y[b : b + 1]}
-        np.testing.assert_allclose(out[b], run(model, params, X[b : b + 1], T[b : b + 1], alone)[0], atol=1e-4)
+    out = np.asarray(run(model, params, X, T, TEXT | LABELS))
+    three = np.stack([tokens[some] if some.any() else tokens[:3] for tokens, some in zip(TOKENS, MASK, strict=True)])
+    for tokens, rows in ((three, [0, 1, 2]), (three[:, :0], [3])):
+        alone = np.asarray(run(model, params, X, T, LABELS | {"tokens": tokens}))
+        np.testing.assert_allclose(out[rows], alone[rows], atol=1e-4)
     other = TEXT | LABELS | {"tokens": np.where(MASK[..., None], TOKENS, 1e3)}
     np.testing.assert_array_equal(run(model, params, X, T, other), out)
     assert differ(run(model, params, X, T, TEXT | LABELS | {"tokens": -TOKENS})[:3], out[:3])

@@ -25,7 +25,8 @@ TEXT = {
 }
 SIZE: dict[str, Any] = dict(num_classes=3, hidden_size=16, depth=2, num_heads=2)
 TEXTS = MMDiT(**SIZE, context="text", context_width=7, pooled_width=9)
-LABELS = MMDiT(**SIZE, depth_single=1, registers=2)
+LABELS = MMDiT(**SIZE | dict(depth=1), depth_single=1, registers=2)
+DUAL = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=None)
 EVERYTHING = TEXTS.clone(depth_single=2, dual_layers=(0,), registers=1, qk_norm="rms", position_size=5)
 MODELS = {"texts": TEXTS, "labels": LABELS, "everything": EVERYTHING}
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -68,6 +69,11 @@ def run(model: MMDiT, params: Any, x: Any = X, t: Any = T, y: Any = None) -> np.
     return np.asarray(network(model)(params, x, t, condition(model) if y is None else y))
 
 
+def without(params: Any, part: str) -> Any:
+    """The same with zeros where a path contains `part`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * (part not in jax.tree_util.keystr(path)), params)
+
+
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether every example differs."""
     return bool(np.all(np.abs(a - b).max((1, 2, 3)) > 1e-3))
@@ -75,17 +81,16 @@ def differ(a: np.ndarray, b: np.ndarray) -> bool:
 
 def test_the_output_is_exactly_zero_at_initialisation_and_fresh_blocks_are_the_identity() -> None:
     """All gates are zero: even with a final layer that is not, the blocks' other weights mean nothing."""
-    params = jax.jit(LABELS.init)(jax.random.key(1), X, T, {"label": Y})["params"]
+    start = stir(shapes(LABELS))
+    for name in ("block_0", "block_1"):
+        start[name] = without(start[name], "modulation")
+    params = start | {"final_layer": jax.tree.map(np.zeros_like, start["final_layer"])}
     np.testing.assert_array_equal(run(LABELS, params), np.zeros((B, H, W, C)))
-    params = params | {"final_layer": stir(shapes(LABELS)["final_layer"])}
-    other = dict(params)
-    for name, part in params.items():
-        if name.startswith("block"):
-            other[name] = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: leaf if "modulation" in jax.tree_util.keystr(path) else leaf + 1, part
-            )
-    np.testing.assert_array_equal(run(LABELS, other), run(LABELS, params))
-    assert np.any(run(LABELS, params))
+    other = start | {
+        name: without(jax.tree.map(np.negative, start[name]), "modulation") for name in ("block_0", "block_1")
+    }
+    np.testing.assert_array_equal(run(LABELS, other), run(LABELS, start))
+    assert np.any(run(LABELS, start))
 
 
 @every_model
@@ -139,7 +144,7 @@ def test_the_examples_of_a_batch_do_not_see_each_other() -> None:
 
 
 def test_texts_of_any_length_and_none_at_all_run_with_the_same_parameters() -> None:
-    for length in (0, 9):
+    for length in (0, 3):
         y = {"tokens": np.zeros((B, length, 7), np.float32), "pooled": TEXT["pooled"]}
         assert shapes(TEXTS, y=y) == shapes(TEXTS)
         assert np.all(np.isfinite(run(TEXTS, stir(shapes(TEXTS)), y=y)))
@@ -163,8 +168,7 @@ def test_the_streams_have_weights_of_their_own_and_the_last_context_ends() -> No
 def test_blocks_of_one_stream_act_on_the_image(registers: int) -> None:
     model = LABELS.clone(registers=registers)
     params = stir(shapes(model))
-    other = params | {"block_2": stir(jax.tree.map(lambda leaf: leaf[..., ::-1], params["block_2"]))}
-    other["block_2"] = jax.tree.map(lambda leaf: -leaf, other["block_2"])
+    other = params | {"block_1": jax.tree.map(np.negative, params["block_1"])}
     assert differ(run(model, other), run(model, params))
     assert ("registers" in params) == (registers > 0)
 
@@ -179,7 +183,7 @@ def test_registers_matter_and_have_no_order() -> None:
 
 def test_a_second_attention_sees_the_image_alone() -> None:
     """With the joint attention's outputs at zero, a block of two attentions hides the context from the image."""
-    model = TEXTS.clone(depth=1, dual_layers=(0,), pooled_width=None)
+    model = DUAL
     y = {"tokens": TEXT["tokens"]}
     params = stir(shapes(model, y=y))
     assert set(params["block_0"]["image"]) == {"modulation", "project", "out", "perceptron", "second"}
@@ -252,8 +256,8 @@ def test_blocks_computed_again_and_compiled_once_give_the_same_output_and_gradie
 
 @pytest.mark.parametrize(("remat", "scan"), [(True, False), (False, True)])
 def test_one_of_them_goes_without_the_other(remat: bool, scan: bool) -> None:
-    params = shapes(EVERYTHING.clone(scan=scan))
-    jaxpr = str(jax.make_jaxpr(both(EVERYTHING.clone(remat=remat, scan=scan)))(params))
+    params = shapes(LABELS.clone(scan=scan))
+    jaxpr = str(jax.make_jaxpr(both(LABELS.clone(remat=remat, scan=scan)))(params))
     assert ("remat" in jaxpr) == remat and ("scan[" in jaxpr) == scan
 
 
@@ -267,7 +271,7 @@ def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], channels:
 
 def test_an_image_takes_the_middle_of_the_table() -> None:
     """Positions outside it mean nothing; the table starts as sines and cosines and is not trained."""
-    model = TEXTS.clone(position_size=5)
+    model = EVERYTHING
     fresh = jax.jit(lambda: model.init(jax.random.key(0), X, T, TEXT)["params"]["frozen_positions"])()
     assert fresh.shape == (25, 16)
     np.testing.assert_allclose(fresh[0], np.repeat([0, 1, 0, 1], 4), atol=1e-7)
@@ -285,7 +289,7 @@ def test_an_image_takes_the_middle_of_the_table() -> None:
 
 
 def test_a_table_of_published_size_is_not_a_constant_of_the_program() -> None:
-    model = TEXTS.clone(position_size=96)
+    model = TEXTS.clone(depth=1, position_size=96)
     text = jax.jit(model.init).lower(jax.random.key(0), X, T, TEXT).as_text()
     assert len(text) < 96 * 96 * 16
 
@@ -293,7 +297,7 @@ def test_a_table_of_published_size_is_not_a_constant_of_the_program() -> None:
 def test_classes_with_a_table_of_features_run_from_end_to_end(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "table.npz", table=RANDOM.normal(size=(3, 2, 5)))
     path = str(tmp_path / "table.npz")
-    model = MMDiT(**SIZE, context="class_table", class_width=5, class_embeddings=path)
+    model = MMDiT(**SIZE | dict(depth=1), context="class_table", class_width=5, class_embeddings=path)
     frozen = {"context": jax.jit(model.conditions().init)(jax.random.key(0), {"label": Y})["params"]}
     params = stir(shapes(model)) | frozen
     assert shapes(model)["context"] == jax.eval_shape(lambda: frozen["context"])
@@ -310,31 +314,29 @@ def test_bfloat16_keeps_parameters_and_output_in_float32_and_stays_close(name: s
     assert 1e-5 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 5e-2
 
 
-MASK = np.asarray([[False, True, True, False, True], [True, True, True, True, True], [False] * 5])
+MASK = np.asarray([[False, True, True, False, True], [True, True, False, True, False], [False] * 5])
 
 
-@pytest.mark.parametrize("name", ["texts", "everything"])
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(("name", "scan"), [("texts", False), ("everything", True)])
 def test_tokens_that_are_masked_out_are_as_if_they_were_not_there(name: str, scan: bool) -> None:
     """Wherever they stand and whatever they hold, down to a text without any token."""
     model = MODELS[name].clone(scan=scan, remat=scan)
     params = stir(shapes(model))
     out = run(model, params, y=TEXT | {"mask": MASK})
-    for b, some in enumerate(MASK):
-        alone = {"tokens": TEXT["tokens"][b : b + 1, some], "pooled": TEXT["pooled"][b : b + 1]}
-        np.testing.assert_allclose(out[b : b + 1], run(model, params, X[b : b + 1], T[b : b + 1], alone), atol=1e-4)
+    three = np.stack(
+        [tokens[some] if some.any() else tokens[:3] for tokens, some in zip(TEXT["tokens"], MASK, strict=True)]
+    )
+    for tokens, rows in ((three, [0, 1]), (three[:, :0], [2])):
+        np.testing.assert_allclose(out[rows], run(model, params, y=TEXT | {"tokens": tokens})[rows], atol=1e-4)
     other = TEXT | {"mask": MASK, "tokens": np.where(MASK[..., None], TEXT["tokens"], 1e3)}
     np.testing.assert_array_equal(run(model, params, y=other), out)
-    assert np.abs(out - run(model, params))[[0, 2]].max((1, 2, 3)).min() > 1e-3
+    assert differ(out, run(model, params))
 
 
 def test_keys_that_are_not_read_change_nothing() -> None:
-    params = stir(shapes(TEXTS))
-    more = TEXT | {"label": Y, "features": X}
-    np.testing.assert_array_equal(run(TEXTS, params, y=more), run(TEXTS, params))
-    plain, alone = TEXTS.clone(pooled_width=None), {"tokens": TEXT["tokens"]}
-    params = stir(shapes(plain, y=alone))
-    np.testing.assert_array_equal(run(plain, params), run(plain, params, y=alone))
+    alone = {"tokens": TEXT["tokens"]}
+    params = stir(shapes(DUAL, y=alone))
+    np.testing.assert_array_equal(run(DUAL, params, y=TEXT | {"label": Y, "features": X}), run(DUAL, params, y=alone))
 
 
 def trainable(params: Any) -> int:
@@ -373,7 +375,7 @@ def parameters(width: int, depth: int, dual: int, norms: bool) -> int:
 def test_the_presets_have_the_published_numbers_of_parameters(name: str, dual: int, published: int) -> None:
     model = MMDiT(num_classes=1, **PRESETS[name])
     y = {"tokens": np.zeros((1, 1, 4096), np.float32), "pooled": np.zeros((1, 2048), np.float32)}
-    params = shapes(model, np.zeros((1, 8, 8, 16), np.float32), y)
+    params = shapes(model.clone(scan=True), np.zeros((1, 8, 8, 16), np.float32), y)  # equal blocks traced once
     assert params["frozen_positions"].shape == (model.position_size**2, model.hidden_size)
     assert trainable(params) == parameters(model.hidden_size, model.depth, dual, norms=model.qk_norm is not None)
     assert trainable(params) == published
