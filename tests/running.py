@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
 from archirf_jax.launch import flags
 from archirf_jax.launch.messages import PACKAGE
@@ -211,6 +212,16 @@ def _programs(task: Any, seed: int) -> dict[Any, Any]:
     return {}
 
 
+def _load(data: Any) -> Any:
+    """The digits are decoded once; other sets may have changed."""
+    return _digits(json.dumps(data.to_dict())) if data.name == "digits" else load(data)
+
+
+@functools.cache
+def _digits(data: str) -> Any:
+    return load(ml_collections.ConfigDict(json.loads(data)))
+
+
 def _check_step(task: Any, config: Any) -> None:
     if task not in _checked:
         check_step(task, config)
@@ -220,6 +231,9 @@ def _check_step(task: Any, config: Any) -> None:
 _checked: list[Any] = []
 # What commands in this process make once for many calls.
 STAND_INS: dict[str, Any] = {
+    "archirf_jax.data.pipeline.load": _load,
+    "archirf_jax.launch.evaluation.load": _load,
+    "archirf_jax.launch.sampling.load": _load,
     "archirf_jax.launch.runs.make_task": _task,
     "archirf_jax.launch.training.make_task": _task,
     "archirf_jax.launch.training.check_step": _check_step,
