@@ -26,18 +26,22 @@ def batch(critic: float = 0.0, both: float = 0.0) -> Batch:
     return {"image": image, "extra": jnp.zeros(8).at[3].set(critic)}
 
 
-def warmed(task: Any) -> TrainState:
+@pytest.fixture(scope="module")
+def impatient() -> tuple[Adversarial, Any, TrainState]:
+    """(a task whose critic is stopped by one bad step, its compiled step, a state of it after three)."""
+    critic = {"guard": {"patience": 1}, "ema": {"more_decays": (0.5,)}}
+    task = Adversarial(config(networks={"critic": critic}))
     state, step = jax.jit(task.init)(KEY, {}), jax.jit(task.step)
     for i in range(3):
         state, _ = step(state, {}, batch(), jax.random.key(i))
-    return state
+    return task, step, state
 
 
 @pytest.mark.parametrize("culprit", ["zenerator", "critic"])
-def test_a_nan_in_either_skips_both_and_leaves_every_byte_but_the_culprits_counts(culprit: str) -> None:
-    task = Adversarial(config(ema__more_decays=(0.5,)))
-    state = warmed(task)
-    given = batch()
+def test_a_nan_in_either_skips_both_and_leaves_every_byte_but_the_culprits_counts(
+    culprit: str, impatient: tuple[Adversarial, Any, TrainState]
+) -> None:
+    task, (_, _, state), given = Adversarial(config(ema__more_decays=(0.5,))), impatient, batch()
     gradients = {
         name: update.gradient(state.networks[name], *task.losses(state, {}, given, KEY, name))
         for name, update in task.updates.items()
