@@ -74,7 +74,7 @@ def pixels(digits: Dataset) -> np.ndarray:
     return (digits.arrays["image"].astype(np.float64) - 127.5) / 127.5
 
 
-@pytest.mark.parametrize("batch_size", [128, 599, 1000, 5000])  # 1,797 images: the last batch is partly filled
+@pytest.mark.parametrize("batch_size", [128, 599, 5000])  # of 1,797 images: the last batch is partly filled, full, the only one
 def test_the_table_is_the_mean_of_the_features_of_each_class(
     batch_size: int, digits: Dataset, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -208,7 +208,7 @@ def test_the_table_of_a_classifier_is_the_mean_of_its_last_maps(
     out = tmp_path / "table.npz"
     prepare(*arguments(data_dir, workdir, out), "--batch_size=500")
     maps = jax.jit(task.features)(params, pixels(digits).astype(np.float32))
-    expected = means(digits, np.asarray(maps, np.float64)).reshape(10, 16, 32)
+    expected = means(digits, np.asarray(maps, np.float64)).reshape(10, 64, 32)
     np.testing.assert_allclose(read_table(str(out)), expected, atol=1e-5)
     assert np.std(expected, axis=0).max() > 0.01  # classes are told apart
 
