@@ -191,8 +191,8 @@ def _task(config: Any, runs: Any = None, model: Any = None) -> Any:
     """One task a configuration, and so one compiled program a way to sample."""
     if runs or model:
         return make_task(config, runs, model)
-    groups = {name: group for name, group in config.to_dict().items() if name not in ("checkpoint", "log", "identity")}
-    return _kept_task(json.dumps(groups))
+    indifferent = ("checkpoint", "log", "identity", "posthoc")
+    return _kept_task(json.dumps({name: group for name, group in config.to_dict().items() if name not in indifferent}))
 
 
 @functools.cache

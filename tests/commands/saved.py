@@ -50,7 +50,7 @@ def save(config: Any, workdir: pathlib.Path, changes: dict[str, Any], spread: fl
             functools.reduce(lambda group, key: group[key], groups, config)[field] = value
     resolve(config, config.data.num_classes or 10)
     task: Any = make_task(config)
-    params = _fresh(task, exactly=bool(where))
+    params = _fresh(task, exactly=bool(where) or spread < 0.1)
     params = jax.tree_util.tree_map_with_path(functools.partial(_moved, spread=spread, where=where), params)
     run_directory.write(workdir, config.to_dict(), params, STEP)
     return Saved(workdir, task, params)

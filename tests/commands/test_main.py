@@ -272,9 +272,9 @@ def test_a_directory_that_is_moved_away_gets_nothing_more(
 def test_another_configuration_in_the_same_directory_is_refused_with_the_differences(
     whole_run: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
-    refusal = running.refused("main", *running.small(whole_run, data_dir, "--config.seed=1", "--config.model.depth=3"))
+    refusal = running.refused("main", *running.small(whole_run, data_dir, "--config.seed=1", "--config.model.depth=2"))
     assert refusal.flag == "--workdir"
-    assert "seed: 0 there, 1 now" in refusal.line and "model.depth: 1 there, 3 now" in refusal.line
+    assert "seed: 0 there, 1 now" in refusal.line and "model.depth: 1 there, 2 now" in refusal.line
 
 
 def test_a_run_goes_on_with_another_rate_where_asked_to_and_never_with_another_network(
@@ -282,7 +282,7 @@ def test_a_run_goes_on_with_another_rate_where_asked_to_and_never_with_another_n
 ) -> None:
     copy = shortened(whole_run, tmp_path)
     before = (copy / "config.json").read_text()
-    deeper = running.small(copy, data_dir, "--change_config", "--config.model.depth=3")
+    deeper = running.small(copy, data_dir, "--change_config", "--config.model.depth=2")
     assert "block_1" in running.refused("main", *deeper).line
     assert (copy / "config.json").read_text() == before
     with running.messages() as said:
