@@ -68,7 +68,7 @@ def change(workdir: pathlib.Path, changes: dict[str, Any]) -> pathlib.Path:
 
 
 def _fresh(task: Any, exactly: bool) -> Any:
-    """Parameters of the size of fresh ones, which need no compiler; exactly those where asked to, or where some stay."""
+    """Parameters as large as fresh ones, which need no compiler; fresh ones if asked to, or where some never change."""
     shapes = jax.eval_shape(task.init_params, jax.random.key(0), {})
     if exactly or "frozen_" in str(jax.tree.structure(shapes)):
         return jax.jit(task.init_params)(jax.random.key(0), {})

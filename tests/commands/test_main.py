@@ -320,7 +320,9 @@ def test_a_run_on_other_images_or_classes_is_refused_with_both_sides(
     run = shortened(whole_run, tmp_path)
     saved.change(run, {"identity.class_names": ["ant", "bee", *identity["class_names"][2:]], "identity.images": 24})
     refusal = running.refused("main", *running.small(run, data_dir))
-    assert refusal.flag == "--workdir" and "'ant' there, '0' now" in refusal.line and "24 there, 1797 now" in refusal.line
+    assert (
+        refusal.flag == "--workdir" and "'ant' there, '0' now" in refusal.line and "24 there, 1797 now" in refusal.line
+    )
     assert running.steps_saved(run) == [20, 40]
     # Labels by name are the run's own names.
     by_name, by_number = (drawing.arrays(run, tmp_path, *FEW, f"--labels={labels}") for labels in ("bee,ant", "1,0"))
