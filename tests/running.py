@@ -24,10 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
 from archirf_jax.launch import flags
 from archirf_jax.launch.messages import PACKAGE
+from archirf_jax.launch.training import check_step
 from archirf_jax.tasks.building import make_task
+from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import rows_without_times
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -66,7 +69,9 @@ def small(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[st
 def call(name: str, *arguments: str) -> Any:
     """Run a command in this process; raises what `Command.run` turns into a line and exit code 2."""
     command = importlib.import_module(f"archirf_jax.{name}")
-    with mock.patch("archirf_jax.launch.runs.make_task", _task):
+    with contextlib.ExitStack() as stack:
+        for place, stand_in in STAND_INS.items():
+            stack.enter_context(mock.patch(place, stand_in))
         return command.main(command.COMMAND.parse(arguments))
 
 
@@ -186,9 +191,53 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path, step: int = STEPS
 
 def _task(config: Any, runs: Any = None, model: Any = None) -> Any:
     """One task a configuration, and so one compiled program a way to sample."""
-    return make_task(config, runs, model) if runs or model else _kept_task(json.dumps(config.to_dict()))
+    if runs or model:
+        return make_task(config, runs, model)
+    indifferent = ("checkpoint", "log", "identity", "posthoc")
+    return _kept_task(json.dumps({name: group for name, group in config.to_dict().items() if name not in indifferent}))
 
 
 @functools.cache
 def _kept_task(config: str) -> Any:
     return make_task(ml_collections.ConfigDict(json.loads(config)).lock())
+
+
+def _runner(task: Any, feed: Any, seed: int, frozen: Any, mesh: Any) -> StepRunner:
+    """One that has the programs of runs of the same task before it."""
+    runner = StepRunner(task, feed, seed, frozen, mesh)
+    runner._compiled = _programs(task, seed)
+    return runner
+
+
+@functools.cache
+def _programs(task: Any, seed: int) -> dict[Any, Any]:
+    return {}
+
+
+def _load(data: Any) -> Any:
+    """The digits are decoded once; other sets may have changed."""
+    return _digits(json.dumps(data.to_dict())) if data.name == "digits" else load(data)
+
+
+@functools.cache
+def _digits(data: str) -> Any:
+    return load(ml_collections.ConfigDict(json.loads(data)))
+
+
+def _check_step(task: Any, config: Any) -> None:
+    if task not in _checked:
+        check_step(task, config)
+        _checked.append(task)
+
+
+_checked: list[Any] = []
+# What commands in this process make once for many calls.
+STAND_INS: dict[str, Any] = {
+    "archirf_jax.data.pipeline.load": _load,
+    "archirf_jax.launch.evaluation.load": _load,
+    "archirf_jax.launch.sampling.load": _load,
+    "archirf_jax.launch.runs.make_task": _task,
+    "archirf_jax.launch.training.make_task": _task,
+    "archirf_jax.launch.training.check_step": _check_step,
+    "archirf_jax.training.loop.StepRunner": _runner,
+}

@@ -9,7 +9,6 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.launch import run_directory
@@ -20,8 +19,8 @@ STEP = 3  # of the checkpoint
 TINY_DIT = {"model.hidden_size": 32, "model.depth": 1, "model.num_heads": 2, "model.registers": 0}
 TINY_ADM = {
     "model.model_channels": 32,
-    "model.channel_mult": (1, 1),
-    "model.attention_downsamples": (2,),
+    "model.channel_mult": (1,),
+    "model.attention_downsamples": (),
     "model.num_head_channels": 16,
 }
 
@@ -51,7 +50,7 @@ def save(config: Any, workdir: pathlib.Path, changes: dict[str, Any], spread: fl
             functools.reduce(lambda group, key: group[key], groups, config)[field] = value
     resolve(config, config.data.num_classes or 10)
     task: Any = make_task(config)
-    params = jax.jit(task.init_params)(jax.random.key(0), {})
+    params = _fresh(task, exactly=bool(where) or spread < 0.1)
     params = jax.tree_util.tree_map_with_path(functools.partial(_moved, spread=spread, where=where), params)
     run_directory.write(workdir, config.to_dict(), params, STEP)
     return Saved(workdir, task, params)
@@ -68,7 +67,21 @@ def change(workdir: pathlib.Path, changes: dict[str, Any]) -> pathlib.Path:
     return workdir
 
 
-def _moved(path: Any, leaf: jax.Array, spread: float, where: str) -> jax.Array:
+def _fresh(task: Any, exactly: bool) -> Any:
+    """Parameters as large as fresh ones, which need no compiler; fresh ones if asked to, or where some never change."""
+    shapes = jax.eval_shape(task.init_params, jax.random.key(0), {})
+    if exactly or "frozen_" in str(jax.tree.structure(shapes)):
+        return jax.jit(task.init_params)(jax.random.key(0), {})
+    random = np.random.default_rng(0)
+
+    def one(path: Any, leaf: Any) -> np.ndarray:
+        size = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.0
+        return np.float32(path[-1].key == "scale") + (size * random.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _moved(path: Any, leaf: Any, spread: float, where: str) -> np.ndarray:
     name = jax.tree_util.keystr(path[1:])  # without the module
     numbers = np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
-    return leaf + spread * jnp.asarray(numbers, leaf.dtype) if where in name else leaf
+    return np.asarray(leaf) + np.float32(spread * (where in name)) * numbers.astype(np.float32)

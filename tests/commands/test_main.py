@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import threading
 import time
 from typing import Any
 
@@ -20,11 +19,13 @@ from PIL import Image
 
 from archirf_jax.launch.lock import lock
 from archirf_jax.training import checksums
+from archirf_jax.training.writers import MetricsFile
 from benchmarks import crash
 from tests import running
+from tests.commands import drawing, saved
 
 RESUME = 75  # exit code of a run that was asked to stop
-ENDLESS = ("--config.steps=100000", "--config.schedule.name=constant")
+FEW = (*drawing.PLAIN, "--per_class=1")
 
 
 def slow(value: Any) -> Any:
@@ -230,16 +231,16 @@ def test_updates_that_are_not_finite_are_skipped_counted_stopped_and_the_replay_
 ) -> None:
     workdir = shortened(whole_run, tmp_path)
     overflow(workdir, layer, 3e38)
-    often = ("--config.guard.patience=7", "--config.checkpoint.every_steps=2", "--config.checkpoint.keep=1")
+    often = ("--config.checkpoint.every_steps=2", "--config.checkpoint.keep=1")
     lines = {running.refused("main", *running.small(workdir, data_dir, *often)).line for _ in range(starts)}
-    assert len(lines) == 1 and "not finite at step 47" in lines.pop()
+    assert len(lines) == 1 and "not finite at step 50" in lines.pop()
     assert running.steps_saved(workdir) == [20, 40]  # what was good is not given up for what is in doubt
     row = running.rows(workdir)[-1]
-    assert row["step"] == 46 and row["skipped"] == 1 and "loss" not in row
+    assert row["step"] == 49 and row["skipped"] == 1 and "loss" not in row
     with running.messages() as said:
         assert running.train(workdir, data_dir, *often, "--replay") == 0
     assert "/".join(layer) in said[-1]
-    assert json.loads((workdir / "stopped" / "replay.json").read_text())["step"] == 47
+    assert json.loads((workdir / "stopped" / "replay.json").read_text())["step"] == 50
 
 
 def test_a_directory_in_use_is_refused_with_its_holder(
@@ -251,28 +252,29 @@ def test_a_directory_in_use_is_refused_with_its_holder(
     assert running.steps_saved(copy) == [20, 40]
 
 
-def test_a_directory_that_is_moved_away_gets_nothing_more(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    workdir, moved = tmp_path / "run", tmp_path / "moved"
+def test_a_directory_that_is_moved_away_gets_nothing_more(
+    data_dir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, moved, write = tmp_path / "run", tmp_path / "moved", MetricsFile.write
 
-    def replace() -> None:
-        running.wait_for(lambda: len(running.rows(workdir)) >= 1)
-        workdir.rename(moved)
-        workdir.mkdir()
+    def replace(self: MetricsFile, step: int, row: Any) -> None:
+        write(self, step, row)
+        if step == 10:
+            workdir.rename(moved)
+            workdir.mkdir()
 
-    other = threading.Thread(target=replace)
-    other.start()
-    refusal = running.refused("main", *running.small(workdir, data_dir, *ENDLESS))
-    other.join()
+    monkeypatch.setattr(MetricsFile, "write", replace)
+    refusal = running.refused("main", *running.small(workdir, data_dir))
     assert refusal.flag in ("", "--workdir") and str(workdir) in refusal.line
-    assert running.rows(moved) and not list(workdir.rglob("*"))
+    assert running.steps_logged(moved) == [5, 10] and not list(workdir.rglob("*"))
 
 
 def test_another_configuration_in_the_same_directory_is_refused_with_the_differences(
     whole_run: pathlib.Path, data_dir: pathlib.Path
 ) -> None:
-    refusal = running.refused("main", *running.small(whole_run, data_dir, "--config.seed=1", "--config.model.depth=3"))
+    refusal = running.refused("main", *running.small(whole_run, data_dir, "--config.seed=1", "--config.model.depth=2"))
     assert refusal.flag == "--workdir"
-    assert "seed: 0 there, 1 now" in refusal.line and "model.depth: 1 there, 3 now" in refusal.line
+    assert "seed: 0 there, 1 now" in refusal.line and "model.depth: 1 there, 2 now" in refusal.line
 
 
 def test_a_run_goes_on_with_another_rate_where_asked_to_and_never_with_another_network(
@@ -280,7 +282,7 @@ def test_a_run_goes_on_with_another_rate_where_asked_to_and_never_with_another_n
 ) -> None:
     copy = shortened(whole_run, tmp_path)
     before = (copy / "config.json").read_text()
-    deeper = running.small(copy, data_dir, "--change_config", "--config.model.depth=3")
+    deeper = running.small(copy, data_dir, "--change_config", "--config.model.depth=2")
     assert "block_1" in running.refused("main", *deeper).line
     assert (copy / "config.json").read_text() == before
     with running.messages() as said:
@@ -310,36 +312,21 @@ def test_a_path_in_which_checkpoints_cannot_be_read_is_refused_before_anything_i
     assert not list(tmp_path.iterdir())
 
 
-def photos(folder: pathlib.Path, *classes: str) -> pathlib.Path:
-    """A folder of 12 images a class."""
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for i in range(12):
-            Image.new("L", (8, 8), 20 * number + i).save(folder / name / f"{i}.png")
-    return folder
-
-
-def test_a_run_on_other_images_or_classes_is_refused_with_both_sides(tmp_path: pathlib.Path) -> None:
-    folder, workdir = photos(tmp_path / "photos", "ant", "bee"), tmp_path / "run"
-    few = (f"--config.data.name=folder:{folder}", "--config.steps=2", "--config.batch_size=8", *ENDLESS[1:])
-    few += ("--config.sample.per_class=1",)
-    assert running.train(workdir, tmp_path, *few) == 0
-    names = json.loads((workdir / "config.json").read_text())["identity"]["class_names"]
-    assert names == ["ant", "bee"]
-    longer = running.small(workdir, tmp_path, *few, "--config.steps=4")
-    (folder / "ant").rename(folder / "cat")
-    renamed = running.refused("main", *longer)
-    assert renamed.flag == "--workdir" and "'ant' there, 'bee' now" in renamed.line and "'cat' now" in renamed.line
-    (folder / "cat").rename(folder / "ant")
-    (folder / "bee" / "3.png").unlink()
-    fewer = running.refused("main", *longer)
-    assert fewer.flag == "--workdir" and "24 there, 23 now" in fewer.line
-    assert running.steps_saved(workdir) == [2]
+def test_a_run_on_other_images_or_classes_is_refused_with_both_sides(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    identity = json.loads((whole_run / "config.json").read_text())["identity"]
+    assert identity["class_names"] == [str(label) for label in range(10)] and identity["images"] == 1797
+    run = shortened(whole_run, tmp_path)
+    saved.change(run, {"identity.class_names": ["ant", "bee", *identity["class_names"][2:]], "identity.images": 24})
+    refusal = running.refused("main", *running.small(run, data_dir))
+    assert (
+        refusal.flag == "--workdir" and "'ant' there, '0' now" in refusal.line and "24 there, 1797 now" in refusal.line
+    )
+    assert running.steps_saved(run) == [20, 40]
     # Labels by name are the run's own names.
-    for labels in ("bee,ant", "1,0"):
-        running.call("sample", f"--workdir={workdir}", f"--labels={labels}", f"--out={tmp_path / labels}.npz")
-    by_name, by_number = (dict(np.load(tmp_path / f"{labels}.npz")) for labels in ("bee,ant", "1,0"))
-    assert all(np.array_equal(by_name[key], by_number[key]) for key in ("images", "labels"))
+    by_name, by_number = (drawing.arrays(run, tmp_path, *FEW, f"--labels={labels}") for labels in ("bee,ant", "1,0"))
+    assert all(map(np.array_equal, by_name, by_number))
 
 
 # Arguments -> the flag or field that the answer names.

@@ -46,7 +46,6 @@ def test_the_command_and_the_library_draw_the_same(whole_run: pathlib.Path, tmp_
     [
         PLAIN,
         ("--solver=ddpm", "--steps=4"),
-        ("--solver=ddim", "--eta=0.7", "--steps=4"),
         ("--solver=euler_maruyama", "--eta=0.5", "--steps=4"),
         ("--solver=edm", "--grid=karras", "--churn=3", "--steps=4"),
     ],

@@ -88,16 +88,15 @@ def test_each_row_of_a_file_is_drawn_and_depends_on_what_it_says_alone(
         assert_rows_differ(arrays(workdir, tmp_path, changed, *FEW)[0], first, [False, True, True, False])
 
 
-@every_kind
-def test_labels_are_rows_of_the_file(kind: str, workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    flag = put(tmp_path / "a.npz", **KINDS[kind]())
-    whole, _ = arrays(workdir, tmp_path, flag, *FEW)
-    some, labels = arrays(workdir, tmp_path, flag, *FEW, "--labels=1,3")
+def test_labels_are_rows_of_the_file(texts: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    flag = put(tmp_path / "a.npz", **wording())
+    whole, _ = arrays(texts, tmp_path, flag, *FEW)
+    some, labels = arrays(texts, tmp_path, flag, *FEW, "--labels=1,3")
     assert labels.tolist() == [1, 1, 3, 3]
     assert np.max(np.abs(some - whole[[2, 3, 6, 7]])) <= 1  # another batch size may round the last bit elsewhere
-    assert refused(workdir, flag, *FEW, "--labels=2-4").flag == "--labels"
+    assert refused(texts, flag, *FEW, "--labels=2-4").flag == "--labels"
     out = tmp_path / "x.png"
-    drawing.sample(workdir, flag, *FEW, f"--out={out}")
+    drawing.sample(texts, flag, *FEW, f"--out={out}")
     with Image.open(out) as grid:
         assert grid.size == (2 * 40 + 1, ROWS * 40 + 3)
 
@@ -124,8 +123,8 @@ def test_texts_may_be_of_any_length_and_of_more_rows_than_classes(texts: pathlib
     given = dict(tokens=random(4, 12, 6, 5), pooled=random(5, 12, 7))
     images, labels = arrays(texts, tmp_path, put(tmp_path / "a.npz", **given), *PLAIN, "--per_class=1")
     assert labels.tolist() == list(range(10)) and images.shape == (10, 8, 8, 1)  # at most ten unless asked for
-    more, _ = arrays(texts, tmp_path, put(tmp_path / "a.npz", **given), *PLAIN, "--per_class=1", "--labels=11")
-    assert more.shape == (1, 8, 8, 1)
+    _, labels = arrays(texts, tmp_path, put(tmp_path / "a.npz", **given), *PLAIN, "--per_class=1", "--labels=2-11")
+    assert labels.tolist() == list(range(2, 12))
 
 
 def test_a_smaller_image_is_enlarged_to_the_size_of_the_images(upsampler: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -201,57 +200,78 @@ def test_labels_alone_take_no_file(guided: Saved, tmp_path: pathlib.Path) -> Non
 
 
 SCALE = 100
-WAY = ("--grid=8", "--labels=0,3,7", "--per_class=6")
+WAY = ("--grid=8", "--labels=0,3,7", "--per_class=6", "--solver=ddim", "--guidance_scale=1")
 
 
-@pytest.mark.parametrize("solver", [pytest.param("ddpm", marks=pytest.mark.slow), "ddim"])
+def advised(classifier: pathlib.Path, scale: float = SCALE) -> tuple[str, str]:
+    return f"--classifier={classifier}", f"--classifier_scale={scale}"
+
+
+@pytest.fixture(scope="module")
+def plain(guided: Saved, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What it draws by itself."""
+    return arrays(guided.workdir, tmp_path_factory.mktemp("plain"), *WAY)[0]
+
+
+@pytest.fixture(scope="module")
+def strong(guided: Saved, classifier: Saved, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What it draws by the classifier's advice."""
+    return arrays(guided.workdir, tmp_path_factory.mktemp("strong"), *WAY, *advised(classifier.workdir))[0]
+
+
 def test_a_classifier_changes_images_by_its_scale_and_at_0_not_at_all(
-    solver: str, guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+    guided: Saved, classifier: Saved, plain: np.ndarray, strong: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
-    common, advice = (*WAY, f"--solver={solver}", "--guidance_scale=1"), f"--classifier={classifier.workdir}"
-    plain, _ = arrays(guided.workdir, tmp_path, *common)
-    none, _ = arrays(guided.workdir, tmp_path, *common, advice, "--classifier_scale=0")
-    np.testing.assert_array_equal(none, plain)
-    weak, strong = (
-        arrays(guided.workdir, tmp_path, *common, advice, f"--classifier_scale={scale}")[0]
-        for scale in (SCALE / 10, SCALE)
+    none, weak = (
+        arrays(guided.workdir, tmp_path, *WAY, *advised(classifier.workdir, scale))[0] for scale in (0, SCALE / 10)
     )
+    np.testing.assert_array_equal(none, plain)
+    assert 0 < np.mean(np.abs(weak - plain)) < np.mean(np.abs(strong - plain))
+
+
+@pytest.mark.slow
+def test_a_classifier_changes_images_of_ancestral_steps(
+    guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+) -> None:
+    way = (*WAY, "--solver=ddpm")
+    plain, none, weak, strong = (
+        arrays(guided.workdir, tmp_path, *way, *more)[0]
+        for more in ((), *(advised(classifier.workdir, scale) for scale in (0, SCALE / 10, SCALE)))
+    )
+    np.testing.assert_array_equal(none, plain)
     assert 0 < np.mean(np.abs(weak - plain)) < np.mean(np.abs(strong - plain))
 
 
 def test_a_classifier_moves_images_towards_what_it_takes_for_their_labels(
-    guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+    classifier: Saved, plain: np.ndarray, strong: np.ndarray
 ) -> None:
     log_p = jax.jit(classifier.task.log_p(classifier.params))
     sureness = []
-    for more in ((), (f"--classifier={classifier.workdir}", f"--classifier_scale={SCALE}")):
-        common = (*WAY, "--solver=ddim", "--guidance_scale=1")
-        images, labels = arrays(guided.workdir, tmp_path, *common, *more)
+    for images in (plain, strong):
         x = jnp.asarray((images - 127.5) / 127.5, jnp.float32)
-        sureness.append(log_p(x, jnp.zeros(len(x)), {"label": jnp.asarray(labels)}).reshape(3, 6).mean(axis=1))
+        labels = jnp.repeat(jnp.asarray([0, 3, 7]), 6)
+        sureness.append(log_p(x, jnp.zeros(len(x)), {"label": labels}).reshape(3, 6).mean(axis=1))
     assert np.all(sureness[1] > sureness[0])  # of every label
 
 
 def test_a_classifier_and_guidance_by_labels_act_together(
-    guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+    guided: Saved, classifier: Saved, strong: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
-    common, advice = (*WAY, "--solver=ddim", "--guidance_scale=2"), f"--classifier={classifier.workdir}"
-    drawn = [
-        arrays(guided.workdir, tmp_path, *common, *more)[0] for more in ((), (advice, f"--classifier_scale={SCALE}"))
-    ]
-    assert np.max(np.abs(drawn[0] - drawn[1])) > 1
+    alone, both = (
+        arrays(guided.workdir, tmp_path, *WAY[:-1], "--guidance_scale=2", *more)[0]
+        for more in ((), advised(classifier.workdir))
+    )
+    assert np.max(np.abs(both - alone)) > 1 and np.any(both != strong)
 
 
-def test_the_scale_of_a_classifier_is_the_runs_unless_the_flag_says_another(
-    guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+def test_the_scale_of_a_classifier_is_the_runs_where_no_flag_says_another(
+    guided: Saved, classifier: Saved, plain: np.ndarray, strong: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
     own = pathlib.Path(shutil.copytree(guided.workdir, tmp_path / "own"))
     saved.change(own, {"sample.classifier_scale": float(SCALE)})
-    common = (*WAY, "--solver=ddim", "--guidance_scale=1", f"--classifier={classifier.workdir}")
-    ways = ((own, ()), (guided.workdir, (f"--classifier_scale={SCALE}",)), (guided.workdir, ()))
-    drawn = [arrays(workdir, tmp_path, *common, *scale)[0] for workdir, scale in ways]
-    np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert np.any(drawn[0] != drawn[2])
+    drawn, _ = arrays(own, tmp_path, *WAY, advised(classifier.workdir)[0])
+    np.testing.assert_array_equal(drawn, strong)
+    assert np.any(drawn != plain)
 
 
 @pytest.mark.parametrize(
@@ -268,13 +288,12 @@ def test_a_classifier_of_other_noise_classes_or_images_is_refused(
 
 
 def test_a_classifier_may_have_left_unsaid_what_goes_without_saying(
-    guided: Saved, classifier: Saved, tmp_path: pathlib.Path
+    guided: Saved, classifier: Saved, strong: np.ndarray, tmp_path: pathlib.Path
 ) -> None:
     """As an imported run does, which holds the fields of its process that were published."""
     copy = pathlib.Path(shutil.copytree(classifier.workdir, tmp_path / "copy"))
     saved.change(copy, {"process": {"name": "ddpm", "schedule": "linear", "steps": 1000, "prediction": "x0"}})
-    ways = [(*WAY, "--solver=ddim", f"--classifier={workdir}") for workdir in (copy, classifier.workdir)]
-    np.testing.assert_array_equal(*(arrays(guided.workdir, tmp_path, *way)[0] for way in ways))
+    np.testing.assert_array_equal(arrays(guided.workdir, tmp_path, *WAY, *advised(copy))[0], strong)
 
 
 def test_what_is_not_a_classifier_is_refused(guided: Saved, classifier: Saved, tmp_path: pathlib.Path) -> None:

@@ -56,11 +56,14 @@ def config(file: Any = dit_rf, changes: dict[str, Any] | None = None, small: dic
 
 
 def moved(params: Any, seed: int = 0, scale: float = 0.05) -> Any:
-    """The parameters and normal noise, as those of a network that is not fresh."""
+    """The parameters and normal noise, as those of a network that is not fresh; of shapes the noise alone."""
     random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: leaf + np.float32(scale) * random.normal(size=leaf.shape).astype(np.float32), params
-    )
+
+    def one(leaf: Any) -> Any:
+        noise = np.float32(scale) * random.normal(size=leaf.shape).astype(np.float32)
+        return noise if isinstance(leaf, jax.ShapeDtypeStruct) else leaf + noise
+
+    return jax.tree.map(one, params)
 
 
 def noisy(task: Any, frozen: Any = None, scale: float = 0.05) -> Any:

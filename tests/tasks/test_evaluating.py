@@ -31,7 +31,7 @@ IMAGES = RANDOM.integers(0, 256, (11, 8, 8, 1), np.uint8)
 LABELS = np.arange(11, dtype=np.int32) % 3
 KEY = purpose_key(0, "evaluate")
 TINY_ADM = {
-    **{"model.model_channels": 32, "model.channel_mult": (1, 1), "model.num_head_channels": 16},
+    **{"model.channel_mult": (1,), "model.attention_downsamples": (), "model.num_head_channels": 16},
     **{"data.num_classes": 3, "schedule.warmup_steps": 0},
 }
 
@@ -87,7 +87,7 @@ def test_a_flipping_run_has_the_loss_of_one_that_does_not(task: Diffusion, param
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("file", "batch_size"), [(dit_rf, 4), (dit_rf, 8), (adm_classifier, 4)])
+@pytest.mark.parametrize(("file", "batch_size"), [(dit_rf, 4), (adm_classifier, 8)])
 def test_the_loss_is_the_mean_of_those_that_training_would_see_in_any_batch(file: Any, batch_size: int) -> None:
     small = TINY_ADM if file is adm_classifier else None
     task: Any = make_task(config(file, small=small))
@@ -118,11 +118,10 @@ def test_the_loss_is_the_mean_of_those_that_training_would_see_in_any_batch(file
 
 
 def test_a_network_is_measured_without_its_dropout() -> None:
-    def loss(dropout: float) -> float:
-        task = Diffusion(config(adm_ddpm, {"model.dropout": dropout}, TINY_ADM), {})
-        return evaluating.loss(task, state_of(task, noisy(task)), {}, real(), 4, KEY)["loss"].value
-
-    assert loss(0.0) == loss(0.9)
+    tasks = [Diffusion(config(adm_ddpm, {"model.dropout": dropout}, TINY_ADM), {}) for dropout in (0.0, 0.9)]
+    params = noisy(tasks[0])
+    first, second = (evaluating.loss(task, state_of(task, params), {}, real(), 4, KEY)["loss"].value for task in tasks)
+    assert first == second
 
 
 def test_bits_per_dim_are_of_each_image_once_and_ddpm_has_a_bound(task: Diffusion, params: Any) -> None:

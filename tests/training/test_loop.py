@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shutil
+import tempfile
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +127,47 @@ class Rows:
         self.closed = True
 
 
+@functools.cache
+def programs(task: Any, fields: str) -> dict[Any, Any]:
+    """Compiled programs of trainings that are alike but for their lengths and periods."""
+    return {}
+
+
+def sharing(task: Any, made: Any, *frozen: str) -> Any:
+    """In place of StepRunner: with the programs of earlier trainings that are alike."""
+    deciding = [made[name] for name in ("optimizer", "schedule", "ema", "guard", "networks", "accumulation", "mesh")]
+
+    def runner(*arguments: Any) -> StepRunner:
+        own = StepRunner(*arguments)
+        own._compiled = programs(task, f"{deciding} {frozen}")
+        return own
+
+    return mock.patch("archirf_jax.training.loop.StepRunner", runner)
+
+
 def trained(workdir: pathlib.Path, task: Any = Denoising, feed: Feed | None = None, **changes: Any) -> bool:
     options = {name: changes.pop(name) for name in ("writers", "still_ours", "frozen") if name in changes}
     made = config(changes.pop("networks", None), **CHANGES | changes)
     workdir.mkdir(exist_ok=True)
-    return train(task(made), feed or Feed(), made, workdir, again="again", **options)
+    with sharing(task, made, *options.get("frozen", {})):
+        return train(task(made), feed or Feed(), made, workdir, again="again", **options)
+
+
+@functools.cache
+def whole(task: Any = Denoising) -> tuple[pathlib.Path, Rows]:
+    """(the directory of a training that nothing interrupted, what its writer was given)."""
+    workdir, writer = pathlib.Path(tempfile.mkdtemp()), Rows()
+    assert trained(workdir, task, writers=[writer])
+    return workdir, writer
+
+
+def copied(workdir: pathlib.Path, task: Any = Denoising, until: int = 12) -> pathlib.Path:
+    """Such a training, cut after a step."""
+    shutil.copytree(whole(task)[0], workdir, dirs_exist_ok=True)
+    for step in (10, 12):
+        if step > until:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+    return workdir
 
 
 def saved(workdir: pathlib.Path, task: Any = Denoising, step: int | None = None, **changes: Any) -> TrainState:
@@ -143,39 +182,35 @@ def saved(workdir: pathlib.Path, task: Any = Denoising, step: int | None = None,
 
 @pytest.mark.parametrize("task", [Denoising, Adversarial])
 def test_a_run_that_was_cut_goes_on_bit_for_bit(task: Any, tmp_path: pathlib.Path) -> None:
-    writer = Rows()
-    assert trained(tmp_path / "whole", task, writers=[writer])
-    assert trained(tmp_path / "cut", task, steps=8) and trained(tmp_path / "cut", task)
-    assert same(saved(tmp_path / "cut", task), saved(tmp_path / "whole", task))
-    rows = rows_without_times(tmp_path / "whole")
-    assert rows == rows_without_times(tmp_path / "cut") and [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    (complete, writer), cut = whole(task), copied(tmp_path, task, until=5)
+    assert trained(cut, task)
+    assert same(saved(cut, task), saved(complete, task))
+    rows = rows_without_times(complete)
+    assert rows == rows_without_times(cut) and [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [step for step, _ in writer.rows] == [2, 4, 6, 8, 10, 12] and writer.closed
-    assert Checkpoints(tmp_path / "whole" / "snapshots").steps() == [12, 8, 4]
-    pictures = {path.name for path in (tmp_path / "whole").iterdir()} & {"samples", "progress.gif", "denoising.gif"}
+    assert Checkpoints(complete / "snapshots").steps() == Checkpoints(cut / "snapshots").steps() == [12, 8, 4]
+    pictures = {path.name for path in complete.iterdir()} & {"samples", "progress.gif", "denoising.gif"}
     assert pictures == (set() if task is Adversarial else {"samples", "progress.gif", "denoising.gif"})
 
 
-def test_the_main_networks_average_is_in_snapshots(tmp_path: pathlib.Path) -> None:
-    assert trained(tmp_path, Adversarial)
-    reader, network = Checkpoints(tmp_path / "snapshots"), saved(tmp_path, Adversarial).networks["zenerator"]
+def test_the_main_networks_average_is_in_snapshots() -> None:
+    workdir, _ = whole(Adversarial)
+    reader, network = Checkpoints(workdir / "snapshots"), saved(workdir, Adversarial).networks["zenerator"]
     assert reader.networks(12) == ["zenerator"]
     like = jax.eval_shape(lambda: network.params)
     assert same(reader.read("ema_0.100", like, 12), network.averages["ema_0.100"])
 
 
 def test_frozen_parameters_change_the_training_and_are_part_of_no_checkpoint(tmp_path: pathlib.Path) -> None:
-    for name, frozen in (("with", {"shift": np.ones(4, np.float32)}), ("without", {})):
-        assert trained(tmp_path / name, frozen=frozen)
-    first, second = (saved(tmp_path / name) for name in ("with", "without"))
-    assert not same(first, second)
-    items = {path.name for path in (tmp_path / "with" / "checkpoints" / "12").iterdir() if path.is_dir()}
+    assert trained(tmp_path, frozen={"shift": np.ones(4, np.float32)})
+    assert not same(saved(tmp_path), saved(whole()[0]))
+    items = {path.name for path in (tmp_path / "checkpoints" / "12").iterdir() if path.is_dir()}
     assert not any("shift" in item or "frozen" in item for item in items)
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "damaged"])
 def test_a_run_that_has_lost_its_checkpoints_does_not_begin_anew(lost: str, tmp_path: pathlib.Path) -> None:
-    assert trained(tmp_path, steps=7)
-    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.rmtree(copied(tmp_path) / "checkpoints")
     if lost == "damaged":
         (tmp_path / start.MARK).unlink()
         (tmp_path / "damaged" / "7").mkdir(parents=True)
@@ -194,8 +229,7 @@ def test_a_run_that_never_had_a_checkpoint_begins_anew(tmp_path: pathlib.Path) -
 
 
 def test_all_checkpoints_damaged_is_not_a_beginning(tmp_path: pathlib.Path) -> None:
-    assert trained(tmp_path, steps=7)
-    for folder in (tmp_path / "checkpoints").iterdir():
+    for folder in (copied(tmp_path) / "checkpoints").iterdir():
         (folder / "checksums.json").unlink()
     rows = read_metrics(tmp_path)
     with pytest.raises(UserError) as caught:
@@ -222,9 +256,8 @@ def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
         trained(tmp_path, Adversarial, Feed(bad=(8, 9)), networks={"critic": {"guard": {"patience": 2}}})
     assert "step 10" in str(caught.value)
     made = config({"critic": {"guard": {"patience": 2}}}, **CHANGES)
-    assert "final_layer" in replay.replay(Adversarial(made), tmp_path) or "block_0" in replay.replay(
-        Adversarial(made), tmp_path
-    )
+    text = replay.replay(Adversarial(made), tmp_path)
+    assert "final_layer" in text or "block_0" in text
     report = replay.read_report(tmp_path)
     assert (report["network"], report["part"], report["step"]) == ("critic", 0, 10) and not np.isfinite(report["loss"])
     path = tmp_path / replay.FOLDER / replay.BATCH
@@ -261,8 +294,9 @@ def test_a_replay_of_an_update_that_is_not_finite_says_so(tmp_path: pathlib.Path
 
 
 def looped(workdir: pathlib.Path, task: Any = Denoising, **changes: Any) -> Loop:
-    made = config(**{"steps": 4} | changes)
-    return Loop(task(made), Feed(), made, workdir, None, "again", StopRequest(), Profile(workdir))
+    made = config(**CHANGES | {"steps": 4} | changes)
+    with sharing(task, made):
+        return Loop(task(made), Feed(), made, workdir, None, "again", StopRequest(), Profile(workdir))
 
 
 def test_a_device_that_is_too_small_is_an_error_with_what_helps(
@@ -316,7 +350,7 @@ def test_the_first_line_says_what_a_training_runs_on(tmp_path: pathlib.Path, mon
 
 
 def test_a_file_that_is_not_an_image_among_the_samples_does_not_end_a_training(tmp_path: pathlib.Path) -> None:
-    assert trained(tmp_path, steps=7)
-    (tmp_path / "samples" / "00000001.png").write_text("not an image")
+    (copied(tmp_path, until=10) / "samples" / "00000001.png").write_text("not an image")
+    (tmp_path / "progress.gif").unlink()
     assert trained(tmp_path)
     assert (tmp_path / "progress.gif").exists()

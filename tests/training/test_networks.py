@@ -26,48 +26,61 @@ def batch(critic: float = 0.0, both: float = 0.0) -> Batch:
     return {"image": image, "extra": jnp.zeros(8).at[3].set(critic)}
 
 
-def warmed(task: Any) -> TrainState:
+Made = tuple[Adversarial, Any, TrainState]
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Made:
+    """(a task whose critic is stopped by one bad step, its compiled step, its state after three)."""
+    task = Adversarial(config(networks={"critic": {"guard": {"patience": 1}}}, ema__more_decays=(0.5,)))
     state, step = jax.jit(task.init)(KEY, {}), jax.jit(task.step)
     for i in range(3):
         state, _ = step(state, {}, batch(), jax.random.key(i))
-    return state
+    return task, step, state
 
 
-@pytest.mark.parametrize("culprit", ["zenerator", "critic"])
-def test_a_nan_in_either_skips_both_and_leaves_every_byte_but_the_culprits_counts(culprit: str) -> None:
-    task = Adversarial(config(ema__more_decays=(0.5,)))
-    state = warmed(task)
-    given = batch()
-    gradients = {
-        name: update.gradient(state.networks[name], *task.losses(state, {}, given, KEY, name))
-        for name, update in task.updates.items()
-    }
-    bad = jax.tree.map(lambda leaf: leaf * NAN, task.losses(state, {}, given, KEY, culprit)[0])
-    losses = task.losses(state, {}, given, KEY, culprit)[1]
-    gradients[culprit] = task.updates[culprit].gradient(state.networks[culprit], bad, losses)
-    after, metrics = jax.jit(lambda s, g: commit(s, task.updates, g))(state, gradients)
-    for name, network in after.networks.items():
-        before = state.networks[name]
-        if name == culprit:
-            assert int(network.guard.skipped) == 1 and int(network.guard.in_a_row) == 1
-            network = other(network, guard=before.guard)
-        assert same(network, before)
-    assert int(after.step) == 4 and metrics["skipped"].tolist() == [1, 1]
-    # A loss that is not done has no share in any mean.
-    assert {name for name, value in metrics.items() if np.any(value != 0)} == {"skipped", "stopped"}
+@pytest.fixture(scope="module")
+def late() -> Made:
+    """(a task whose critic rests in two steps, its compiled step, its first state)."""
+    task = Adversarial(config(schedule__warmup_steps=5), start=2)
+    return task, jax.jit(task.step), jax.jit(task.init)(KEY, {})
 
 
-def test_guards_are_each_networks_own() -> None:
-    state = warmed(Adversarial(config()))
-    means = {name: float(network.guard.mean) for name, network in state.networks.items()}
+def test_a_nan_in_either_skips_both_and_leaves_every_byte_but_the_culprits_counts(impatient: Made) -> None:
+    task, state = Adversarial(config(ema__more_decays=(0.5,))), impatient[2]
+
+    @jax.jit
+    def spoilt(state: TrainState, factors: dict[str, float]) -> Any:
+        gradients = {}
+        for name, update in task.updates.items():
+            drawn, losses = task.losses(state, {}, batch(), KEY, name)
+            drawn = jax.tree.map(lambda leaf, name=name: leaf * factors[name], drawn)
+            gradients[name] = update.gradient(state.networks[name], drawn, losses)
+        return commit(state, task.updates, gradients)
+
+    for culprit in task.updates:
+        after, metrics = spoilt(state, {name: NAN if name == culprit else 1.0 for name in task.updates})
+        for name, network in after.networks.items():
+            before = state.networks[name]
+            if name == culprit:
+                assert int(network.guard.skipped) == 1 and int(network.guard.in_a_row) == 1
+                network = other(network, guard=before.guard)
+            assert same(network, before)
+        assert int(after.step) == 4 and metrics["skipped"].tolist() == [1, 1]
+        # A loss that is not done has no share in any mean.
+        assert {name for name, value in metrics.items() if np.any(value != 0)} == {"skipped", "stopped"}
+
+
+def test_guards_are_each_networks_own(impatient: Made) -> None:
+    networks = impatient[2].networks
+    means = {name: float(network.guard.mean) for name, network in networks.items()}
     assert abs(means["zenerator"] - means["critic"]) > 0.1
-    assert all(int(network.guard.updates) == 3 for network in state.networks.values())
+    assert all(int(network.guard.updates) == 3 for network in networks.values())
 
 
-def test_a_stop_of_one_guard_leaves_all_of_the_step_undone() -> None:
-    task = Adversarial(config(networks={"critic": {"guard": {"patience": 1}}}))
-    state = warmed(task)
-    after, metrics = jax.jit(task.step)(state, {}, batch(critic=NAN), KEY)
+def test_a_stop_of_one_guard_leaves_all_of_the_step_undone(impatient: Made) -> None:
+    _, step, state = impatient
+    after, metrics = step(state, {}, batch(critic=NAN), KEY)
     assert metrics["stopped"][0] == guard.NOT_FINITE and int(after.step) == int(state.step)
     stopped = {name: int(network.guard.stopped) for name, network in after.networks.items()}
     assert stopped == {"zenerator": 0, "critic": guard.NOT_FINITE}
@@ -76,9 +89,8 @@ def test_a_stop_of_one_guard_leaves_all_of_the_step_undone() -> None:
     assert same(dataclasses.replace(after, networks={**after.networks, "critic": cleared}), state)
 
 
-def test_metrics_of_others_carry_their_name_and_are_the_same_at_every_step() -> None:
-    task = Adversarial(config(), start=2)
-    state, step, names, weights = task.init(KEY, {}), jax.jit(task.step), [], []
+def test_metrics_of_others_carry_their_name_and_are_the_same_at_every_step(late: Made) -> None:
+    (_, step, state), names, weights = late, [], []
     for i in range(4):
         before = state
         state, metrics = step(state, {}, batch(), jax.random.key(i))
@@ -93,19 +105,19 @@ def test_metrics_of_others_carry_their_name_and_are_the_same_at_every_step() -> 
     assert "critic/skipped" not in names[0] and int(state.networks["critic"].guard.updates) == 2
 
 
-def test_a_network_that_waited_trains_as_if_it_had_begun_then() -> None:
-    late, early = (Adversarial(config(schedule__warmup_steps=5), start=start) for start in (2, 0))
-    state = late.init(KEY, {})
+def test_a_network_that_waited_trains_as_if_it_had_begun_then(late: Made) -> None:
+    _, step, state = late
     for i in range(2):
-        state, _ = jax.jit(late.step)(state, {}, batch(), jax.random.key(i))
-    (one, first), (two, second) = (jax.jit(task.step)(state, {}, batch(), KEY) for task in (late, early))
+        state, _ = step(state, {}, batch(), jax.random.key(i))
+    early = jax.jit(Adversarial(config(schedule__warmup_steps=5)).step)
+    (one, first), (two, second) = (each(state, {}, batch(), KEY) for each in (step, early))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), one, two)
     assert first["critic/learning_rate"][0] == pytest.approx(1e-4 / 5) == second["critic/learning_rate"][0]
 
 
-def test_a_bad_step_of_a_network_that_rests_skips_nothing() -> None:
-    task = Adversarial(config(), start=9)
-    state, metrics = jax.jit(task.step)(task.init(KEY, {}), {}, batch(critic=NAN), KEY)
+def test_a_bad_step_of_a_network_that_rests_skips_nothing(late: Made) -> None:
+    _, step, state = late
+    state, metrics = step(state, {}, batch(critic=NAN), KEY)
     assert metrics["skipped"][0] == 0 and int(state.networks["zenerator"].guard.updates) == 1
 
 
@@ -114,8 +126,8 @@ def test_overrides_are_of_one_network_alone() -> None:
     task = Adversarial(made)
     assert float(task.updates["critic"].schedule(0)) == 0.5
     assert float(task.updates["zenerator"].schedule(0)) == pytest.approx(1e-4)
-    state = task.init(KEY, {})
-    assert [list(state.networks[name].averages) for name in task.updates] == [["ema"], ["ema", "decay_0.9"]]
+    state = jax.eval_shape(task.init, KEY, {})
+    assert [list(state.networks[name].averages) for name in task.updates] == [["ema"], ["decay_0.9", "ema"]]
     assert made.optimizer.learning_rate == 1e-4
 
 
@@ -152,12 +164,13 @@ def test_the_runner_keeps_the_order_of_networks_and_stops_at_any_guard() -> None
 
 
 def test_frozen_parameters_are_an_argument_of_the_program() -> None:
-    task, feed = Denoising(config(optimizer__learning_rate=0.01)), Feed()
-    found = []
+    task, feed, found = Denoising(config(optimizer__learning_rate=0.01)), Feed(), []
+    runner = StepRunner(task, feed, 0, {"shift": jnp.zeros(4)})
+    chunk, n = feed.chunk(0, 6)
+    runner.compile(state := jax.jit(task.init)(KEY, {}), chunk)
     for shift in (0.0, 3.0):
-        runner = StepRunner(task, feed, 0, {"shift": np.full(4, shift, np.float32)})
-        chunk, n = feed.chunk(0, 6)
-        found.append(runner(task.init(KEY, {}), chunk, n)[1]["loss"][0, 0])
+        runner.frozen = {"shift": jnp.full(4, shift)}
+        found.append(runner(jax.tree.map(jnp.copy, state), chunk, n)[1]["loss"][0, 0])
     assert found[1] > found[0] + 5
     assert same(runner.frozen["shift"], jnp.full(4, 3.0))  # it is not given away
 

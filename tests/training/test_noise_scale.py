@@ -39,12 +39,9 @@ def found(steps: int = STEPS, noise: float = NOISE, **changes: Any) -> dict[str,
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"accumulation": 4},
-        {"optimizer__b1": 0.5},
-        {"optimizer__moment_dtype": "bfloat16"},
+        {"accumulation": 4, "optimizer__b1": 0.5},
+        {"optimizer__name": "adam", "optimizer__moment_dtype": "bfloat16"},
         {"optimizer__clip_norm": 0.1},  # shorter than all
-        {"optimizer__name": "adam"},
         {"optimizer__name": "lion", "optimizer__b2": 0.99},
         {"optimizer__name": "muon"},
     ],
