@@ -65,12 +65,8 @@ def by_xla(config: Any, way: MemoryPlan, number: int) -> int:
     ("variant", "number", "way"),
     [
         ("digits", 8, MemoryPlan(remat=True, accumulation=4, fsdp=8)),
-        pytest.param("digits", 1, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        pytest.param("digits", 8, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
         pytest.param("mnist", 1, MemoryPlan(remat=False, accumulation=1, fsdp=1), marks=pytest.mark.slow),
-        pytest.param("mnist", 1, MemoryPlan(remat=True, accumulation=1, fsdp=1), marks=pytest.mark.slow),
         pytest.param("mnist", 8, MemoryPlan(remat=False, accumulation=2, fsdp=8), marks=pytest.mark.slow),
-        pytest.param("mnist", 8, MemoryPlan(remat=True, accumulation=2, fsdp=4), marks=pytest.mark.slow),
     ],
 )
 def test_it_is_what_xla_takes_for_the_program_that_trains(variant: str, number: int, way: MemoryPlan) -> None:
