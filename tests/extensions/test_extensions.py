@@ -115,21 +115,14 @@ def drawn(workdir: pathlib.Path, out: pathlib.Path, *flags: str) -> Any:
 
 
 class Trained(dict[str, pathlib.Path]):
-    """A run of each extension, trained without a stop when it is first asked for.
-
-    The frozen runs that it names, `copies`, are gone when it has its own.
-    """
+    """A run of each extension, trained without a stop when it is first asked for."""
 
     def __init__(self, folder: pathlib.Path, data_dir: pathlib.Path, runs: dict[str, pathlib.Path]) -> None:
         super().__init__()
         self.folder, self.data_dir, self.runs = folder, data_dir, runs
-        self.copies = {name: folder / "originals" / name for name in runs}
 
     def __missing__(self, name: str) -> pathlib.Path:
-        for frozen, path in self.runs.items():
-            shutil.copytree(path, self.copies[frozen])
-        train(self.folder / name, self.data_dir, STEPS, name, self.copies)
-        shutil.rmtree(self.folder / "originals")
+        train(self.folder / name, self.data_dir, STEPS, name, self.runs)
         self[name] = self.folder / name
         return self[name]
 
@@ -137,17 +130,6 @@ class Trained(dict[str, pathlib.Path]):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path, runs: dict[str, pathlib.Path]) -> Trained:
     return Trained(tmp_path_factory.mktemp("extensions"), data_dir, runs)
-
-
-@pytest.mark.parametrize("name", EXTENSIONS)
-def test_a_run_that_goes_on_has_the_bytes_of_one_without_a_stop(
-    name: str, trained: Trained, tmp_path: pathlib.Path, data_dir: pathlib.Path
-) -> None:
-    """From the checkpoint in the middle, without the originals of its frozen runs."""
-    shutil.copytree(trained[name], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
-    train(tmp_path / "run", data_dir, STEPS, name, trained.copies)
-    running.assert_same_run(trained[name], tmp_path / "run", STEPS)
 
 
 @pytest.mark.slow
@@ -159,12 +141,16 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
     data_dir: pathlib.Path,
     runs: dict[str, pathlib.Path],
 ) -> None:
+    """Without the originals of its frozen runs, too, of which it has copies."""
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "archirf_jax.main", *arguments(name, workdir, data_dir, STEPS, runs)]
+    own = {frozen: shutil.copytree(path, tmp_path / frozen) for frozen, path in runs.items()}
+    command = [sys.executable, "-m", "archirf_jax.main", *arguments(name, workdir, data_dir, STEPS, own)]
     with subprocess.Popen(command, cwd=running.REPOSITORY, env=running.environment()) as it:
         running.wait_for(lambda: 10 in running.steps_saved(workdir), it)
         it.send_signal(signal.SIGKILL)
-    train(workdir, data_dir, STEPS, name, runs)
+    for path in own.values():
+        shutil.rmtree(path)
+    train(workdir, data_dir, STEPS, name, own)
     running.assert_same_run(trained[name], workdir, STEPS)
 
 
