@@ -74,9 +74,8 @@ def pixels(digits: Dataset) -> np.ndarray:
     return (digits.arrays["image"].astype(np.float64) - 127.5) / 127.5
 
 
-@pytest.mark.parametrize(
-    "batch_size", [128, 599, 5000]
-)  # of 1,797 images: the last batch is partly filled, full, the only one
+# Of 1,797 images: the last batch is partly filled, full, the only one.
+@pytest.mark.parametrize("batch_size", [128, 599, 5000])
 def test_the_table_is_the_mean_of_the_features_of_each_class(
     batch_size: int, digits: Dataset, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

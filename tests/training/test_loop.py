@@ -193,6 +193,16 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(task: Any, tmp_path: pathlib.Pat
     assert pictures == (set() if task is Adversarial else {"samples", "progress.gif", "denoising.gif"})
 
 
+def test_snapshots_of_steps_that_are_done_again_in_another_way_are_replaced(tmp_path: pathlib.Path) -> None:
+    again = copied(tmp_path, until=5)
+    assert trained(again, feed=Feed(bad=(6,)))
+    network = saved(again).networks["net"]
+    like = jax.eval_shape(lambda: network.params)
+    readers = (Checkpoints(workdir / "snapshots") for workdir in (whole()[0], again))
+    old, new = (reader.read("ema_0.100", like, max(reader.steps())) for reader in readers)
+    assert not same(old, new) and same(new, network.averages["ema_0.100"])
+
+
 def test_the_main_networks_average_is_in_snapshots() -> None:
     workdir, _ = whole(Adversarial)
     reader, network = Checkpoints(workdir / "snapshots"), saved(workdir, Adversarial).networks["zenerator"]
