@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError
-from archirf_jax.processes.base import Process
+from archirf_jax.processes.base import Process, check_choice, check_positive
 from archirf_jax.processes.times import shift_time
 
 OF_FLOWS = ("uniform", "logit_normal", "mode", "cosmap")
@@ -152,3 +152,68 @@ def of_steps(key: jax.Array, process: Any, batch: int, p: jax.Array | None = Non
         index = jax.random.choice(key, n, (batch,), p=p)
         weight = 1 / (n * p[index])
     return jnp.asarray(process.times, weight.dtype)[index], weight
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingTimes:
+    """Which times a network is trained at, and the weights of their losses; part of an objective.
+
+    Attributes:
+        time_distribution: how training times are drawn: "uniform", "logit_normal", "mode" or "cosmap" (Esser et al.
+            2024, Sec. 3.1), "log_normal" (of sigma / alpha; Karras et al. 2022, Table 1) or "steps" (DDPM's integer
+            steps, all alike).
+        logit_mean: mean of logit(t) for "logit_normal"; above 0 means noisier.
+        logit_std: standard deviation of logit(t), above 0.
+        mode_scale: -1 to 1.75; weight of the middle times for "mode".
+        shift: times in [0, 1] are moved by `processes.times.shift_time`.
+        P_mean: mean of ln(sigma / alpha) for "log_normal" (EDM -1.2, EDM2 -0.4).
+        P_std: its standard deviation (EDM 1.2, EDM2 1.0).
+        loss_weighting: a time distribution of flows, whose density over that of the times drawn weighs the losses:
+            their expectation is then that of `loss_weighting`, whatever the times; None = no weights. The shift stays
+            with the times drawn.
+
+    Raises:
+        UserError: a field out of its range.
+    """
+
+    time_distribution: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    shift: float = 1.0
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    loss_weighting: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("objective.time_distribution", self.time_distribution, NAMES)
+        check_choice("objective.loss_weighting", self.loss_weighting or "uniform", OF_FLOWS)
+        for name, unused in {"loss_weighting": None, "shift": 1.0}.items():
+            if self.time_distribution not in OF_FLOWS and getattr(self, name) != unused:
+                what = f"needs a time_distribution among {', '.join(OF_FLOWS)}; leave it at {unused}"
+                raise UserError(f"objective.{name}", getattr(self, name), what)
+        check_positive("objective", self, "logit_std", "shift", "P_std")
+        self._flow_times("mode")
+
+    def sample_times(self, key: jax.Array, process: Process, batch: int) -> tuple[jax.Array, jax.Array]:
+        """(batch,) training times and the weights of their losses.
+
+        Raises:
+            UserError: the distribution is that of integer steps, and the process has none.
+        """
+        if self.time_distribution == "log_normal":
+            return log_normal(key, process, batch, self.P_mean, self.P_std)
+        if self.time_distribution == "steps":
+            return of_steps(key, process, batch)
+        drawn_from = Shifted(self._flow_times(self.time_distribution), self.shift)
+        t = drawn_from.sample(key, batch)
+        if self.loss_weighting is None:
+            return t, jnp.ones_like(t)
+        return t, self._flow_times(self.loss_weighting).density(t) / drawn_from.density(t)
+
+    def _flow_times(self, name: str) -> Uniform | LogitNormal | Mode | CosMap:
+        if name == "logit_normal":
+            return LogitNormal(self.logit_mean, self.logit_std)
+        if name == "mode":
+            return Mode(self.mode_scale)
+        return CosMap() if name == "cosmap" else Uniform()

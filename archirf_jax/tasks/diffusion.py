@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import (
     Batch,
-    Condition,
     Denoiser,
     Frozen,
     Losses,
@@ -85,18 +84,6 @@ class Diffusion(Drawing):
             return self.objective.losses(models, setting, drawn)
 
         return drawn, losses
-
-    def encoded(self, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
-        """(x0, conditions) of a batch; frozen networks see it in as many parts as the gradient is computed in."""
-        count = len(next(iter(batch.values())))
-
-        def encode(batch: Batch, first: jax.Array, second: jax.Array) -> Any:
-            return self.first_stage.encode(frozen, batch, first), self.conditioner(frozen, batch, second)
-
-        keys = (building.example_keys(key, purpose, count) for purpose in ("first_stage", "condition"))
-        parts = self.config.get("accumulation", 1) if frozen else 1
-        x0, condition = building.in_parts(encode, parts if count % parts == 0 else 1, batch, *keys)
-        return x0, condition
 
     @functools.cached_property
     def updates(self) -> dict[str, Update]:

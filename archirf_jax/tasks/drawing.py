@@ -30,6 +30,7 @@ from archirf_jax.processes.base import Process
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.sample import sample
+from archirf_jax.tasks import building
 
 Params = dict[str, Any]
 Sampler = Callable[[Params, Frozen, Batch, jax.Array], jax.Array]
@@ -64,7 +65,7 @@ class Recording(dict):
 
 
 class Drawing:
-    """The half of `Diffusion` that draws; attributes as there."""
+    """The half of `Diffusion` that encodes and draws; attributes as there."""
 
     frozen: dict[str, Any]
     process: Process
@@ -81,6 +82,18 @@ class Drawing:
     ) -> ModelFn:
         """The network with its parameters bound."""
         raise NotImplementedError
+
+    def encoded(self, frozen: Frozen, batch: Batch, key: jax.Array) -> tuple[jax.Array, Condition]:
+        """(x0, conditions) of a batch; frozen networks see it in as many parts as the gradient is computed in."""
+        count = len(next(iter(batch.values())))
+
+        def encode(batch: Batch, first: jax.Array, second: jax.Array) -> Any:
+            return self.first_stage.encode(frozen, batch, first), self.conditioner(frozen, batch, second)
+
+        keys = (building.example_keys(key, purpose, count) for purpose in ("first_stage", "condition"))
+        parts = self.config.get("accumulation", 1) if frozen else 1
+        x0, condition = building.in_parts(encode, parts if count % parts == 0 else 1, batch, *keys)
+        return x0, condition
 
     def network_denoiser(self, params: Params, *, higher_derivatives: bool = False) -> Denoiser:
         """The network as a denoiser, without guidance; likelihoods need forward-mode derivatives of it."""

@@ -11,7 +11,6 @@ an argument of one compiled program, so a run that stopped anywhere goes on bit 
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +20,9 @@ from absl import logging
 
 from archirf_jax import sharding
 from archirf_jax.contracts import Feed, Frozen, Task, TrainState
-from archirf_jax.errors import UserError
 from archirf_jax.training import closing, devices, overrides
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.meter import STOPPED, Meter, Stopped
+from archirf_jax.training.meter import STOPPED, Meter
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.start import mark, start
@@ -33,10 +31,6 @@ from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.upkeep import Upkeep
 from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
 
-TOO_LARGE = (
-    "the device's memory does not suffice; the command plan says what fits: a smaller batch_size, more "
-    "accumulation, model.remat, mesh.fsdp"
-)
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is answered soon
 
 
@@ -122,28 +116,8 @@ class Loop(Upkeep):
 
     def run(self) -> TrainState:
         """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""
-        abandoned = False
-        try:
+        with self._explained():
             self._run()
-        except Stopped as e:
-            raise self._keep_step(e) from e
-        except OSError as e:
-            raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
-        except (jax.errors.JaxRuntimeError, ValueError) as e:
-            if "RESOURCE_EXHAUSTED" in str(e):
-                raise UserError(self._left(TOO_LARGE)) from e
-            abandoned = jax.process_count() > 1 and not isinstance(e, UserError)  # a sum over all processes failed
-            if not abandoned:
-                raise
-            raise UserError(
-                f"another process of this run does not answer ({str(e).splitlines()[0][:100]}); start the same command "
-                f"again in all of them; saved steps: {', '.join(map(str, self.checkpoints.steps())) or 'none'}"
-            ) from e
-        finally:
-            if not abandoned:  # or closing would wait for the process that is gone
-                for close in [each.close for each in self.kept] + [each.close for each in self.writers]:
-                    with contextlib.suppress(OSError):
-                        close()
         return self.state
 
     def _run(self) -> None:

@@ -21,6 +21,11 @@ from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import Writer
 from archirf_jax.visuals import pictures
 
+TOO_LARGE = (
+    "the device's memory does not suffice; the command plan says what fits: a smaller batch_size, more "
+    "accumulation, model.remat, mesh.fsdp"
+)
+
 
 class Upkeep:
     """The half of `loop.Loop` that writes; attributes as there."""
@@ -102,6 +107,32 @@ class Upkeep:
             for writer in self.writers:
                 with self._tolerating(not self.config.checkpoint.required):
                     writer.write(step, row)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what ends a run into an error that says what is left; close all that writes."""
+        answered = True
+        try:
+            yield
+        except Stopped as e:
+            raise self._keep_step(e) from e
+        except OSError as e:
+            raise UserError(self._left(f"{str(self.workdir)!r} cannot be written: {e}; make room")) from e
+        except (jax.errors.JaxRuntimeError, ValueError) as e:
+            if "RESOURCE_EXHAUSTED" in str(e):
+                raise UserError(self._left(TOO_LARGE)) from e
+            answered = jax.process_count() == 1 or isinstance(e, UserError)  # else a sum over all processes failed
+            if answered:
+                raise
+            raise UserError(
+                f"another process of this run does not answer ({str(e).splitlines()[0][:100]}); start the same command "
+                f"again in all of them; saved steps: {', '.join(map(str, self.checkpoints.steps())) or 'none'}"
+            ) from e
+        finally:
+            if answered:  # or closing would wait for the process that is gone
+                for close in [each.close for each in self.kept] + [each.close for each in self.writers]:
+                    with contextlib.suppress(OSError):
+                        close()
 
     @contextlib.contextmanager
     def _tolerating(self, tolerant: bool) -> Iterator[None]:
