@@ -37,3 +37,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest allowed name, '' where none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes, so that a name can neither move the cursor nor colour a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -20,7 +20,7 @@ LEVELS = (
     ("training", "data", "evaluation", "visuals", "interop"),
     ("samplers", "objectives", "conditioners", "first_stages"),
     ("models", "processes"),
-    ("contracts", "errors", "files", "lazy", "registry", "sharding"),
+    ("contracts", "errors", "files", "lazy", "registry", "sharding", "untrusted"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}
 GROUND = set(LEVELS[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pathlib
 import re
 import shlex
@@ -11,6 +10,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from archirf_jax import untrusted
 from archirf_jax.data.builders import EMBEDDED
 from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError, nearest
@@ -154,11 +154,9 @@ def _check_features(directory: pathlib.Path, base: str) -> None:
 
     for file in _features_files(directory, base):
         try:
-            json.loads(file.read_text(), object_pairs_hook=check)
-        except UserError:
-            raise
-        except (OSError, ValueError, RecursionError) as e:
-            raise UserError("data.name", base, f"is damaged ({str(file)!r}: {one_line(e)}); delete that folder") from e
+            untrusted.read_json(file, object_pairs_hook=check)
+        except untrusted.Unreadable as e:
+            raise UserError("data.name", base, f"is damaged ({str(file)!r}: {e}); delete that folder") from e
 
 
 def _features_files(directory: pathlib.Path, base: str) -> list[pathlib.Path]:

@@ -8,8 +8,6 @@ import hashlib
 import io
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, neighbours
 from archirf_jax.evaluation.features import Extractor
@@ -24,7 +23,6 @@ from archirf_jax.evaluation.statistics import Moments, merged, moments
 
 VERSION = "1"  # of what is kept
 WIDEST = 8192  # features; a covariance takes half a GiB, and several are held at a time
-UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,10 +135,9 @@ def recall(folder: pathlib.Path, data: str, extractor: Extractor, keep: int, mak
 
 def _read(path: pathlib.Path) -> Sample | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            known = Moments(int(archive["images"]), archive["mean"], archive["scatter"])
-            return Sample(known, archive["features"])
-    except UNREADABLE:
+        found = untrusted.read_arrays(path)
+        return Sample(Moments(int(found["images"]), found["mean"], found["scatter"]), found["features"])
+    except (untrusted.Unreadable, KeyError, TypeError, ValueError):
         return None
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from archirf_jax.errors import UserError
+from archirf_jax.errors import UserError, printable
 from archirf_jax.launch import flags, messages
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.signals import FAILED, leave_at_once
@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     sys.stderr.flush()
     os._exit(FAILED)  # exit handlers of libraries would fail again on a full disk, with long messages
 

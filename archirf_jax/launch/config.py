@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write, check_run_directory
 from archirf_jax.launch.fields import check_saved, leaves
@@ -53,16 +54,16 @@ def load(workdir: pathlib.Path, field: str = "workdir") -> ml_collections.Config
         UserError: there is no run, or its config.json is damaged, lacks a field or holds a wrong one.
     """
     path = workdir / FILE
+    if not path.exists():
+        advice = f"is not a run (it has no {FILE}); train one by python -m archirf_jax.main"
+        raise UserError(field, str(workdir), advice)
     try:
-        values = json.loads(path.read_text())
+        values = untrusted.read_json(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a group of fields")
         check_saved(values)
         return ml_collections.ConfigDict(values).lock()
-    except (FileNotFoundError, NotADirectoryError) as e:
-        advice = f"is not a run (it has no {FILE}); train one by python -m archirf_jax.main"
-        raise UserError(field, str(workdir), advice) from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise UserError(field, str(path), f"is damaged: {' '.join(str(e).split())[:300]}") from e
 
 

@@ -8,7 +8,17 @@ import pathlib
 
 from absl import flags, logging
 
+from archirf_jax.errors import printable
+
 PACKAGE = str(pathlib.Path(__file__).resolve().parents[1])
+
+
+class Plain(std_logging.Formatter):
+    """Messages whose control characters, such as those in the names of files, are shown as escapes."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        """The message."""
+        return printable(super().format(record))
 
 
 @functools.cache
@@ -19,6 +29,6 @@ def set_up() -> None:
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.pathname.startswith(PACKAGE))
-    handler.setFormatter(std_logging.Formatter("%(message)s"))
+    handler.setFormatter(Plain("%(message)s"))
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)

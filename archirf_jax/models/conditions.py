@@ -8,13 +8,14 @@ class_table   a fixed table (classes, tokens, class_width) of features of each "
 from __future__ import annotations
 
 import os
-import zipfile
+import pathlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import untrusted
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
@@ -156,9 +157,8 @@ def read_table(path: str) -> np.ndarray:
         UserError: no such file, or one without such a table.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            table = archive[TABLE]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        table = untrusted.read_arrays(pathlib.Path(path))[TABLE]
+    except (untrusted.Unreadable, KeyError) as e:
         raise UserError(
             "model.class_embeddings",
             path,
@@ -171,4 +171,6 @@ def read_table(path: str) -> np.ndarray:
             path,
             f"holds a table of shape {table.shape}; it must be (classes, tokens, width)",
         )
+    if table.dtype.kind not in "biuf" or not np.isfinite(table).all():
+        raise UserError("model.class_embeddings", path, f"holds {table.dtype} with nan or infinity, or no real numbers")
     return table

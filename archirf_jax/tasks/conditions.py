@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax import untrusted
 from archirf_jax.conditioners.given import Given
 from archirf_jax.conditioners.label import Label
 from archirf_jax.contracts import Batch, Condition
@@ -18,7 +18,6 @@ from archirf_jax.tasks.diffusion import Diffusion
 
 FIELD = "conditions"
 NULL = "null_"
-NO_ARCHIVE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
 def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, Condition]:
@@ -33,10 +32,9 @@ def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, 
         UserError: no such file, or an array that is missing or that the network does not take.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except NO_ARCHIVE as e:
-        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {' '.join(str(e).split())}") from e
+        found = untrusted.read_arrays(path)
+    except untrusted.Unreadable as e:
+        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {e}") from e
     rows = {name: _checked(name, table, task) for name, table in found.items() if not name.startswith(NULL)}
     if len({len(table) for table in rows.values()}) != 1 or not len(next(iter(rows.values()))):
         counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items()) or "nothing"

@@ -7,6 +7,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
+from archirf_jax import untrusted
 from archirf_jax.files import atomic_write
 
 FILE = "checksums.json"
@@ -59,8 +60,8 @@ def find_damage(directory: pathlib.Path, wanted: Iterable[str]) -> str | None:
 
 def _read(directory: pathlib.Path) -> dict[str, int] | None:
     try:
-        sums = json.loads((directory / FILE).read_text())
-    except (OSError, ValueError, RecursionError):
+        sums = untrusted.read_json(directory / FILE)
+    except untrusted.Unreadable:
         return None
     return sums if isinstance(sums, dict) and all(_item(name) for name in sums) else None
 

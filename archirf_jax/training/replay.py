@@ -6,8 +6,6 @@ import functools
 import json
 import pathlib
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from archirf_jax import sharding
+from archirf_jax import sharding, untrusted
 from archirf_jax.contracts import Batch, Feed, Frozen, Losses, Task, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
@@ -29,7 +27,6 @@ from archirf_jax.training.update import Modules
 
 FOLDER, STATE, BATCH, REPORT = "stopped", "state", "batch.npz", "replay.json"
 KEY, FIELD = "key", "batch."  # names in BATCH: of the step's key, and what stands in front of a field's name
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 SHOWN = 5
 Numbers = dict[str, Any]
 
@@ -96,10 +93,9 @@ def replay(task: Task, workdir: pathlib.Path, frozen: Frozen | None = None) -> s
 
 def _load(path: pathlib.Path) -> tuple[Batch, jax.Array]:
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        key = jax.random.wrap_key_data(arrays.pop(KEY), impl="threefry2x32")
-    except UNREADABLE as e:
+        arrays = untrusted.read_arrays(path)
+        key = jax.random.wrap_key_data(jnp.asarray(arrays.pop(KEY)), impl="threefry2x32")
+    except (untrusted.Unreadable, KeyError, TypeError, ValueError) as e:
         message = f"the step in {str(path.parent)!r} is damaged ({e}); nothing can be run again"
         raise UserError("replay", message=message) from e
     return {name.removeprefix(FIELD): jnp.asarray(array) for name, array in arrays.items()}, key
