@@ -103,11 +103,10 @@ class Run:
 
     def plot_loss(self) -> Any:
         """A matplotlib figure of the loss of every report."""
-        from archirf_jax.training.writers import read_metrics
+        from archirf_jax.training.writers import read_losses
         from archirf_jax.visuals import plots
 
-        rows = [row for row in read_metrics(self.directory) if "loss" in row]
-        return plots.loss_figure([row["step"] for row in rows], [row["loss"] for row in rows])
+        return plots.loss_figure(*read_losses(self.directory))
 
     def denoiser(self, **how: Any) -> Any:
         """The network as a denoiser under guidance and threshold, for solvers of one's own; see `SamplerConfig`."""

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from absl import logging
 
-from archirf_jax.training.writers import read_metrics
+from archirf_jax.training.writers import read_losses
 from archirf_jax.visuals import pictures, plots
 
 
@@ -18,8 +18,7 @@ def write(frames: np.ndarray | None, workdir: pathlib.Path) -> None:
         frames: (frames, rows, columns, H, W, C) uint8; None = nothing to see.
         workdir: the run directory.
     """
-    rows = [row for row in read_metrics(workdir) if "loss" in row]
-    plots.save_loss([row["step"] for row in rows], [row["loss"] for row in rows], workdir / "loss.png")
+    plots.save_loss(*read_losses(workdir), workdir / "loss.png")
     grids = [grid for path in sorted((workdir / "samples").glob("[0-9]*.png")) for grid in _load(path)]
     if grids:
         pictures.save_gif(grids, workdir / "progress.gif")

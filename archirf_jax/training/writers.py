@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import tqdm.auto
@@ -16,8 +18,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from archirf_jax.files import append_line, atomic_write
+from archirf_jax.untrusted import Unreadable, parse_json
 
 METRICS = "metrics.jsonl"
+LONGEST = 2**20  # bytes of a row
 CLOCKED = ("images_per_second", "seconds_per_step", "data_wait", "flops_utilisation", "compile_seconds")
 Row = dict[str, float]
 
@@ -42,8 +46,10 @@ class MetricsFile:
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
         self._path = workdir / METRICS
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._path.is_symlink():  # a file of its own, so that what it pointed to stays as it is
+            atomic_write(self._path, self._path.read_bytes())
+        if self._path.exists():
+            _cut(self._path, step)
 
     def write(self, step: int, row: Row) -> None:
         """Append one row."""
@@ -76,15 +82,29 @@ class Events:
         self._writer.close()
 
 
-def read_metrics(workdir: pathlib.Path) -> list[Row]:
-    """All rows of a run's metrics.jsonl; a line that is not one, such as after a crash, is named and left out."""
+def rows(workdir: pathlib.Path) -> Iterator[Row]:
+    """The rows of a run's metrics.jsonl; a line that is not one, such as after a crash, is named and left out."""
     path = workdir / METRICS
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    rows = [_row(line) for line in lines]
-    for number, row in enumerate(rows, 1):
-        if row is None:
-            logging.warning("%s line %d is not a row of metrics and is left out", path, number)
-    return [row for row in rows if row is not None]
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+            row = _row(line)
+            if row is None:
+                logging.warning("%s line %d is not a row of metrics and is left out", path, number)
+            else:
+                yield row
+
+
+def read_metrics(workdir: pathlib.Path) -> list[Row]:
+    """All `rows` of a run."""
+    return list(rows(workdir))
+
+
+def read_losses(workdir: pathlib.Path) -> tuple[list[float], list[float]]:
+    """(steps, losses) of the rows that have one."""
+    found = [(row["step"], row["loss"]) for row in rows(workdir) if "loss" in row]
+    return [step for step, _ in found], [loss for _, loss in found]
 
 
 def rows_without_times(workdir: pathlib.Path) -> list[Row]:
@@ -92,10 +112,26 @@ def rows_without_times(workdir: pathlib.Path) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in CLOCKED} for row in read_metrics(workdir)]
 
 
-def _row(line: str) -> Row | None:
+def _cut(path: pathlib.Path, step: int) -> None:
+    """Cut off what comes after the last row up to `step`, looked for from the end: a file may have a million rows."""
+    with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
+        end = os.fstat(file.fileno()).st_size
+        if not end:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            while end:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                row = _row(content[start : min(end, start + LONGEST)])
+                if row is not None and row["step"] <= step:
+                    break
+                end = start
+        file.truncate(end)
+
+
+def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except Unreadable:
         return None
     numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
     return row if numbers and isinstance(row.get("step"), int) else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
 from tensorboardX.proto import event_pb2
 
 from archirf_jax.files import append_line, atomic_write
-from archirf_jax.training.writers import Events, MetricsFile, read_metrics, rows_without_times
+from archirf_jax.training.writers import Events, MetricsFile, read_losses, read_metrics, rows_without_times
 
 
 def test_rows_after_the_restored_step_and_a_torn_last_line_are_cut_off(tmp_path: pathlib.Path) -> None:
@@ -51,6 +52,33 @@ def test_a_broken_row_is_named_and_the_others_are_kept(
     assert len(said) == 1 and "line 2" in said[0]
     MetricsFile(tmp_path, 30)
     assert read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}]
+
+
+def test_the_end_of_a_long_file_is_found_without_reading_all_of_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"step": step, "loss": 1 / step}) for step in range(1, 20_001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    read = []
+    monkeypatch.setattr("archirf_jax.training.writers.parse_json", lambda line: read.append(line) or json.loads(line))
+    MetricsFile(tmp_path, 19_990).write(19_995, {"loss": 3.0})
+    assert len(read) == 11
+    assert read_losses(tmp_path) == ([*range(1, 19_991), 19_995], [*(1 / step for step in range(1, 19_991)), 3.0])
+
+
+def test_a_row_without_end_is_left_out(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": ' + b"1" * 3 * 2**20)
+    assert read_losses(tmp_path) == ([1], [2.0])
+    MetricsFile(tmp_path, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_metrics_are_not_cut_through_a_link(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "elsewhere").write_text('{"step": 1}\n{"step": 2}\n')
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    MetricsFile(tmp_path, 1).write(2, {"loss": 1.0})
+    assert (tmp_path / "elsewhere").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2, "loss": 1.0}]
 
 
 def test_a_row_is_whole_whatever_stood_before_it(tmp_path: pathlib.Path) -> None:
