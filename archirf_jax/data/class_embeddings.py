@@ -18,6 +18,7 @@ from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.fields import Arrays
 from archirf_jax.data.images import to_float
 from archirf_jax.errors import UserError
+from archirf_jax.files import atomic_write
 
 # Images (B, H, W, C) float32 in [-1, 1] -> (B, tokens, dim) or (B, h, w, dim).
 Features = Callable[[np.ndarray], Any]
@@ -73,10 +74,7 @@ def class_means(dataset: Dataset, batches: Iterator[tuple[Arrays, int]], feature
 
 def write(table: np.ndarray, path: pathlib.Path) -> None:
     """Save a table, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, table=table)
-    part.replace(path)
+    atomic_write(path, lambda file: np.savez(file, table=table))
 
 
 def _checked(found: Any, batch: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.evaluation import distances, neighbours
 from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.statistics import Moments, merged, moments
+from archirf_jax.files import atomic_write
 
 VERSION = "1"  # of what is kept
 WIDEST = 8192  # features; a covariance takes half a GiB, and several are held at a time
@@ -144,11 +144,6 @@ def _read(path: pathlib.Path) -> Sample | None:
 def _write(sample: Sample, path: pathlib.Path) -> None:
     """Write the file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **sample.moments._asdict(), features=sample.features)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(buffer.getbuffer())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    arrays = sample.moments._asdict() | {"features": sample.features}
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several evaluations may come to it at once
+    atomic_write(path, lambda file: np.savez(file, **arrays), part)

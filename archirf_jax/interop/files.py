@@ -71,6 +71,7 @@ def write(tensors: Mapping[str, Any], path: pathlib.Path, field: str = "out") ->
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # left by a process that was killed, or a link to another file
         save_file(arrays, part)
         part.replace(path)
     except (SafetensorError, OSError) as e:

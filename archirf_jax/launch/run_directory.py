@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,24 +22,34 @@ def write(workdir: pathlib.Path, config: dict[str, Any], params: dict[str, Param
     """Make a run directory whose average "ema" is these parameters: all that `sample` and `evaluate` read of one.
 
     Args:
-        workdir: made, with its parents.
+        workdir: made, with its parents; whole or not at all.
         config: of the run, resolved.
         params: float32 arrays, by module.
         step: of the checkpoint.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory is not new or empty, or cannot be written.
     """
     check_run_directory(workdir, "workdir")
+    target = workdir.resolve()
+    part = target.with_name(f".{target.name}.part")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+        part.mkdir(parents=True)
+        _fill(part, config, params, step)
+        part.rename(target)
     except OSError as e:
-        raise UserError("workdir", str(workdir), f"cannot be a run directory: {e.strerror}") from e
+        raise UserError("workdir", str(workdir), f"cannot be a run directory: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(folder: pathlib.Path, config: dict[str, Any], params: dict[str, Params], step: int) -> None:
     network = Network(params={}, averages={"ema": params}, opt=())
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     try:
         checkpoints.save(TrainState(step=jnp.int32(step), networks={NETWORK: network}), config)
         checkpoints.wait()
     finally:
         checkpoints.close()
-    configuration.save(ml_collections.ConfigDict(config), workdir)
+    configuration.save(ml_collections.ConfigDict(config), folder)

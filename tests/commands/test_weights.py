@@ -43,6 +43,25 @@ def exported(workdir: pathlib.Path, *arguments: str) -> None:
     running.call("export_weights", f"--workdir={workdir}", *arguments)
 
 
+def test_an_import_that_was_cut_short_leaves_no_run_and_begins_again(
+    given: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "run"
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("archirf_jax.launch.config.save", full)
+        refusal = refused(workdir, *IMAGES, f"--checkpoint={given}")
+    assert refusal.flag == "--workdir" and not list(tmp_path.iterdir())
+    killed = tmp_path / ".run.part" / "checkpoints" / "0"
+    killed.mkdir(parents=True)
+    (killed / "half").write_text("")
+    imported(workdir, *IMAGES, f"--checkpoint={given}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and (workdir / "config.json").is_file()
+
+
 def refused(workdir: pathlib.Path, *arguments: str) -> running.Refusal:
     return running.refused("import_weights", f"--workdir={workdir}", *arguments)
 
