@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 UNSAID: Any = object()
+LONGEST = 200  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -29,8 +30,13 @@ class UserError(ValueError):
 
     def render(self, name: str | None) -> str:
         """The line, with the field under another name."""
-        given = "" if self.value is UNSAID else f"{self.value!r} "
+        given = "" if self.value is UNSAID else f"{_shortened(repr(self.value))} "
         return f"{name}: {given}{self.message}" if name else self.message
+
+
+def _shortened(text: str) -> str:
+    """A text without its middle where it is longer than LONGEST, so that a message stays one that can be read."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 40]}...{text[-37:]}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

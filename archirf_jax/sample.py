@@ -37,7 +37,7 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
     """ "0-2,7" -> [0, 1, 2, 7]; names of classes are taken too.
 
     Raises:
-        UserError: not such a list.
+        UserError: not such a list, or a class that is named twice: both rows would show the same images.
     """
     if text is None:
         return None
@@ -47,9 +47,12 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
             labels.append(names.index(part))
             continue
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
+        numbers = [first, last] if dash else [first, first]
+        if not all(number.isdecimal() and len(number) < 9 for number in numbers) or int(numbers[1]) < int(first):
             raise UserError("labels", text, "is not a list such as 0-9, 0,3,7-8 or names of classes")
-        labels += range(int(first), int(last or first) + 1)
+        labels += range(int(first), int(numbers[1]) + 1)
+    if len(set(labels)) < len(labels):
+        raise UserError("labels", text, "names a class twice; --per_class draws more images of each")
     return labels
 
 
@@ -76,6 +79,7 @@ def main(args: types.SimpleNamespace) -> None:
 
     from archirf_jax.files import check_output
     from archirf_jax.launch import sampling, sheets
+    from archirf_jax.visuals import pictures
 
     check(args)
     changes: dict[str, Any] = how(args)
@@ -96,6 +100,9 @@ def main(args: types.SimpleNamespace) -> None:
     rows = sampling.rows(run, labels, args.per_class, args.seed, args.conditions, config.asks_null)
     sheet = sheets.Sheet(run, config, rows, args.per_class, guides_of(args, run, config, rows), args.batch_size)
     check_output(args.out, "out", *FORMATS)
+    if args.out.suffix != ".npz":
+        pictures.check_side("labels", len(rows.labels), run.config.data.image_size)
+        pictures.check_side("per_class", args.per_class, run.config.data.image_size)
     pixels, shown = draw(args, sheet, task)
     sheets.write(pixels, shown, args.out)
     logging.info("images of step %d in %s", run.step, args.out)

@@ -29,6 +29,8 @@ def load_builder(name: str, directory: str) -> Any:
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]
+    if not re.match(r"\w+([/:]|$)", name):
+        raise UserError("data.name", name, "is not a name of a data set; a folder of images is given as folder:PATH")
     _import_embedded(base)
     for part in re.split("[/:]", name):  # any of them may be a name that TFDS looks for
         _check_features(pathlib.Path(directory), part)

@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
     "ema.more_decays": Field(tuple),
     "ema.sigma_rel": Field(tuple),
     "ema.snapshot_steps": Field(int, 1, INT32),
-    "guard.patience": Field(int),
+    "guard.patience": Field(int, high=INT32),
     "guard.jump": Field(float, optional=True),
     "mesh.data": Field(int, 1, 1_000_000, optional=True),
     "mesh.fsdp": Field(int, 1, 1_000_000),
@@ -124,6 +124,11 @@ def check(config: Any) -> None:
         if name not in values:
             raise UserError(name, message="is missing")
         check_value(name, values[name], field)
+    for name, value in values.items():
+        group, _, own = name.partition(".")
+        field_of_run = FIELDS.get(own.partition(".")[2]) if group == "networks" else None
+        if field_of_run:
+            check_value(name, value, field_of_run)
 
 
 def check_saved(values: Mapping[str, Any]) -> None:

@@ -27,6 +27,8 @@ from archirf_jax.tasks.classifier import Classifier
 from archirf_jax.tasks.conditions import read as read_conditions
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.tasks.drawing import class_grid
+from archirf_jax.training import devices
+from archirf_jax.training.devices import GIB
 from archirf_jax.training.state import purpose_key
 
 CHANNELS = (1, 3)  # of images that can be shown; other data stays float32
@@ -202,6 +204,7 @@ def rows(
     for label in chosen:
         if not 0 <= label < count:
             raise UserError("labels", label, f"is out of range; this run has the labels 0-{count - 1}")
+    _check_memory(task, len(chosen), per_class)
     numbers, keys = class_grid(purpose_key(seed, "sample"), chosen, per_class)
     if table is not None:
         return Rows(chosen, jax.tree.map(lambda leaf: leaf[numbers], table), keys, null)
@@ -209,6 +212,15 @@ def rows(
         raise UserError("conditions", message=f"is missing: an .npz file with {', '.join(sorted(task.needs))}")
     batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
     return Rows(chosen, batch, keys, None)
+
+
+def _check_memory(task: Diffusion, rows: int, per_class: int) -> None:
+    """Raise a UserError if the images alone, which are kept until all are drawn, do not fit."""
+    data = task.config.data
+    needed, there = rows * per_class * data.image_size**2 * data.channels, devices.machine_memory()
+    if needed > there:
+        what = f"of {rows} classes take {needed / GIB:,.0f} GiB, and the machine has {there / GIB:,.0f}; draw fewer"
+        raise UserError("per_class", per_class, what)
 
 
 def of_data(run: Run, labels: list[int], per_class: int) -> Batch:

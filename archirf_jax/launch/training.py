@@ -21,9 +21,12 @@ from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
+from archirf_jax.training import devices
 from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.devices import GIB
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.visuals import pictures
 
 
 def train_run(
@@ -91,9 +94,25 @@ def check_step(task: Task, config: Any) -> None:
     frozen = _shapes(task.frozen)
     key = jax.eval_shape(jax.random.key, 0)
     state = jax.eval_shape(task.init, key, frozen)
+    _check_memory(state, config)
     jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
+        rows, size = min(config.sample.classes, config.data.num_classes), config.data.image_size
+        pictures.check_side("sample.classes", rows, size)
+        pictures.check_side("sample.per_class", config.sample.per_class, size)
+
+
+def _check_memory(state: Any, config: Any) -> None:
+    """Raise a UserError if not even the state fits; a CPU would swap for hours, and the system ends the process."""
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    parts, memory = config.mesh.fsdp if jax.default_backend() != "cpu" else 1, devices.memory()
+    if memory is not None and held / parts > memory:
+        raise UserError(
+            "model",
+            message=f"takes {held / parts / GIB:,.0f} GiB for parameters, averages and the optimizer's state alone, "
+            f"and the device has {memory / GIB:,.0f}; choose a smaller network or more mesh.fsdp",
+        )
 
 
 def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.models import layers
 from archirf_jax.models.adm_layers import GROUPS, ORDERS, Attention, ResBlock, conv, doubled, halved
 
 
@@ -112,6 +113,7 @@ class Plan:
         for name in ("model_channels", "num_res_blocks"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}", getattr(self, name), "must be above 0")
+        layers.check_most(self, "model_channels", "num_res_blocks")
         if self.model_channels % 2:
             raise UserError("model.model_channels", self.model_channels, "must be even")
         if not self.channel_mult:

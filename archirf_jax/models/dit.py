@@ -235,6 +235,7 @@ class DiT(nn.Module, layers.Presets):
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth", "registers", "position_size")
+        layers.check_most(self, "hidden_size", "depth")
         layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "context_width")
         layers.check_choices(
             self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS

@@ -232,6 +232,7 @@ class EDM2UNet(nn.Module, layers.Presets):
         multiples = ("channel_mult_noise", "channel_mult_emb", "clip_act")
         require(self, lambda value: value > 0, "must be above 0", *positive, *multiples)
         require(self, lambda value: value >= 0, "must be 0 or more", "num_blocks")
+        layers.check_most(self, "model_channels", "num_blocks")
         balances = ("label_balance", "concat_balance", "res_balance", "attn_balance")
         require(self, lambda value: 0 <= value <= 1, "must be 0 to 1", *balances)
         require(self, lambda value: 0 <= value < 1, "must be 0 or more and below 1", "dropout")

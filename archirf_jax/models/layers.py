@@ -5,7 +5,9 @@ Images are NHWC, token sequences are (batch, tokens, width). Parameters are floa
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
@@ -137,12 +139,19 @@ def check_choices(model: nn.Module, **allowed: Collection[str | None]) -> None:
             raise UserError(f"model.{field}", value, message)
 
 
-def require(model: nn.Module, holds: Callable[[Any], Any], rule: str, *fields: str) -> None:
+def require(model: Any, holds: Callable[[Any], Any], rule: str, *fields: str) -> None:
     """Raise a UserError if a value of these fields breaks a rule, such as "must be above 0"; None breaks none."""
     for field in fields:
         value = getattr(model, field)
         if value is not None and not holds(value):
             raise UserError(f"model.{field}", value, rule)
+
+
+def check_most(model: Any, *fields: str) -> None:
+    """Raise a UserError for a width or a number of blocks that no machine could hold or compile."""
+    for field in fields:
+        most = 1000 if field.startswith(("depth", "num_")) else 65_536
+        require(model, functools.partial(operator.ge, most), f"must be at most {most}", field)
 
 
 def entry(condition: Mapping[str, jax.Array], name: str) -> jax.Array:

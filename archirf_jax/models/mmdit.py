@@ -296,6 +296,7 @@ class MMDiT(nn.Module, layers.Presets):
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio", "depth")
         layers.require(self, lambda value: value > 0, "must be above 0", "position_size", "out_channels")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth_single", "registers")
+        layers.check_most(self, "hidden_size", "depth", "depth_single")
         layers.check_choices(self, context=CONTEXTS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS, norm=NORMS)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)

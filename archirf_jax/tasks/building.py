@@ -19,6 +19,7 @@ from archirf_jax.models.conditions import read_table
 from archirf_jax.processes.base import Process
 
 DTYPES = ("float32", "bfloat16", "float16")
+LARGEST = 1_000_000  # number in the fields of a network
 DROPOUT = zlib.crc32(b"dropout")  # far from the small numbers that other draws of a step are split by
 Runs = Mapping[str, Any]
 
@@ -55,9 +56,20 @@ def make_model(config: Any, given: nn.Module | None = None) -> nn.Module:
     fields = plain(config.model)
     if fields.get("dtype", "float32") not in DTYPES:
         raise UserError("model.dtype", fields["dtype"], f"is not one of {', '.join(DTYPES)}")
+    _check_sizes("model", fields)
     offered = {} if "num_classes" in fields else {"num_classes": config.data.num_classes}
     model: nn.Module = registry.build(models, "model.name", config.model.name, fields, kind=nn.Module, offered=offered)
     return model
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    """Raise a UserError for a number with which not even the shapes of a network can be worked out."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_sizes(f"{name}.{key}", each)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not abs(number) <= LARGEST:
+            raise UserError(name, value, f"must be at most {LARGEST:_}")
 
 
 def make_process(config: Any) -> Process:

@@ -117,6 +117,21 @@ def describe(dtype: str) -> str:
     return f"{cores}; {missing}: pip install -r requirements-cuda.txt"
 
 
+def machine_memory() -> int:
+    """Bytes of the machine's own memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory() -> int | None:
+    """Bytes of a device of this process, on a CPU those of the machine; None where it is not known."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return machine_memory()
+    known = of(device)
+    limit: int | None = (device.memory_stats() or {}).get("bytes_limit")
+    return limit or (known.memory if known else None)
+
+
 def _has_nvidia_gpu() -> bool:
     if any(pathlib.Path("/proc/driver/nvidia/gpus").glob("*")):
         return True

@@ -10,10 +10,12 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
 
 TILE = 40  # pixels that a tiny image is enlarged to
 MAX_FRAMES = 30
+LARGEST_SIDE = 65_535  # pixels of a GIF
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -22,6 +24,17 @@ def grid(images: np.ndarray) -> np.ndarray:
     images = images.repeat(scale, axis=2).repeat(scale, axis=3)
     framed = np.pad(images, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255)
     return rearrange(framed, "r s h w c -> (r h) (s w) c")[:-1, :-1]
+
+
+def check_side(field: str, images: int, size: int) -> None:
+    """Make sure, before anything is drawn, that a grid with so many images of `size` pixels a side can be written.
+
+    Raises:
+        UserError: about `field`; the formats of pictures end at LARGEST_SIDE.
+    """
+    most = LARGEST_SIDE // (size * max(1, TILE // size) + 1)
+    if images > most:
+        raise UserError(field, images, f"is more than the {most} images of {size} pixels that a picture has room for")
 
 
 def save_png(image: np.ndarray, path: pathlib.Path) -> None:

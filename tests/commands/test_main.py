@@ -308,6 +308,17 @@ def test_a_path_in_which_checkpoints_cannot_be_read_is_refused_before_anything_i
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [("model.mlp_ratio=1000000", "config.model"), ("sample.per_class=10000", "config.sample.per_class")],
+)
+def test_what_no_machine_holds_is_refused_before_anything_is_made(
+    change: str, flag: str, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert running.refused("main", *running.small(tmp_path / "x", data_dir), f"--config.{change}").flag == flag
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_on_other_images_or_classes_is_refused_with_both_sides(
     whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -228,7 +228,11 @@ def test_labels_are_numbers_ranges_and_names(text: str | None, labels: list[int]
 # Arguments -> the flag that the answer names.
 BAD: dict[str, str] = {
     **dict.fromkeys(
-        ["--labels=" + text for text in ("0-10", "10", "a", "1,,2", "5-3", "-1", "1-2-3", "²")], "--labels"
+        [
+            "--labels=" + text
+            for text in ("0-10", "10", "a", "1,,2", "5-3", "-1", "1-2-3", "²", "3,3", "0-2,1", "0-99999999999")
+        ],
+        "--labels",
     ),
     "--labels=": "--labels",
     "--out=x.jpg": "--out",
@@ -236,6 +240,7 @@ BAD: dict[str, str] = {
     "--step=7": "--step",
     "--steps=0": "--steps",
     "--per_class=0": "--per_class",
+    "--per_class=10000": "--per_class",  # wider than a picture may be
     "--solver=eular": "--solver",
     "--guidance_scale=nan": "--guidance_scale",
     "--guidance_scale=-1": "--guidance_scale",

@@ -218,7 +218,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: pathlib.Path, wr
     assert f"{right!r}?" in refused("data.name", lambda: tfds_source(tmp_path, wrong))
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../up", "cifar10/no_such_variant", "digits/data_dir=x"])
+@pytest.mark.parametrize("name", ["", "a b", "../up", "x.npz", "cifar10/no_such_variant", "digits/data_dir=x"])
 def test_a_name_that_tfds_cannot_read_is_refused_in_one_line(tmp_path: pathlib.Path, name: str) -> None:
     refused("data.name", lambda: tfds_source(tmp_path, name))
 

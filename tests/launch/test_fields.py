@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch import fields
@@ -36,6 +37,16 @@ def test_numbers_are_finite_in_the_type_that_is_computed_in(name: str, value: fl
     config = default.get_config()
     config.update_from_flattened_dict({name: value})
     refused(config, name)
+
+
+@pytest.mark.parametrize("group, name", [("guard", "patience"), ("schedule", "warmup_steps")])
+def test_what_a_network_sets_for_itself_has_the_ranges_of_the_run(group: str, name: str) -> None:
+    config = default.get_config()
+    with config.unlocked():
+        config.networks = ConfigDict({"critic": {group: {name: 10}}})
+    fields.check(config)
+    config.networks.critic[group][name] = 10**12
+    refused(config, f"networks.critic.{group}.{name}")
 
 
 @pytest.mark.parametrize("name", [name for name, field in fields.FIELDS.items() if not field.optional])

@@ -16,7 +16,7 @@ from archirf_jax.tasks.diffusion import MODEL, Diffusion
 from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.tasks.network import NetworkAlone
 from archirf_jax.training.state import purpose_key
-from configs import dit_ddpm, dit_edm, dit_rf, edm2_edm
+from configs import adm_ddpm, dit_ddpm, dit_edm, dit_rf, edm2_edm
 from tests.tasks.settings import BATCH, WORDS, config, moved, noisy, run_of, text_config
 
 KEY = purpose_key(0, "preview")
@@ -96,6 +96,10 @@ def test_the_sampler_obeys_its_configuration(task: Diffusion, state: TrainState)
     [
         (dit_rf, {"model.patch_size": 3}, "model.patch_size"),
         (dit_rf, {"model.num_heads": 5}, "model.num_heads"),
+        (dit_rf, {"model.mlp_ratio": 1e30}, "model.mlp_ratio"),
+        (dit_rf, {"model.hidden_size": 10**9}, "model.hidden_size"),
+        (dit_rf, {"model.depth": 1001}, "model.depth"),
+        (adm_ddpm, {"model.channel_mult": (1, 10**12)}, "model.channel_mult"),
         (dit_rf, {"model.dtype": "float8"}, "model.dtype"),
         (dit_rf, {"model.learn_sigma": True}, "model.learn_sigma"),
         (dit_edm, {"model.learn_sigma": True}, "model.learn_sigma"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from archirf_jax.data.images import to_uint8
+from archirf_jax.errors import UserError
 from archirf_jax.visuals import pictures
 
 RANDOM = np.random.default_rng(0)
@@ -56,6 +57,18 @@ def test_a_grid_shows_each_image_in_its_place_enlarged_by_whole_pixels(
             np.testing.assert_array_equal(tile, np.kron(images[r, c], np.ones((scale, scale, 1), np.uint8)))
     np.testing.assert_array_equal(image[down - 1], np.full_like(image[down - 1], 255))
     np.testing.assert_array_equal(image[:, across - 1], np.full_like(image[:, across - 1], 255))
+
+
+@pytest.mark.parametrize(("size", "most"), [(8, 1598), (40, 1598), (64, 1008)])
+def test_the_widest_grid_that_is_allowed_can_be_written(size: int, most: int, tmp_path: pathlib.Path) -> None:
+    pictures.check_side("per_class", most, size)
+    with pytest.raises(UserError) as caught:
+        pictures.check_side("per_class", most + 1, size)
+    assert caught.value.field == "per_class"
+    wide = pictures.grid(np.zeros((1, most, size, size, 1), np.uint8))
+    pictures.save_gif([wide], tmp_path / "wide.gif")
+    with Image.open(tmp_path / "wide.gif") as opened:
+        assert opened.width == wide.shape[1] > 65_000
 
 
 @pytest.mark.parametrize("channels", [1, 3])
