@@ -30,7 +30,11 @@ HINTS = (
 COMMAND = Command(
     __doc__,
     Flag("source", "what kind of weights these are", choices=SOURCES, required=True, example="dit"),
-    Flag(*("checkpoint", ".safetensors, .pt or .pth file", pathlib.Path), required=True, example="weights.safetensors"),
+    Flag(
+        *("checkpoint", ".safetensors, .pt or .pth file, or the index or folder of several", pathlib.Path),
+        required=True,
+        example="weights.safetensors",
+    ),
     WORKDIR,
     *HINTS,
 )

@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401  numpy knows bfloat16 by it
+import ml_dtypes  # numpy knows bfloat16 by it
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 
+INDEX = ".safetensors.index.json"
+EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 PICKLE = (
     "a pickle runs code when it is read; where its own package is installed, write its tensors by: "
@@ -46,13 +49,17 @@ class Tensor:
 
 
 def read(path: pathlib.Path, field: str = "checkpoint") -> dict[str, Tensor]:
-    """The tensors of a file by name.
+    """The tensors by name of a file, or of several: given by their index, NAME.index.json, or by their folder.
 
     Raises:
         UserError: no such file, a format that is not read, a damaged file, or PyTorch is needed and not installed.
     """
+    if path.is_dir():
+        return _sharded(_index(path, field), field)
     if not path.is_file():
         raise UserError(field, str(path), "is not a file")
+    if path.name.endswith(INDEX):
+        return _sharded(path, field)
     if path.suffix == ".safetensors":
         return _safetensors(path, field)
     if path.suffix in TORCH:
@@ -78,6 +85,35 @@ def write(tensors: Mapping[str, Any], path: pathlib.Path, field: str = "out") ->
         raise UserError(field, str(path), f"cannot be written: {e}") from e
 
 
+def _index(folder: pathlib.Path, field: str) -> pathlib.Path:
+    """The only index in a folder, or else its only .safetensors file."""
+    for pattern in (f"*{INDEX}", "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+    what = f"is a folder without one file that ends in {INDEX} or .safetensors; give the file"
+    raise UserError(field, str(folder), what)
+
+
+def _sharded(path: pathlib.Path, field: str) -> dict[str, Tensor]:
+    """The tensors of all files that an index names; of a .safetensors file its own."""
+    if path.suffix == ".safetensors":
+        return _safetensors(path, field)
+    try:
+        places = untrusted.read_json(path)["weight_map"]
+        names = sorted(set(places.values()))
+        if not all(name == pathlib.PurePath(name).name and name.endswith(".safetensors") for name in names):
+            raise ValueError("it names files that are not .safetensors files of its own folder")
+    except (ValueError, TypeError, LookupError, AttributeError) as e:
+        raise UserError(field, str(path), f"is not an index of .safetensors files: {e}") from e
+    found: dict[str, Tensor] = {}
+    for name in names:
+        found |= read(path.with_name(name), field)
+    if lacking := sorted(places.keys() - found.keys()):
+        raise UserError(field, str(path), f"names {len(lacking)} tensors that its files lack, such as {lacking[0]}")
+    return found
+
+
 def _safetensors(path: pathlib.Path, field: str) -> dict[str, Tensor]:
     try:
         file = safe_open(path, "np")
@@ -86,14 +122,24 @@ def _safetensors(path: pathlib.Path, field: str) -> dict[str, Tensor]:
         raise UserError(field, str(path), f"is damaged: {e}") from e
 
     def tensor(name: str) -> np.ndarray:
+        kind = file.get_slice(name).get_dtype()
         try:
-            return file.get_tensor(name)
+            return _eight_bits(path, name, EIGHT_BITS[kind]) if kind in EIGHT_BITS else file.get_tensor(name)
         except (SafetensorError, AttributeError, TypeError) as e:  # the numbers of some types are not numpy's
-            kind = file.get_slice(name).get_dtype()
             message = f"holds {kind} numbers in {name}, which are not read; write float32"
             raise UserError(field, str(path), message) from e
 
     return {name: Tensor(shape, functools.partial(tensor, name)) for name, shape in shapes.items()}
+
+
+def _eight_bits(path: pathlib.Path, name: str, dtype: Any) -> np.ndarray:
+    """A tensor of 8-bit floats, which the library does not give to numpy; it has checked the header before."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = untrusted.parse_json(file.read(length))[name]
+        file.seek(8 + length + about["data_offsets"][0])
+        content = file.read(about["data_offsets"][1] - about["data_offsets"][0])
+    return np.frombuffer(content, dtype).reshape(about["shape"])
 
 
 def _torch(path: pathlib.Path, field: str) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os.path
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class Source:
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
     _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
+    logging.info("the network is taken to predict noise, as DiT does; SiT's weights look alike and predict a velocity")
     # Published for 256 pixels, in latents of 32x32, where no table of positions shows the size.
     largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
     size = hints.get("image_size") or largest
@@ -221,10 +223,14 @@ def rename(source: str, model: Any, image_size: int) -> Rename:
 def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
     """What all names of this network begin with, and {name in the file: name in the network}.
 
+    What all names of the file share, such as "module." or "_orig_mod.", comes from how the network was wrapped.
+
     Raises:
         UserError: two tensors have the same name in the network.
     """
-    own = {name: SOURCES[source].tensor_name(name) for name in names}
+    shared = os.path.commonprefix(list(names)).rpartition(".")
+    start = len(shared[0]) + len(shared[1])
+    own = {name: SOURCES[source].tensor_name(name[start:]) for name in names}
     kept = {name: inner for name, inner in own.items() if inner is not None}
     if len(set(kept.values())) < len(kept):
         twice = next(name for name, inner in kept.items() if name != inner and inner in kept)

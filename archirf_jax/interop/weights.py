@@ -73,13 +73,17 @@ def to_params(state: State, like: Any, rename: Rename) -> Any:
     """Parameters shaped like `like` from published tensors; nothing is converted unless everything fits.
 
     Raises:
-        UserError: lists tensors that are missing, that the network has no place for, or whose shapes are wrong.
+        UserError: lists tensors that are missing, that the network has no place for, or whose shapes are wrong; names
+            one that holds nan or infinity.
     """
     check({name: np.shape(value) for name, value in state.items()}, published_shapes(like, rename))
     flat = {}
     for path, _ in _leaves(like):
         name, layout = rename(path)
-        flat[path] = layout.to_ours(np.asarray(state[name]))
+        value = np.asarray(state[name])
+        if not np.isfinite(value).all():
+            raise UserError("checkpoint", name, "holds nan or infinity, with which no image can be drawn")
+        flat[path] = layout.to_ours(value)
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[_names(path)], like)
 
 
@@ -99,8 +103,16 @@ def check(shapes: Shapes, expected: Shapes) -> None:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """1 + the largest number that the pattern's group catches at the start of a name; 0 without any."""
-    return 1 + max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1)
+    """1 + the largest number that the pattern's group catches at the start of a name; 0 without any.
+
+    Raises:
+        UserError: a number that no network reaches.
+    """
+    caught = {match[1]: name for name in names if (match := re.match(pattern, name))}
+    for digits, name in caught.items():
+        if len(digits) > 4:
+            raise UserError("checkpoint", name, "is numbered higher than the layers of any network")
+    return 1 + max(map(int, caught), default=-1)
 
 
 def ratio(hidden: int, width: int) -> float:

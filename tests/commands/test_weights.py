@@ -62,6 +62,30 @@ def test_an_import_that_was_cut_short_leaves_no_run_and_begins_again(
     assert [path.name for path in tmp_path.iterdir()] == ["run"] and (workdir / "config.json").is_file()
 
 
+def test_weights_of_a_wrapped_network_come_back_under_their_names(given: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    wrapped = tmp_path / "wrapped.safetensors"
+    files.write({f"module._orig_mod.{name}": value for name, value in tensors(given).items()}, wrapped)
+    imported(tmp_path / "run", *IMAGES, f"--checkpoint={wrapped}")
+    exported(tmp_path / "run", f"--out={tmp_path / 'again.safetensors'}")
+    assert_same(wrapped, tmp_path / "again.safetensors")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(wrong: float, tmp_path: pathlib.Path) -> None:
+    name = "blocks.1.attn.qkv.bias"
+    bias = np.array(cases.load(GOLDEN / "dit_patch4.npz").params[name])
+    bias[3] = wrong
+    refusal = refused(tmp_path / "run", *IMAGES, f"--checkpoint={weights('dit_patch4', tmp_path, **{name: bias})}")
+    assert refusal.flag == "--checkpoint" and name in refusal.line and not (tmp_path / "run").exists()
+
+
+def test_a_name_with_a_huge_number_is_refused_at_once(tmp_path: pathlib.Path) -> None:
+    name = f"blocks.{10**12}.attn.qkv.bias"
+    path = weights("dit_patch4", tmp_path, **{name: np.zeros(3, np.float32)})
+    refusal = refused(tmp_path / "run", *IMAGES, f"--checkpoint={path}")
+    assert refusal.flag == "--checkpoint" and name in refusal.line
+
+
 def refused(workdir: pathlib.Path, *arguments: str) -> running.Refusal:
     return running.refused("import_weights", f"--workdir={workdir}", *arguments)
 

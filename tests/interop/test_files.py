@@ -83,14 +83,55 @@ def test_a_tensor_is_read_when_somebody_asks_for_it_and_no_sooner() -> None:
     assert np.asarray(tensor).tolist() == [1, 1] and asked
 
 
-@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2"])
-def test_a_tensor_of_a_type_that_numpy_lacks_is_named_when_it_is_asked_for(kind: str, tmp_path: pathlib.Path) -> None:
-    content = header({"good": ("F32", (1,), bytes(4)), "small": (kind, (4,), bytes(4))})
+def test_a_tensor_of_a_type_that_numpy_lacks_is_named_when_it_is_asked_for(tmp_path: pathlib.Path) -> None:
+    content = header({"good": ("F32", (1,), bytes(4)), "small": ("F8_E8M0", (4,), bytes(4))})
     found = files.read(put(tmp_path / "x.safetensors", content))
     assert found["small"].shape == (4,) and np.asarray(found["good"]).tolist() == [0]
     with pytest.raises(UserError) as caught:
         np.asarray(found["small"])
-    assert caught.value.field == "checkpoint" and f"{kind} numbers in small" in str(caught.value)
+    assert caught.value.field == "checkpoint" and "F8_E8M0 numbers in small" in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), files.EIGHT_BITS.items())
+def test_floats_of_eight_bits_are_read(kind: str, dtype: Any, tmp_path: pathlib.Path) -> None:
+    values = np.asarray([[0.5, -1.5, 2.0**-6], [0, 16, -3]])
+    before = ("F32", (1,), bytes(4))
+    content = header({"before": before, "small": (kind, (2, 3), values.astype(dtype).tobytes()), "after": before})
+    read = np.asarray(files.read(put(tmp_path / "x.safetensors", content))["small"])
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values)
+
+
+def shards(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Two files and their index."""
+    for number, name in enumerate("ab"):
+        files.write({name: np.full((2,), number, np.float32)}, folder / f"part-{name}.safetensors")
+    places = {name: f"part-{name}.safetensors" for name in "ab"} | changes
+    return put(folder / "model.safetensors.index.json", json.dumps({"weight_map": places}).encode())
+
+
+def test_several_files_are_read_by_their_index_or_their_folder(tmp_path: pathlib.Path) -> None:
+    index = shards(tmp_path)
+    for path in (index, tmp_path):
+        found = {name: np.asarray(tensor).tolist() for name, tensor in files.read(path).items()}
+        assert found == {"a": [0, 0], "b": [1, 1]}
+    index.unlink()
+    assert "index.json" in complaint(tmp_path)
+    (tmp_path / "part-b.safetensors").unlink()
+    assert list(files.read(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "place", ["../secret.safetensors", "/etc/passwd", "part-a.pkl", 3, None, ["part-a.safetensors"]]
+)
+def test_an_index_names_files_of_its_own_folder_alone(place: Any, tmp_path: pathlib.Path) -> None:
+    complaint(shards(tmp_path, c=place))
+
+
+def test_an_index_that_names_what_is_not_there_is_refused(tmp_path: pathlib.Path) -> None:
+    assert " c" in complaint(shards(tmp_path, c="part-a.safetensors"))
+    for content in (b"", b"[]", b"{}", b'{"weight_map": 3}', b"[" * 100_000):
+        complaint(put(tmp_path / "model.safetensors.index.json", content))
 
 
 def test_what_is_written_comes_back_bit_for_bit_whatever_its_layout(tmp_path: pathlib.Path) -> None:
@@ -152,9 +193,9 @@ def test_a_damaged_file_is_answered_in_one_line(case: str, tmp_path: pathlib.Pat
     assert "is damaged: " in complaint(put(tmp_path / "x.safetensors", DAMAGED[case]))
 
 
-def test_a_missing_file_and_a_folder_are_not_files(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: pathlib.Path) -> None:
     assert "not a file" in complaint(tmp_path / "x.safetensors")
-    assert "not a file" in complaint(tmp_path, "weights")
+    complaint(tmp_path, "weights")
     assert "not a file" in complaint(tmp_path / "x.pkl")
 
 

@@ -180,7 +180,9 @@ def test_what_is_assumed_of_a_table_of_labels_is_logged(
     assert config.data.num_classes == (rows if hinted else classes)
     assert config.model.null_label == (null and not hinted)
     assert config.objective.condition_dropout == (0.1 if null and not hinted else 0)
-    assert bool(caplog.records) == (null and classes != 1000 and not hinted)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("SiT" in line for line in said)
+    assert any("num_classes" in line for line in said) == (null and classes != 1000 and not hinted)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -220,6 +222,16 @@ def test_what_all_names_begin_with_is_kept_apart(names: list[str], prefix: str) 
     found, kept = sources.split_prefix([*names, *others], "sd3")
     assert found == prefix
     assert kept == {name: name.removeprefix("model.diffusion_model.") for name in names}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "ema.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    ("source", "inner"), [("dit", ""), ("adm", ""), ("sd3", ""), ("sd3", "model.diffusion_model."), ("edm2", "")]
+)
+def test_what_all_names_share_is_taken_off_and_kept(source: str, inner: str, prefix: str) -> None:
+    names = ["x_embedder.proj.weight", "x_embedder.proj.bias", "final_layer.linear.bias"]
+    found, kept = sources.split_prefix([f"{prefix}{inner}{name}" for name in names], source)
+    assert found == prefix + inner and list(kept.values()) == names
 
 
 def test_one_network_twice_in_a_file_is_refused() -> None:
