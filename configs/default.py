@@ -68,7 +68,7 @@ def get_config(data_set: str = "") -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH
     data.dir = "data"  # folder of prepared TFDS sets
-    data.split = "train"  # TFDS split or part of one, such as train[:80%]
+    data.split = "train"  # a split or a part of one, such as train[:80%]
     data.label_key = "label"  # TFDS feature with the class; None = no labels, one class
     data.image_size = 8  # pixels a side after crop and resize
     data.channels = 1  # 1 grey, 3 RGB

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError
@@ -12,12 +15,15 @@ from archirf_jax.errors import UserError
 class FolderSource:
     """A tree of images; a folder without subfolders is one class.
 
-    Classes are sorted by name, those named by numbers as numbers and first.
+    Classes are sorted by name, those named by numbers as numbers and first. A part of the folder, such as the first
+    80 % of "train[:80%]", consists of the files whose names' hashes lie in it: what is added to the folder later, or
+    removed, moves no other file from one part to another.
     """
 
     checked = False
 
-    def __init__(self, path: pathlib.Path, labelled: bool = True) -> None:
+    def __init__(self, path: pathlib.Path, labelled: bool = True, split: str = "train") -> None:
+        part = _part(split)
         if not path.is_dir():
             raise UserError("data.name", str(path), "is a file" if path.exists() else "is a folder that does not exist")
         folders = sorted((entry for entry in _visible(path) if entry.is_dir()), key=_class_order)
@@ -30,10 +36,13 @@ class FolderSource:
                 "move each into a class folder",
             )
         names = [folder.name for folder in folders] or [path.absolute().name]
-        files = [_files(folder, {}) for folder in folders or [path]]
+        files = [_files(folder, {}) for folder in folders or [path]]  # of all parts, which have the same classes
         empty = ", ".join(name for name, found in zip(names, files, strict=True) if not found)
         if empty:
             raise UserError("data.name", str(path), f"has no images of class {empty}; add some or remove the folder")
+        files = [[file for file in found if part.holds(file.relative_to(path))] for found in files]
+        if not any(files):
+            raise UserError("data.split", split, f"holds no image of {str(path)!r}; take a larger part")
         self._path = path
         self._files = [file for found in files for file in found]
         self._labels = [label for label, found in enumerate(files) for _ in found] if labelled else None
@@ -54,6 +63,26 @@ class FolderSource:
         """A digest of class names, and names and sizes of files; where the folder lies does not change it."""
         files = ((str(file.relative_to(self._path)), _size(file)) for file in self._files)
         return digest([self.class_names, len(self), *files])
+
+
+class Part(NamedTuple):
+    """The files whose names' hashes lie from `low` to below `high`, in percent."""
+
+    low: float
+    high: float
+
+    def holds(self, name: pathlib.PurePath) -> bool:
+        """Whether a file of this name, from the folder on, belongs to the part."""
+        hashed = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=8).digest()
+        return self.low <= 100 * int.from_bytes(hashed) / 2**64 < self.high
+
+
+def _part(split: str) -> Part:
+    match = re.fullmatch(r"train(?:\[(?:(\d{1,3}(?:\.\d+)?)%)?:(?:(\d{1,3}(?:\.\d+)?)%)?\])?", split, re.ASCII)
+    part = Part(float(match[1] or 0), float(match[2] or 100)) if match else Part(1, 0)
+    if not 0 <= part.low < part.high <= 100:
+        raise UserError("data.split", split, "is not a split of a folder; it has train and parts such as train[:80%]")
+    return part
 
 
 def _class_order(folder: pathlib.Path) -> tuple[bool, int, str]:

@@ -47,7 +47,7 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
     Args:
         name: a TFDS name such as "cifar10" or "imagenet_resized/64x64", or "folder:PATH".
         directory: where prepared TFDS sets lie.
-        split: TFDS split or part of one, such as "train[:80%]"; a folder has one only, "train".
+        split: TFDS split or part of one, such as "train[:80%]"; a folder has "train" and parts of it in percent.
         label_key: TFDS feature that holds the label, or any name for the class folders of a folder; None = no labels.
 
     Raises:
@@ -56,9 +56,7 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
     if name == ARRAYS:
         raise UserError("data.name", name, "were given in memory and cannot be opened again; give the arrays")
     if name.startswith(FOLDER):
-        if split != "train":
-            raise UserError("data.split", split, f"is not a split of {name!r}; a folder has train alone")
-        return FolderSource(expand(name.removeprefix(FOLDER), "data.name"), labelled=label_key is not None)
+        return FolderSource(expand(name.removeprefix(FOLDER), "data.name"), label_key is not None, split)
     return TfdsSource(name, str(expand(directory, "data.dir")), split, label_key)
 
 

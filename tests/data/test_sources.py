@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pathlib
@@ -269,7 +270,37 @@ def test_a_part_beyond_the_set_is_answered_with_its_size(data_dir: pathlib.Path)
 
 def test_a_folder_has_no_other_split_than_train(tmp_path: pathlib.Path) -> None:
     tree(tmp_path, "cat/1.png")
-    refused("data.split", lambda: tfds_source(tmp_path, f"folder:{tmp_path}", split="test"))
+    for split in ("test", "train[:80]", "train[80%:20%]", "train[:101%]", "train[5%:5%]", "train[:-5%]", "train+test"):
+        refused("data.split", lambda split=split: tfds_source(tmp_path, f"folder:{tmp_path}", split=split))
+
+
+def test_parts_of_a_folder_hold_each_file_once_and_keep_it_when_others_come_or_go(tmp_path: pathlib.Path) -> None:
+    def part(split: str) -> set[str]:
+        source = tfds_source(tmp_path, f"folder:{tmp_path / 'shells'}", split=split)
+        assert source.class_names == ["cat", "dog"]
+        return {source.describe(i).removeprefix(str(tmp_path)) for i in range(len(source))}
+
+    names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(100)]
+    tree(tmp_path / "shells", *names)
+    kept, held_out = part("train[:80%]"), part("train[80%:]")
+    assert not kept & held_out and kept | held_out == part("train") == part("train[:]")
+    assert 140 < len(kept) < 180 and kept < part("train[:90.5%]")
+    tree(tmp_path / "shells", *(f"dog/new {number}.png" for number in range(50)))
+    (tmp_path / "shells/cat/7.png").unlink()
+    gone = {"/shells/cat/7.png"}
+    assert kept - gone <= part("train[:80%]") and held_out - gone <= part("train[80%:]")
+
+
+def test_a_part_without_images_is_refused_and_one_without_a_class_keeps_its_number(tmp_path: pathlib.Path) -> None:
+    tree(tmp_path / "shells", "cat/1.png", "dog/1.png")
+    refused("data.split", lambda: tfds_source(tmp_path, f"folder:{tmp_path / 'shells'}", split="train[:0.001%]"))
+    parts = [f"train[{low}%:{low + 1}%]" for low in range(100)]
+    found = {}
+    for split in parts:
+        with contextlib.suppress(UserError):
+            source = tfds_source(tmp_path, f"folder:{tmp_path / 'shells'}", split=split)
+            found |= {pathlib.Path(source.describe(i)).parent.name: source[i]["label"] for i in range(len(source))}
+    assert found == {"cat": 0, "dog": 1}
 
 
 def test_an_unknown_label_is_answered_with_the_features_there_are(data_dir: pathlib.Path) -> None:
