@@ -6,11 +6,10 @@ import io
 import json
 import os
 import pathlib
-import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ import pytest
 from archirf_jax import untrusted
 from archirf_jax.errors import printable
 from archirf_jax.untrusted import Unreadable, parse_json, read_arrays, read_json
+from tests.mutations import MUTATIONS, mutated
 
-MUTATIONS = 1000
 ARRAYS = {"label": np.arange(6, dtype=np.int32), "low_res": np.linspace(0, 1, 96, dtype=np.float32).reshape(2, 4, 4, 3)}
 
 
@@ -39,24 +38,6 @@ def claiming(shape: str, descr: str = "'<f8'", size: int | None = None) -> bytes
         if size is not None:
             file.infolist()[0].file_size = size
     return buffer.getvalue()
-
-
-def mutated(content: bytes, seed: int) -> Iterator[bytes]:
-    """Bytes changed, cut out, doubled, or the end cut off, some at a time."""
-    chance = random.Random(seed)
-    for _ in range(MUTATIONS):
-        changed = bytearray(content)
-        for _ in range(chance.choice((1, 1, 2, 8))):
-            at, kind = chance.randrange(len(changed)), chance.randrange(4)
-            if kind == 0:
-                changed[at] = chance.randrange(256)
-            elif kind == 1:
-                del changed[max(at, 1) : at + chance.randrange(2, 9)]
-            elif kind == 2:
-                changed[at:at] = changed[at : at + chance.randrange(1, 9)]
-            else:
-                del changed[max(at, 1) :]
-        yield bytes(changed)
 
 
 @pytest.mark.parametrize(

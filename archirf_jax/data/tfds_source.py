@@ -44,7 +44,7 @@ def load_builder(name: str, directory: str) -> Any:
             f"is not a data set of TFDS, nor of this project ({', '.join(EMBEDDED)}), nor folder:PATH"
             + nearest(base, allowed),
         ) from e
-    except json_format.ParseError as e:
+    except (json_format.ParseError, RuntimeError, LookupError, AttributeError) as e:  # by the place of the damage
         where = str(pathlib.Path(directory, base))
         raise UserError(
             "data.name", name, f"is damaged ({one_line(e)}); delete {where!r}, then {how_to_prepare(name, directory)}"

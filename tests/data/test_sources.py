@@ -21,6 +21,7 @@ from archirf_jax.data.preparation import prepare
 from archirf_jax.data.sources import open_source
 from archirf_jax.data.tfds_source import load_builder
 from archirf_jax.errors import UserError
+from tests.mutations import MUTATIONS, mutated
 
 
 class WordsWithoutImages(tfds.core.GeneratorBasedBuilder):
@@ -354,6 +355,20 @@ def test_a_damaged_set_is_refused_and_preparing_it_says_what_to_delete(prepared:
     refused("data.name", lambda: tfds_source(prepared.parents[1]))
     message = refused("data.name", lambda: prepare("digits", str(prepared.parents[1])))
     assert "delete" in message and str(prepared.parent) in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_a_changed_description_of_a_set_is_read_or_refused_in_one_line(prepared: pathlib.Path, file: str) -> None:
+    found, refused = 0, 0
+    for content in mutated((prepared / file).read_bytes(), seed=4):
+        (prepared / file).write_bytes(content)
+        try:
+            found += len(tfds_source(prepared.parents[1])) > 0
+        except UserError as e:
+            refused += 1
+            assert "\n" not in str(e)
+    assert found + refused == MUTATIONS
 
 
 @pytest.mark.parametrize("name", ["digits", "digits:1.0.0", "evilset", "EvilSet", "x:evilset"])

@@ -19,6 +19,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import files
+from tests.mutations import MUTATIONS, mutated
 
 NUMBERS = np.asarray([[0.0, -1.5, 2.0**-9], [1e-3, 255.0, -65504.0]])
 TYPES: dict[str, Any] = {
@@ -318,3 +319,17 @@ def test_reading_leaves_no_name_allowed_behind(torch: Any, tmp_path: pathlib.Pat
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(saved(torch, tmp_path / "y.pt", types.SimpleNamespace()), weights_only=True)
+
+
+def test_a_changed_file_of_tensors_is_read_or_refused_in_one_line(tmp_path: pathlib.Path) -> None:
+    refused, path = 0, tmp_path / "x.safetensors"
+    whole = header({"a": ("F32", (2, 2), bytes(16)), "b": ("F8_E4M3", (4,), bytes(4)), "c": ("BF16", (3,), bytes(6))})
+    for content in mutated(whole, seed=3):
+        path.unlink(missing_ok=True)  # the library maps the file before into memory
+        try:
+            for tensor in files.read(put(path, content)).values():
+                assert np.asarray(tensor).shape == tensor.shape
+        except UserError as e:
+            refused += 1
+            assert e.field == "checkpoint" and "\n" not in str(e)
+    assert MUTATIONS / 2 < refused <= MUTATIONS
