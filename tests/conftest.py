@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import pathlib
@@ -25,6 +26,15 @@ FLAGS = (
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # Tracing makes many objects and hardly any garbage: looking for it took a sixth of the tests' time.
 gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_modifyitems() -> None:
+    """Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile."""
+    from jax._src.interpreters import mlir
+
+    make = getattr(mlir, "make_ir_context", None)
+    if make is not None:  # it is no public interface
+        mlir.make_ir_context = functools.cache(make)
 
 
 @pytest.hookimpl(optionalhook=True)
