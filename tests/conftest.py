@@ -24,6 +24,7 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where in Python each operation of a program is from
 # Tracing makes many objects and hardly any garbage: looking for it took a sixth of the tests' time.
 gc.set_threshold(100_000, 20, 100)
 

@@ -38,11 +38,14 @@ CHANGES: dict[str, Any] = {
 }
 
 # Of all trainings of a task, so that they share a compiled program.
-NETWORKS: dict[Any, Any] = {Adversarial: {"critic": {"guard": {"patience": 2}}}}
+OWN: dict[Any, Any] = {
+    Denoising: {"guard__patience": 2},
+    Adversarial: {"networks": {"critic": {"guard": {"patience": 2}}}},
+}
 
 
 def configured(task: Any, **changes: Any) -> Any:
-    return config(NETWORKS.get(task), **CHANGES | changes)
+    return config(**CHANGES | OWN[task] | changes)
 
 
 @pytest.fixture(scope="module")
@@ -291,10 +294,9 @@ def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_replay_names_the_part_whose_batch_went_wrong(parts: int, tmp_path: pathlib.Path) -> None:
-    fields = {"guard__patience": 1, "accumulation": parts}
     with pytest.raises(UserError):
-        trained(tmp_path, Denoising, Feed(bad=(3,)), **fields)
-    text = replay.replay(Denoising(configured(Denoising, **fields)), tmp_path)
+        trained(tmp_path, Denoising, Feed(bad=(3, 4)), accumulation=parts)
+    text = replay.replay(Denoising(configured(Denoising, accumulation=parts)), tmp_path)
     report = replay.read_report(tmp_path)
     assert report["network"] == "net" and report["part"] == 2 % parts and "block_0" in text
 
