@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import pathlib
@@ -23,8 +24,18 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where in Python each operation of a program is from
 # Tracing makes many objects and hardly any garbage: looking for it took a sixth of the tests' time.
 gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_modifyitems() -> None:
+    """Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile."""
+    from jax._src.interpreters import mlir
+
+    make = getattr(mlir, "make_ir_context", None)
+    if make is not None:  # it is no public interface
+        mlir.make_ir_context = functools.cache(make)
 
 
 @pytest.hookimpl(optionalhook=True)

