@@ -55,7 +55,7 @@ def read(path: pathlib.Path, field: str = "checkpoint") -> dict[str, Tensor]:
         UserError: no such file, a format that is not read, a damaged file, or PyTorch is needed and not installed.
     """
     if path.is_dir():
-        return _sharded(_index(path, field), field)
+        return read(_index(path, field), field)
     if not path.is_file():
         raise UserError(field, str(path), "is not a file")
     if path.name.endswith(INDEX):
@@ -96,9 +96,7 @@ def _index(folder: pathlib.Path, field: str) -> pathlib.Path:
 
 
 def _sharded(path: pathlib.Path, field: str) -> dict[str, Tensor]:
-    """The tensors of all files that an index names; of a .safetensors file its own."""
-    if path.suffix == ".safetensors":
-        return _safetensors(path, field)
+    """The tensors of all files that an index names."""
     try:
         places = untrusted.read_json(path)["weight_map"]
         names = sorted(set(places.values()))

@@ -106,7 +106,8 @@ def check_step(task: Task, config: Any) -> None:
 def _check_memory(state: Any, config: Any) -> None:
     """Raise a UserError if not even the state fits; a CPU would swap for hours, and the system ends the process."""
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    parts, memory = config.mesh.fsdp if jax.default_backend() != "cpu" else 1, devices.memory()
+    memory, machines = devices.memory(), jax.process_count()
+    parts = config.mesh.fsdp if jax.default_backend() != "cpu" else min(config.mesh.fsdp, machines)
     if memory is not None and held / parts > memory:
         raise UserError(
             "model",

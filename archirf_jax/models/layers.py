@@ -5,9 +5,7 @@ Images are NHWC, token sequences are (batch, tokens, width). Parameters are floa
 
 from __future__ import annotations
 
-import functools
 import inspect
-import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
@@ -19,6 +17,8 @@ from einops import rearrange
 
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.models.linear import Dense
+
+WIDEST, DEEPEST = 65_536, 1000  # channels, and blocks
 
 # The two collections of what networks sow besides their answer.
 EXTRAS = "extras"  # arrays (B, ...): heads such as "log_variance", features
@@ -147,11 +147,10 @@ def require(model: Any, holds: Callable[[Any], Any], rule: str, *fields: str) ->
             raise UserError(f"model.{field}", value, rule)
 
 
-def check_most(model: Any, *fields: str) -> None:
-    """Raise a UserError for a width or a number of blocks that no machine could hold or compile."""
-    for field in fields:
-        most = 1000 if field.startswith(("depth", "num_")) else 65_536
-        require(model, functools.partial(operator.ge, most), f"must be at most {most}", field)
+def check_most(model: Any, width: str, *blocks: str) -> None:
+    """Raise a UserError for a width, or a number of blocks, that no machine could hold or compile."""
+    require(model, lambda value: value <= WIDEST, f"must be at most {WIDEST}", width)
+    require(model, lambda value: value <= DEEPEST, f"must be at most {DEEPEST}", *blocks)
 
 
 def entry(condition: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -34,7 +34,9 @@ def check_side(field: str, images: int, size: int) -> None:
     """
     most = LARGEST_SIDE // (size * max(1, TILE // size) + 1)
     if images > most:
-        raise UserError(field, images, f"is more than the {most} images of {size} pixels that a picture has room for")
+        raise UserError(
+            field, images, f"is more than the {most} images of {size} pixels that a picture has room for; take fewer"
+        )
 
 
 def save_png(image: np.ndarray, path: pathlib.Path) -> None:
