@@ -65,6 +65,9 @@ def get_config(data_set: str = "") -> ConfigDict:
     config.accumulation = 1  # parts in which a batch is computed, one after the other, to save memory
     config.steps_per_dispatch = 50  # most steps that the device runs before the host looks again
 
+    # Run, trained or imported, whose weights the network begins with where they fit by name and shape; None = drawn.
+    config.init_from = None
+
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH
     data.dir = "data"  # folder of prepared TFDS sets

@@ -12,7 +12,7 @@ import ml_collections
 from absl import logging
 
 from archirf_jax import untrusted
-from archirf_jax.errors import UserError
+from archirf_jax.errors import UserError, listed
 from archirf_jax.files import atomic_write, check_run_directory
 from archirf_jax.launch.fields import check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
@@ -117,11 +117,12 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
     old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
-    return "; ".join(
+    found = [
         f"{name}: {old.get(name, ABSENT)!r} there, {new.get(name, ABSENT)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free)
-    )
+    ]
+    return listed(found)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "accumulation": 1,
     "steps_per_dispatch": 50,
+    "init_from": None,
     "data": {
         "name": "digits",
         "dir": "data",

@@ -47,6 +47,7 @@ FIELDS: dict[str, Field] = {
     "batch_size": Field(int, 1, 10_000_000),
     "accumulation": Field(int, 1, 1_000_000),
     "steps_per_dispatch": Field(int, 1, 100_000),
+    "init_from": Field(str, optional=True),
     "data.name": Field(str),
     "data.dir": Field(str),
     "data.split": Field(str),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import jax
 from absl import logging
@@ -14,6 +15,7 @@ from archirf_jax import sharding
 from archirf_jax.contracts import Frozen, Task, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.initial_weights import Weights, begin
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import ordered
 
@@ -21,29 +23,54 @@ MARK = "checkpointed"  # a file of the run directory, from the first whole check
 
 
 def start(
-    task: Task, seed: int, frozen: Frozen, checkpoints: Checkpoints, mesh: Mesh, workdir: pathlib.Path
+    task: Task,
+    seed: int,
+    frozen: Frozen,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    weights: Weights | None = None,
 ) -> TrainState:
     """The state of the newest checkpoint, or a fresh one, placed on the mesh.
+
+    Args:
+        task: what is trained.
+        seed: of the run.
+        frozen: parameters of the frozen runs by name.
+        checkpoints: of the run.
+        mesh: where the state comes to lie.
+        workdir: the run directory.
+        weights: that the main network begins with; what it does not hold is drawn.
 
     Raises:
         UserError: the checkpoint is of another training, or the run has come further than its checkpoints.
     """
-
-    def init(frozen: Frozen) -> TrainState:
-        return task.init(purpose_key(seed, "init"), frozen)
-
-    like = ordered(task, sharding.shaped(jax.eval_shape(init, frozen), mesh))
+    like = ordered(task, sharding.shaped(jax.eval_shape(_init(task, seed), frozen, {}), mesh))
     state = checkpoints.restore(like)
     if state is not None:
         logging.info("going on from the checkpoint of step %d", int(state.step))
         return dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
     _check_new(workdir)
-    places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    state = jax.jit(init, out_shardings=places)(frozen)
+    state = fresh(task, seed, frozen, mesh, weights)
     params = {name: network.params for name, network in like.networks.items()}
     shown = params if len(params) > 1 else next(iter(params.values()))
     logging.info("%s", parameter_overview.get_parameter_overview(shown, include_stats=False))
-    return ordered(task, state)
+    return state
+
+
+def fresh(task: Task, seed: int, frozen: Frozen, mesh: Mesh, weights: Weights | None = None) -> TrainState:
+    """The state before the first step; arguments as of `start`."""
+    init, given = _init(task, seed), weights or {}
+    places = sharding.place(jax.eval_shape(init, frozen, given), mesh)
+    return ordered(task, jax.jit(init, out_shardings=places)(frozen, given))
+
+
+def _init(task: Task, seed: int) -> Callable[[Frozen, Weights], TrainState]:
+    def init(frozen: Frozen, weights: Weights) -> TrainState:
+        state = task.init(purpose_key(seed, "init"), frozen)
+        return begin(task, state, weights) if weights else state
+
+    return init
 
 
 def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
