@@ -13,7 +13,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
-SOURCES = ("dit", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
+SOURCES = ("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
 # Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
     Flag("num_heads", "attention heads", int, low=1, field="model.num_heads"),

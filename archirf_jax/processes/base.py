@@ -49,7 +49,7 @@ class Process:
         raise NotImplementedError
 
     def network_time(self, t: Times) -> Times:
-        """The time that the network is given at times t; it rises with t."""
+        """The time that the network is given at times t; it rises or falls with t."""
         raise NotImplementedError
 
     def network_input(self, x: jax.Array, t: jax.Array) -> jax.Array:

@@ -33,6 +33,8 @@ LEARNERS: dict[str, Process] = {
         for prediction in FLOW_PREDICTIONS
     },
     "linear-raw_time": RectifiedFlow(time_scale=1.0),
+    **{f"{path}-towards_data": RectifiedFlow(path=path, time_scale=1.0, towards="data") for path in PATHS},
+    "linear-x0-towards_data": RectifiedFlow(prediction="x0", towards="data"),
     **{f"ddpm-{prediction}": DDPM(prediction=prediction) for prediction in ("eps", "x0", "v")},
     "ddpm-cosine": DDPM(schedule="cosine"),
     "ddpm-respaced": DDPM(respacing="10,5"),
