@@ -12,12 +12,14 @@ _HOMES = {
     "ADMClassifier": ".adm_classifier",
     "ADMUNet": ".adm_unet",
     "AutoencoderKL": ".autoencoder_kl",
+    "BoundedAutoencoder": ".bounded_autoencoder",
     "DiT": ".dit",
     "EDM2UNet": ".edm2_unet",
     "Gaussian": ".latents",
     "MMDiT": ".mmdit",
     "Uncertain": ".uncertainty",
     "bind": ".binding",
+    "call": ".binding",
     "init": ".binding",
 }
 __all__ = list(_HOMES)

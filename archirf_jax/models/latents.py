@@ -48,6 +48,11 @@ class Gaussian(NamedTuple):
         return 0.5 * jnp.sum(each, axis=(1, 2, 3))
 
 
+def straight_through_of(z: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, exactly, whose gradient is taken for that of z, which has its shape (Bengio et al. 2013)."""
+    return jax.lax.stop_gradient(value) + (z - jax.lax.stop_gradient(z))
+
+
 class Autoencoder(nn.Module):
     """What all autoencoders share: how their latents are shifted and scaled for a diffusion model.
 
