@@ -17,6 +17,7 @@ _HOMES = {
     "EDM2UNet": ".edm2_unet",
     "Gaussian": ".latents",
     "MMDiT": ".mmdit",
+    "PatchGAN": ".patchgan",
     "Uncertain": ".uncertainty",
     "bind": ".binding",
     "call": ".binding",
