@@ -84,11 +84,11 @@ def rename_autoencoder(model: ConvolutionalAutoencoder, spelling: Spelling = DIF
             return "quantize.embedding.weight", SAME
         inside = layer.pop() if layer[-1] in MODULATED else None
         name, layout = places[tuple(layer)]
-        if leaf == "kernel":
-            return (f"{name}.{MODULATED[inside]}.weight", CONV) if inside else (f"{name}.weight", layout)
         if spatial and layer[0] == "decoder" and layer[-1].startswith("norm"):
             name = name.replace("group_norm", "spatial_norm")
-            name = f"{name}.{MODULATED[inside] if inside else 'norm_layer'}"
+            name, layout = f"{name}.{MODULATED[inside] if inside else 'norm_layer'}", CONV
+        if leaf == "kernel":
+            return f"{name}.weight", layout
         return f"{name}.{'bias' if leaf == 'bias' else 'weight'}", SAME
 
     return find

@@ -19,6 +19,7 @@ _HOMES = {
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
     "Uncertain": ".uncertainty",
+    "VQModel": ".vq_model",
     "bind": ".binding",
     "call": ".binding",
     "init": ".binding",

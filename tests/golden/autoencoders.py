@@ -12,6 +12,7 @@ from archirf_jax.interop.autoencoder_names import rename_autoencoder
 from archirf_jax.interop.weights import to_params
 from archirf_jax.models.autoencoder_kl import AutoencoderKL
 from archirf_jax.models.latents import Gaussian
+from archirf_jax.models.vq_model import VQModel
 from tests.golden.adm import nhwc
 from tests.golden.case import Case, UnsupportedSource, choice, settings
 
@@ -37,6 +38,14 @@ KL = SHARED | dict(
     latents_std=None,
     use_quant_conv=True,
     use_post_quant_conv=True,
+)
+VQ = SHARED | dict(
+    latent_channels=3,
+    num_vq_embeddings=256,
+    vq_embed_dim=None,
+    norm_type="group",
+    lookup_from_codebook=False,
+    force_upcast=False,
 )
 ATTENDS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 ATTENDS_UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
@@ -64,6 +73,28 @@ def kl(case: Case) -> dict[str, np.ndarray]:
         found["latent"] = latent = model.normalized(sample)
         found["decoded_sample"] = run(model, variables, "decode", model.denormalized(latent))
     return {name: nchw(value) for name, value in found.items()}
+
+
+def vq(case: Case) -> dict[str, np.ndarray]:
+    """Latents of the images, their codes, and what is decoded from them."""
+    given = settings("hyper-parameter", case.hyperparameters, VQ)
+    choice("hyper-parameter lookup_from_codebook", given["lookup_from_codebook"], {False: False})
+    model = VQModel(
+        **shared(given),
+        latent_channels=given["latent_channels"],
+        num_vq_embeddings=given["num_vq_embeddings"],
+        vq_embed_dim=given["vq_embed_dim"],
+        norm_type=choice("hyper-parameter norm_type", given["norm_type"], {"group": "group", "spatial": "spatial"}),
+        commitment_weight=1.0,
+        codebook_weight=0.25,
+    )
+    x = jnp.asarray(nhwc(case.inputs["x"]))
+    variables = bound(model, case, x)
+    z = run(model, variables, "encode", x)
+    codes = run(model, variables, "quantize", z)
+    found = {"latents": z, "quantized": codes.z, "decoded": run(model, variables, "decode", z)}
+    numbers = {"indices": np.asarray(codes.indices), "commit_loss": np.asarray(jnp.mean(codes.loss))}
+    return numbers | {name: nchw(value) for name, value in found.items()}
 
 
 def shared(given: dict[str, Any]) -> dict[str, Any]:
