@@ -1,6 +1,7 @@
 """Networks: pure Linen modules, one file each, found by the name of the file; each file ends in `build`.
 
-Every network is called (x, t, condition) with network times t (B,) and a dict of conditions, and returns one array.
+Networks of noisy images are called (x, t, condition) with network times t (B,) and a dict of conditions, and return one
+array; autoencoders have `encode`, `latent` and `decode`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from archirf_jax import lazy
 _HOMES = {
     "ADMClassifier": ".adm_classifier",
     "ADMUNet": ".adm_unet",
+    "AutoencoderKL": ".autoencoder_kl",
+    "BoundedAutoencoder": ".bounded_autoencoder",
     "DiT": ".dit",
     "EDM2UNet": ".edm2_unet",
+    "Gaussian": ".latents",
     "MMDiT": ".mmdit",
+    "PatchGAN": ".patchgan",
     "Uncertain": ".uncertainty",
+    "VQModel": ".vq_model",
     "bind": ".binding",
+    "call": ".binding",
     "init": ".binding",
 }
 __all__ = list(_HOMES)

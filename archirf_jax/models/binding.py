@@ -34,19 +34,38 @@ def bind(
             convolutions do; it is slower than flash attention.
     """
     second_time = takes_second_time(module)
-    rngs = None if dropout is None else {"dropout": dropout}
 
     def model_fn(
         x: jax.Array, t: jax.Array, condition: Condition, *, s: jax.Array | None = None
     ) -> tuple[jax.Array, Extras]:
         more: dict[str, Any] = {"s": s} if second_time and s is not None else {}
-        with attention.using(attention.plain) if higher_derivatives else contextlib.nullcontext():
-            answer, sown = module.apply(
-                {"params": params}, x, t, condition, rngs=rngs, mutable=[EXTRAS, DIAGNOSTICS], **more
-            )
-        return answer, _extras(sown.get(EXTRAS, {})) | _largest(sown.get(DIAGNOSTICS, {}))
+        return call(module, params, x, t, condition, dropout=dropout, higher_derivatives=higher_derivatives, **more)
 
     return model_fn
+
+
+def call(
+    module: nn.Module,
+    params: Params,
+    *inputs: Any,
+    method: str | None = None,
+    dropout: jax.Array | None = None,
+    higher_derivatives: bool = False,
+    **more: Any,
+) -> tuple[Any, Extras]:
+    """(what a method of the module answers, what it sows by name).
+
+    Args:
+        module, params, dropout, higher_derivatives: as in `bind`.
+        inputs, more: of the method.
+        method: such as "encode"; None = the call itself.
+    """
+    rngs = None if dropout is None else {"dropout": dropout}
+    with attention.using(attention.plain) if higher_derivatives else contextlib.nullcontext():
+        answer, sown = module.apply(
+            {"params": params}, *inputs, method=method, rngs=rngs, mutable=[EXTRAS, DIAGNOSTICS], **more
+        )
+    return answer, _extras(sown.get(EXTRAS, {})) | _largest(sown.get(DIAGNOSTICS, {}))
 
 
 def _extras(sown: Any) -> Extras:

@@ -16,24 +16,36 @@ import jax.numpy as jnp
 from archirf_jax.models.linear import product
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+Padding = tuple[int, int]  # pixels of zeros before and after, along both axes
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """x (B, H, W, C) with kernel (k, k, C, D), k odd, zeros around the image -> (B, ceil(H/stride), ..., D)."""
-    if kernel.shape[0] == 1 and stride == 1:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None) -> jax.Array:
+    """x (B, H, W, C) with kernel (k, k, C, D) -> (B, H', W', D).
+
+    Args:
+        x: images.
+        kernel: of any side k.
+        stride: pixels between two outputs.
+        padding: zeros around the image; None = k // 2 on every side, and then H' = ceil(H / stride) where k is odd.
+    """
+    if kernel.shape[0] == 1 and stride == 1 and not padding:
         return product(x, kernel[0, 0])
-    return _on_cpu(x, kernel, stride) if jax.default_backend() == "cpu" else _native(x, kernel, stride)
+    padding = padding or (kernel.shape[0] // 2,) * 2
+    how = _on_cpu if jax.default_backend() == "cpu" else _native
+    return how(x, kernel, stride, padding)
 
 
 class Conv(nn.Module):
-    """A convolution with bias; kernel and bias are stored as `nn.Conv` stores them.
+    """A convolution; kernel and bias are stored as `nn.Conv` stores them.
 
     Attributes:
         features: channels that come out.
-        size: side of the kernel, odd.
+        size: side of the kernel.
         stride: pixels between two outputs.
         dtype: compute dtype.
         kernel_init: of the kernel.
+        padding: as in `convolve`.
+        use_bias: whether there is one.
     """
 
     features: int
@@ -41,35 +53,40 @@ class Conv(nn.Module):
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    padding: Padding | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x (B, H, W, C) -> (B, ceil(H/stride), ceil(W/stride), features)."""
+        """x (B, H, W, C) -> (B, H', W', features), ceil(H / stride) rows where the padding is not given."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return convolve(x, kernel, self.stride) + bias
+        x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
 
 
-def _native(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    margin = [(kernel.shape[0] // 2,) * 2] * 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), margin, dimension_numbers=LAYOUT)
+def _native(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [padding] * 2, dimension_numbers=LAYOUT)
 
 
-def _by_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    k, (height, width) = kernel.shape[0], x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+def _by_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    k = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    # From the first place of the kernel to the last.
+    height, width = (side - k + 1 for side in padded.shape[1:3])
     shifted = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(k) for j in range(k)]
     return product(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return _native(x, kernel, stride)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return _native(x, kernel, stride, padding)
 
 
 @_on_cpu.defjvp
-def _on_cpu_jvp(stride: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _on_cpu_jvp(stride: int, padding: Padding, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
     # The value by this function again: its own derivative, the second, is then taken in the same way.
-    return _on_cpu(x, kernel, stride), _by_products(dx, kernel, stride) + _by_products(x, dkernel, stride)
+    value = _on_cpu(x, kernel, stride, padding)
+    return value, _by_products(dx, kernel, stride, padding) + _by_products(x, dkernel, stride, padding)

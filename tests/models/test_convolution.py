@@ -62,6 +62,35 @@ def reference(x: Any, kernel: Any, stride: int) -> np.ndarray:
     return np.stack([np.stack(row, axis=1) for row in rows], axis=1)
 
 
+# Side of the kernel, stride, zeros before and after, image: those of autoencoders, discriminators and AlexNet.
+PADDED = [
+    (3, 2, (0, 1), (6, 4)),
+    (4, 2, (1, 1), (6, 8)),
+    (4, 1, (1, 1), (5, 4)),
+    (7, 4, (2, 2), (9, 13)),
+    (1, 2, (0, 0), (5, 4)),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "image"), PADDED)
+def test_any_padding_has_the_values_and_derivatives_of_xlas(
+    size: int, stride: int, padding: tuple[int, int], image: tuple[int, int], backend: str
+) -> None:
+    x, kernel = given(size, image)
+
+    def theirs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            *(x, kernel, (stride, stride), [padding] * 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def derivatives(f: Any) -> Any:
+        slopes = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(f(x, kernel))), (0, 1))
+        return f(x, kernel), slopes(x, kernel), jax.jvp(slopes, (x, kernel), (2 * x, kernel + 1))
+
+    ours = jax.jit(lambda: derivatives(lambda x, kernel: convolve(x, kernel, stride, padding)))()
+    assert_close(ours, jax.jit(lambda: derivatives(theirs))())
+
+
 def lax(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     margin = [(kernel.shape[0] // 2,) * 2] * 2
     layout = ("NHWC", "HWIO", "NHWC")

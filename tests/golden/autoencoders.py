@@ -1,0 +1,141 @@
+"""The cases of diffusers' autoencoders: moments, samples, codes, images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.interop.autoencoder_names import rename_autoencoder
+from archirf_jax.interop.weights import to_params
+from archirf_jax.models.autoencoder_kl import AutoencoderKL
+from archirf_jax.models.latents import Gaussian
+from archirf_jax.models.vq_model import VQModel
+from tests.golden.adm import nhwc
+from tests.golden.case import Case, UnsupportedSource, choice, settings
+
+# What the references' constructors assume where a case names no value.
+SHARED: dict[str, Any] = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",),
+    up_block_types=("UpDecoderBlock2D",),
+    block_out_channels=(64,),
+    layers_per_block=1,
+    act_fn="silu",
+    norm_num_groups=32,
+    sample_size=32,
+    scaling_factor=0.18215,
+    mid_block_add_attention=True,
+    force_upcast=True,
+)
+KL = SHARED | dict(
+    latent_channels=4,
+    shift_factor=None,
+    latents_mean=None,
+    latents_std=None,
+    use_quant_conv=True,
+    use_post_quant_conv=True,
+)
+VQ = SHARED | dict(
+    latent_channels=3,
+    num_vq_embeddings=256,
+    vq_embed_dim=None,
+    norm_type="group",
+    lookup_from_codebook=False,
+    force_upcast=False,
+)
+ATTENDS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+ATTENDS_UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+
+
+def kl(case: Case) -> dict[str, np.ndarray]:
+    """Moments of the images, divergence, samples and what is decoded from them."""
+    given = settings("hyper-parameter", case.hyperparameters, KL)
+    model = AutoencoderKL(
+        **shared(given),
+        latent_channels=given["latent_channels"],
+        shift_factor=given["shift_factor"] or 0.0,
+        latents_mean=_tuple(given["latents_mean"]),
+        latents_std=_tuple(given["latents_std"]),
+        use_quant_conv=given["use_quant_conv"],
+        use_post_quant_conv=given["use_post_quant_conv"],
+    )
+    x = jnp.asarray(nhwc(case.inputs["x"]))
+    variables = bound(model, case, x)
+    posterior = Gaussian.of(run(model, variables, "encode", x))
+    decoded = run(model, variables, "decode", posterior.mode())
+    found = {"mean": posterior.mode(), "logvar": posterior.logvar, "kl": posterior.kl(), "decoded_mean": decoded}
+    if "noise" in case.inputs:
+        found["sample"] = sample = posterior.sample(jnp.asarray(nhwc(case.inputs["noise"])))
+        found["latent"] = latent = model.normalized(sample)
+        found["decoded_sample"] = run(model, variables, "decode", model.denormalized(latent))
+    return {name: nchw(value) for name, value in found.items()}
+
+
+def vq(case: Case) -> dict[str, np.ndarray]:
+    """Latents of the images, their codes, and what is decoded from them."""
+    given = settings("hyper-parameter", case.hyperparameters, VQ)
+    choice("hyper-parameter lookup_from_codebook", given["lookup_from_codebook"], {False: False})
+    model = VQModel(
+        **shared(given),
+        latent_channels=given["latent_channels"],
+        num_vq_embeddings=given["num_vq_embeddings"],
+        vq_embed_dim=given["vq_embed_dim"],
+        norm_type=choice("hyper-parameter norm_type", given["norm_type"], {"group": "group", "spatial": "spatial"}),
+        commitment_weight=1.0,
+        codebook_weight=0.25,
+    )
+    x = jnp.asarray(nhwc(case.inputs["x"]))
+    variables = bound(model, case, x)
+    z = run(model, variables, "encode", x)
+    codes = run(model, variables, "quantize", z)
+    found = {"latents": z, "quantized": codes.z, "decoded": run(model, variables, "decode", z)}
+    numbers = {"indices": np.asarray(codes.indices), "commit_loss": np.asarray(jnp.mean(codes.loss))}
+    return numbers | {name: nchw(value) for name, value in found.items()}
+
+
+def shared(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the body.
+
+    Raises:
+        UnsupportedSource: a setting that nothing of this project stands against.
+    """
+    choice("hyper-parameter act_fn", given["act_fn"], {"silu": "silu", "swish": "silu"})
+    widths = tuple(given["block_out_channels"])
+    down = [choice("down block", kind, ATTENDS) for kind in given["down_block_types"]]
+    up = [choice("up block", kind, ATTENDS_UP) for kind in given["up_block_types"]]
+    if not len(down) == len(up) == len(widths) or down != up[::-1]:
+        raise UnsupportedSource("levels of the two halves that differ")
+    return dict(
+        out_channels=given["out_channels"],
+        block_out_channels=widths,
+        layers_per_block=given["layers_per_block"],
+        norm_num_groups=given["norm_num_groups"],
+        attention_levels=tuple(level for level, attends in enumerate(down) if attends),
+        mid_block_add_attention=given["mid_block_add_attention"],
+        scaling_factor=given["scaling_factor"],
+    )
+
+
+def bound(model: Any, case: Case, x: jax.Array) -> dict[str, Any]:
+    """The case's parameters as those of the network."""
+    like = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    return {"params": to_params(case.params, like, rename_autoencoder(model))}
+
+
+def run(model: Any, variables: dict[str, Any], method: str, *inputs: Any) -> Any:
+    """A method of a network with its parameters, compiled."""
+    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method=method))(variables, *inputs)
+
+
+def nchw(value: Any) -> np.ndarray:
+    """Maps from NHWC; anything else as it is."""
+    value = np.asarray(value)
+    return np.moveaxis(value, -1, 1) if value.ndim == 4 else value
+
+
+def _tuple(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

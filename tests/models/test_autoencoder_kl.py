@@ -1,0 +1,99 @@
+"""Laws of latent diffusion's autoencoder and of the body that it shares: sizes, gradients, precision, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.errors import UserError
+from archirf_jax.models.autoencoder_kl import PRESETS, AutoencoderKL
+from archirf_jax.models.latents import Gaussian
+
+FIELDS: dict[str, Any] = dict(block_out_channels=(8, 12), layers_per_block=1, norm_num_groups=4, latent_channels=2)
+MODEL = AutoencoderKL(**FIELDS, attention_levels=(0,))
+X = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)  # not square
+# diffusers' own counts; SD and SDXL differ by a factor alone.
+SIZES = {"sd": 83_653_863, "sdxl": 83_653_863, "sd3": 83_819_683, "flux": 83_819_683}
+
+
+def count(model: AutoencoderKL, side: int = 64) -> int:
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(like))
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(MODEL.init)(jax.random.key(0), X)["params"]
+
+
+def apply(model: AutoencoderKL, params: Any, *inputs: Any, method: str | None = None) -> Any:
+    return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, method=method))(params, *inputs)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_autoencoders_have_their_sizes(name: str) -> None:
+    model = AutoencoderKL.preset(name)
+    assert count(model) == SIZES[name] and model.factor == 8
+
+
+def test_every_preset_encodes_to_moments_and_decodes_to_images() -> None:
+    for name in PRESETS:
+        model = AutoencoderKL.preset(name)
+        found, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((2, 32, 16, 3)))
+        assert found.shape == (2, 32, 16, 3) and found.dtype == jnp.float32
+
+
+def test_the_reconstruction_is_that_of_the_mode_or_of_a_sample(params: Any) -> None:
+    moments = apply(MODEL, params, X, method="encode")
+    assert moments.shape == (2, 2, 3, 4)
+    noise = np.random.default_rng(1).normal(size=(2, 2, 3, 2)).astype(np.float32)
+    for more, z in (((), Gaussian.of(moments).mode()), ((noise,), Gaussian.of(moments).sample(noise))):
+        expected = apply(MODEL, params, z, method="decode")
+        np.testing.assert_allclose(apply(MODEL, params, X, *more), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_image_is_encoded_and_decoded_alone(params: Any) -> None:
+    np.testing.assert_allclose(apply(MODEL, params, X)[:1], apply(MODEL, params, X[:1]), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter_and_remat_changes_none(params: Any) -> None:
+    noise = np.ones((2, 2, 3, 2), np.float32)
+
+    def loss(params: Any, model: AutoencoderKL) -> jax.Array:
+        return jnp.sum(jnp.square(model.apply({"params": params}, X, noise)))
+
+    slopes, again = (jax.jit(jax.grad(lambda p, m=m: loss(p, m)))(params) for m in (MODEL, MODEL.clone(remat=True)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), slopes, again)
+    unmoved = [path for path, leaf in jax.tree_util.tree_leaves_with_path(slopes) if not np.any(leaf)]
+    assert not unmoved
+
+
+def test_in_bfloat16_parameters_and_images_stay_float32(params: Any) -> None:
+    short = MODEL.clone(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(short.init, jax.random.key(0), X)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    found, exact = apply(short, params, X), apply(MODEL, params, X)
+    assert found.dtype == jnp.float32 and 0 < np.max(np.abs(found - exact)) < 0.1 * np.max(np.abs(exact))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (dict(block_out_channels=()), "model.block_out_channels"),
+        (dict(block_out_channels=(8, 0)), "model.block_out_channels"),
+        (dict(norm_num_groups=5), "model.norm_num_groups"),
+        (dict(layers_per_block=0), "model.layers_per_block"),
+        (dict(latent_channels=0), "model.latent_channels"),
+        (dict(attention_levels=(2,)), "model.attention_levels"),
+        (dict(block_out_channels=(8, 8, 8, 8)), "model.block_out_channels"),  # images do not halve so often
+    ],
+)
+def test_fields_out_of_their_range_are_refused(changes: dict[str, Any], field: str) -> None:
+    model = AutoencoderKL(**FIELDS | changes)
+    with pytest.raises(UserError) as caught:
+        jax.eval_shape(model.init, jax.random.key(0), X)
+    assert caught.value.field == field
