@@ -57,7 +57,8 @@ def make_model(config: Any, given: nn.Module | None = None) -> nn.Module:
     if fields.get("dtype", "float32") not in DTYPES:
         raise UserError("model.dtype", fields["dtype"], f"is not one of {', '.join(DTYPES)}")
     _check_sizes("model", fields)
-    offered = {} if "num_classes" in fields else {"num_classes": config.data.num_classes}
+    known = {"num_classes": config.data.num_classes, "out_channels": config.data.channels}
+    offered = {name: value for name, value in known.items() if name not in fields}
     model: nn.Module = registry.build(models, "model.name", config.model.name, fields, kind=nn.Module, offered=offered)
     return model
 
