@@ -92,6 +92,7 @@ def get_config(data_set: str = "") -> ConfigDict:
     process.path = "linear"  # from data to noise: linear (rectified flow), vp or gvp
     process.prediction = "velocity"  # what the network predicts: velocity, x0, eps or v
     process.time_scale = 1000.0  # the network is conditioned on time_scale * t
+    process.towards = "noise"  # where network time and velocity point to; "data" for SiT
 
     config.objective = objective = ConfigDict()
     objective.name = "regression"  # a file of archirf_jax/objectives, and its attributes

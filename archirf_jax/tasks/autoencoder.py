@@ -47,7 +47,7 @@ class Autoencoder(Reconstructing):
     def __init__(self, config: Any, runs: building.Runs, model: Any = None) -> None:
         self.frozen = dict(runs)
         self.config = config
-        self.model: Any = building.make_model(config, model)
+        self.model: Any = building.make_model(config, model, out_channels=config.data.channels)
         self.module = self.model
         if not all(hasattr(self.model, method) for method in ("encode", "latent", "decode")):
             raise UserError("model.name", config.model.name, "is not an autoencoder; take autoencoder_kl, for example")
