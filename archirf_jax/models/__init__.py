@@ -16,6 +16,7 @@ _HOMES = {
     "DiT": ".dit",
     "EDM2UNet": ".edm2_unet",
     "Gaussian": ".latents",
+    "LPIPS": ".lpips",
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
     "Uncertain": ".uncertainty",
