@@ -12,6 +12,7 @@ _HOMES = {
     "ADMClassifier": ".adm_classifier",
     "ADMUNet": ".adm_unet",
     "AutoencoderKL": ".autoencoder_kl",
+    "AutoencoderTiny": ".autoencoder_tiny",
     "BoundedAutoencoder": ".bounded_autoencoder",
     "DiT": ".dit",
     "EDM2UNet": ".edm2_unet",

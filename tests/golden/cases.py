@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "openai/guided-diffusion unet.py EncoderUNetModel": (adm.classifier, 1e-4),
     "diffusers 0.42 AutoencoderKL": (autoencoders.kl, 1e-4),
     "diffusers 0.42.1 AutoencoderKL": (autoencoders.kl, 1e-4),
+    "diffusers 0.42.1 AutoencoderTiny": (autoencoders.tiny, 1e-4),
     "diffusers 0.42.1 VQModel": (autoencoders.vq, 1e-4),
     **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
