@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -171,8 +172,14 @@ def bound(model: Any, case: Case, x: jax.Array, rename: Rename) -> dict[str, Any
 
 
 def run(model: Any, variables: dict[str, Any], method: str, *inputs: Any) -> Any:
-    """A method of a network with its parameters, compiled."""
-    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method=method))(variables, *inputs)
+    """What a method of a network answers."""
+    return program(model, method)(variables, *inputs)
+
+
+@functools.cache
+def program(model: Any, method: str | None = None) -> Any:
+    """A method of a network, traced and compiled once for all cases of it."""
+    return jax.jit(functools.partial(model.apply, method=method))
 
 
 def nchw(value: Any) -> np.ndarray:

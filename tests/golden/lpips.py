@@ -12,6 +12,7 @@ from archirf_jax.interop.lpips_names import lpips_constants, lpips_tensor_name, 
 from archirf_jax.interop.weights import to_params
 from archirf_jax.models.lpips import LPIPS, NETS
 from tests.golden.adm import nhwc
+from tests.golden.autoencoders import program
 from tests.golden.case import Case, choice, settings
 from tests.golden.synthetic import synthetic
 
@@ -31,7 +32,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     names = {name: lpips_tensor_name(name) for name in case.params}
     state = {inner: case.params[name] for name, inner in names.items() if inner and inner not in lpips_constants()}
     params = to_params(state, like, rename_lpips)
-    parts = np.asarray(jax.jit(lambda *x: model.apply({"params": params}, *x, method="by_group"))(a, b))
+    parts = np.asarray(program(model, "by_group")({"params": params}, a, b))
     return {"distance": parts.sum(axis=0), "per_layer": parts}
 
 
