@@ -13,7 +13,10 @@ from archirf_jax.errors import UserError
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
-SOURCES = ("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2")
+SOURCES = (
+    *("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2"),
+    *("vae", "vae-compvis", "vq", "vq-compvis", "taesd", "lpips"),
+)
 # Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
     Flag("num_heads", "attention heads", int, low=1, field="model.num_heads"),
@@ -25,6 +28,9 @@ HINTS = (
     Flag("num_classes", "classes, where labels have no null", int, low=1, field="data.num_classes"),
     Flag("image_size", "pixels a side, where any would do", int, low=1, high=16_384, field="data.image_size"),
     Flag("norm", "sd3: norm of the streams", choices=("layer", "rms"), field="model.norm"),
+    Flag("scaling_factor", "vae, vq: of latents", float, field="model.scaling_factor"),
+    Flag("shift_factor", "vae: of latents", float, field="model.shift_factor"),
+    Flag("norm_num_groups", "vae, vq: groups of norms", int, low=1, field="model.norm_num_groups"),
     Flag("schedule", "adm: of beta", choices=("linear", "cosine"), field="process.schedule"),
 )
 COMMAND = Command(
@@ -35,6 +41,7 @@ COMMAND = Command(
         required=True,
         example="weights.safetensors",
     ),
+    Flag("heads", "lpips: another file, of the heads, where the first holds the backbone alone", pathlib.Path),
     WORKDIR,
     *HINTS,
 )
@@ -55,14 +62,17 @@ def main(args: types.SimpleNamespace) -> None:
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError("workdir", str(workdir), "exists and is not empty; give a new directory")
     hints = {flag.name: getattr(args, flag.name) for flag in HINTS if getattr(args, flag.name) is not None}
-    tensors = files.read(args.checkpoint)
-    config, params = load(args.source, dict(tensors), hints)
+    tensors = dict(files.read(args.checkpoint)) | (files.read(args.heads, "heads") if args.heads else {})
+    config, params = load(args.source, tensors, hints)
     config = DEFAULTS | config
     run_directory.write(workdir, config, params, step=0)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
-    use = open_run(workdir).task.use.format(workdir=shlex.quote(str(workdir)))  # type: ignore[attr-defined]
-    logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", use)
+    use = getattr(open_run(workdir).task, "use", "").format(workdir=shlex.quote(str(workdir)))
+    if use:
+        logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", use)
+    else:
+        logging.info("next: name it in the configuration of another run, as --config.frozen.NAME=%s", workdir)
 
 
 if __name__ == "__main__":

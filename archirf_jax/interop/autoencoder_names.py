@@ -6,7 +6,7 @@ VQModel from the finest, and call attention's linear layers convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from archirf_jax.interop.weights import CONV, LINEAR, SAME, Layout, Path, Rename
@@ -21,7 +21,8 @@ class Spelling(NamedTuple):
 
     Attributes:
         block, attention: our layers of a residual block and of attention -> theirs.
-        down, up: (level, its number from the coarsest) -> the prefix of a level of the encoder and of the decoder.
+        down, up: prefix of a level of the encoder and of the decoder, by its level from the finest or its number from
+            the coarsest.
         blocks, attentions: of a level, before the number.
         smaller, larger: what changes the size, below its level.
         middle: our layers of the middle -> theirs.
@@ -31,8 +32,8 @@ class Spelling(NamedTuple):
 
     block: dict[str, str]
     attention: dict[str, str]
-    down: Callable[[int, int], str]
-    up: Callable[[int, int], str]
+    down: str
+    up: str
     blocks: str
     attentions: str
     smaller: str
@@ -46,8 +47,8 @@ _BLOCK = {"norm_in": "norm1", "conv_in": "conv1", "norm_out": "norm2", "conv_out
 DIFFUSERS = Spelling(
     block=_BLOCK | {"skip": "conv_shortcut"},
     attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},
-    down=lambda level, _: f"down_blocks.{level}",
-    up=lambda _, number: f"up_blocks.{number}",
+    down="down_blocks.{level}",
+    up="up_blocks.{number}",
     blocks="resnets",
     attentions="attentions",
     smaller="downsamplers.0.conv",
@@ -59,8 +60,8 @@ DIFFUSERS = Spelling(
 COMPVIS = Spelling(
     block=_BLOCK | {"skip": "nin_shortcut"},
     attention={"norm": "norm", "query": "q", "key": "k", "value": "v", "out": "proj_out"},
-    down=lambda level, _: f"down.{level}",
-    up=lambda level, _: f"up.{level}",
+    down="down.{level}",
+    up="up.{level}",
     blocks="block",
     attentions="attn",
     smaller="downsample.conv",
@@ -104,7 +105,7 @@ def _places(model: ConvolutionalAutoencoder, spelling: Spelling) -> Iterator[tup
             yield from _inside(half, f"middle_{ours}", theirs, spelling)
         levels = len(model.block_out_channels)
         for level in range(levels):
-            prefix = getattr(spelling, way)(level, levels - 1 - level)
+            prefix = getattr(spelling, way).format(level=level, number=levels - 1 - level)
             for i in range(model.layers_per_block + (half == "decoder")):
                 yield from _inside(half, f"{way}_{level}_block_{i}", f"{prefix}.{spelling.blocks}.{i}", spelling)
                 yield from _inside(

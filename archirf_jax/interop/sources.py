@@ -11,8 +11,11 @@ import numpy as np
 from absl import logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.interop import adm, dit, edm2, sd3
+from archirf_jax.interop import adm, autoencoders, dit, edm2, sd3
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
+from archirf_jax.interop.autoencoder_names import Spelling, rename_autoencoder
+from archirf_jax.interop.lpips_names import lpips_constants, lpips_tensor_name, rename_lpips
+from archirf_jax.interop.taesd_names import rename_taesd
 from archirf_jax.interop.weights import Rename, Shapes
 from archirf_jax.models.uncertainty import Uncertain
 
@@ -36,6 +39,9 @@ class Source:
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
         uncertain: whether the network also answers the loss that it expects.
+        images: how many batches of images the network is called with, where it takes these alone; 0 where it also
+            takes times and conditions.
+        module: its name among the parameters of a run, where it takes images alone.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -44,6 +50,8 @@ class Source:
     tensor_name: Callable[[str], str | None] = lambda name: name
     task: str = "diffusion"
     uncertain: bool = False
+    images: int = 0
+    module: str = "model"
 
 
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
@@ -199,6 +207,16 @@ def _size(known: Mapping[str, Any], hints: Hints) -> int:
     return hints.get("image_size") or known.get("image_size", IMAGE_SIZE)
 
 
+def _autoencoder(describe: autoencoders.Describe, names: Callable[[Any], Rename], **fields: Any) -> Source:
+    how: dict[str, Any] = dict(task="autoencoder", images=1, module="autoencoder") | fields
+    return Source(describe, lambda model, size: names(model), **how)
+
+
+def _spelt(describe: autoencoders.Describe, spelling: Spelling) -> Source:
+    tensor_name = autoencoders.tensor_name
+    return _autoencoder(describe, lambda model: rename_autoencoder(model, spelling), tensor_name=tensor_name)
+
+
 SOURCES = {
     "dit": Source(_describe_dit, lambda model, size: dit.rename(model), dit.constants),
     "sit": Source(_describe_sit, lambda model, size: dit.rename(model), dit.constants),
@@ -208,8 +226,21 @@ SOURCES = {
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
     "edm2": Source(_describe_edm2, edm2.rename, uncertain=True),
+    **{name: _spelt(*kind) for name, kind in autoencoders.AUTOENCODERS.items()},
+    "taesd": _autoencoder(autoencoders.describe_tiny, rename_taesd),
+    "lpips": Source(
+        autoencoders.describe_lpips,
+        lambda model, size: rename_lpips,
+        lambda model, size: lpips_constants(),
+        lpips_tensor_name,
+        task="network",
+        images=2,
+    ),
 }
-MODELS = {"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"}
+MODELS = {
+    **{"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"},
+    **{"autoencoder_kl": "vae", "vq_model": "vq", "autoencoder_tiny": "taesd", "lpips": "lpips"},
+}
 
 
 def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:
@@ -259,5 +290,5 @@ def split_prefix(names: Any, source: str) -> tuple[str, dict[str, str]]:
         twice = next(name for name, inner in kept.items() if name != inner and inner in kept)
         what = f"holds both {twice} and {kept[twice]}; write a file with one of them"
         raise UserError(CHECKPOINT, message=what)
-    prefixes = {name.removesuffix(inner) for name, inner in kept.items()}
+    prefixes = {name.removesuffix(inner) for name, inner in kept.items() if name.endswith(inner)}
     return (prefixes.pop() if len(prefixes) == 1 else ""), kept

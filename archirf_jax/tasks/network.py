@@ -1,4 +1,4 @@
-"""A network alone, which is not trained: encoders of texts or images that other runs name as frozen."""
+"""A network alone, which is not trained: encoders and distances that other runs name as frozen."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from archirf_jax.tasks import building
 
 class NetworkAlone:
     """Attributes:
-    model: the network of `config.model`; its parameters are those of the module "model".
+    model, module: the network of `config.model`; its parameters are those of the module "model".
     """
 
-    use = "--workdir={workdir}"
+    main = "model"  # the module that is exported
+    use = ""  # nothing is sampled from it
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
         self.frozen = dict(runs)
         self.updates: Mapping[str, Any] = {}
-        self.model = building.make_model(config)
+        self.model = self.module = building.make_model(config)
 
     def init(self, key: jax.Array, frozen: Frozen) -> TrainState:
         """Refuses: raises a UserError."""

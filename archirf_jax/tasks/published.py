@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import sources
 from archirf_jax.interop.weights import check, published_shapes, to_params, to_state
-from archirf_jax.tasks.building import make_task
+from archirf_jax.tasks.building import make_model, make_task
 
 
 def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -24,19 +25,20 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     state = {inner: tensors[name] for name, inner in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = sources.configuration(source, shapes, hints)
-    task: Any = make_task(ml_collections.ConfigDict(config))
+    network = _network(source, ml_collections.ConfigDict(config))
 
-    like = jax.eval_shape(task.init_params, jax.random.key(0), {})[task.main]
-    kind, size = sources.SOURCES[source], config["data"]["image_size"]
-    rename = sources.rename(source, task.module, size)
-    constants = {name: value for name, value in kind.constants(task.model, size).items() if name in state}
+    like, kind, size = network.like, sources.SOURCES[source], config["data"]["image_size"]
+    rename = sources.rename(source, network.module, size)
+    constants = {name: value for name, value in kind.constants(network.model, size).items() if name in state}
     check(shapes, published_shapes(like, rename) | {name: value.shape for name, value in constants.items()})
     for name, value in constants.items():
         if not np.allclose(np.asarray(state[name]), value, atol=1e-2):  # some weights are saved in half precision
             raise UserError("checkpoint", name, "is not the fixed table that this network has in its place")
     params = to_params({name: state[name] for name in state if name not in constants}, like, rename)
-    config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants))
-    return config, {task.main: params}
+    # What the file calls otherwise than by the prefix and the network's own names.
+    renamed = [[inner, name] for name, inner in names.items() if name != f"{prefix}{inner}"]
+    config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants), renamed=renamed)
+    return config, {network.main: params}
 
 
 def export(config: Any, task: Any, params: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -54,5 +56,24 @@ def export(config: Any, task: Any, params: dict[str, Any]) -> dict[str, np.ndarr
     constants = sources.SOURCES[source].constants(task.model, config.data.image_size)
     kept = imported.get("constants", list(constants))
     state |= {name: value for name, value in constants.items() if name in kept}
-    prefix = imported.get("prefix", "")
-    return {f"{prefix}{name}": value for name, value in state.items()}
+    prefix, renamed = imported.get("prefix", ""), dict(imported.get("renamed", ()))
+    return {renamed.get(name, f"{prefix}{name}"): value for name, value in state.items()}
+
+
+class _Network(NamedTuple):
+    """What tensors are compared with: names as of a task, and the shapes of the parameters."""
+
+    main: str
+    model: Any
+    module: Any
+    like: Any
+
+
+def _network(source: str, config: Any) -> _Network:
+    kind, key = sources.SOURCES[source], jax.random.key(0)
+    if not kind.images:
+        task: Any = make_task(config)
+        return _Network(task.main, task.model, task.module, jax.eval_shape(task.init_params, key, {})[task.main])
+    model, size = make_model(config), config.data.image_size
+    images = [jnp.zeros((1, size, size, config.data.channels))] * kind.images
+    return _Network(kind.module, model, model, jax.eval_shape(model.init, key, *images)["params"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from archirf_jax.interop import files
+from archirf_jax.launch.runs import open_run
 from tests import running
 from tests.commands import drawing
 from tests.golden import cases
@@ -221,3 +223,26 @@ def test_what_cannot_be_exported_is_refused(argument: str, run: pathlib.Path, tm
     refusal = running.refused("export_weights", f"--workdir={run}", f"--out={out}", argument)
     assert refusal.flag == BAD_EXPORTS[argument], refusal
     assert not out.exists()
+
+
+def test_lpips_of_two_files_becomes_a_run_that_others_name_and_is_exported_again(tmp_path: pathlib.Path) -> None:
+    """torchvision's backbone and the heads that the package ships."""
+    case = cases.load(GOLDEN / "lpips_alex.npz")
+    given = case.params
+    heads = {name: value for name, value in given.items() if name.startswith("lin")}
+    backbone = {f"features.{name.split('.', 2)[2]}": given[name] for name in given if name not in heads}
+    for name, state in {"backbone": backbone, "heads": heads, "both": backbone | heads}.items():
+        files.write(state, tmp_path / f"{name}.safetensors")
+    flags = ("--source=lpips", f"--checkpoint={tmp_path / 'backbone.safetensors'}")
+    assert refused(tmp_path / "run", *flags).flag == "--checkpoint"
+    with running.messages() as said:
+        imported(tmp_path / "run", *flags, f"--heads={tmp_path / 'heads.safetensors'}")
+    assert said[-1].endswith(f"--config.frozen.NAME={tmp_path / 'run'}")
+    run = open_run(tmp_path / "run")
+    a, b = (case.inputs[name].transpose(0, 2, 3, 1) for name in ("a", "b"))
+    found = jax.jit(run.task.model.apply)({"params": run.params["model"]}, a, b)
+    assert cases.relative_error(np.asarray(found), case.outputs["distance"]) < 1e-4
+    exported(tmp_path / "run", f"--out={tmp_path / 'again.safetensors'}")
+    ours, theirs = tensors(tmp_path / "again.safetensors"), tensors(tmp_path / "both.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)

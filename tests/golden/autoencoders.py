@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.interop.autoencoder_names import rename_autoencoder
-from archirf_jax.interop.weights import to_params
+from archirf_jax.interop.taesd_names import rename_taesd
+from archirf_jax.interop.weights import Rename, to_params
 from archirf_jax.models.autoencoder_kl import AutoencoderKL
+from archirf_jax.models.autoencoder_tiny import AutoencoderTiny
 from archirf_jax.models.latents import Gaussian
 from archirf_jax.models.vq_model import VQModel
 from tests.golden.adm import nhwc
@@ -47,6 +50,23 @@ VQ = SHARED | dict(
     lookup_from_codebook=False,
     force_upcast=False,
 )
+TINY: dict[str, Any] = dict(
+    in_channels=3,
+    out_channels=3,
+    encoder_block_out_channels=(64, 64, 64, 64),
+    decoder_block_out_channels=(64, 64, 64, 64),
+    act_fn="relu",
+    upsample_fn="nearest",
+    latent_channels=4,
+    upsampling_scaling_factor=2,
+    num_encoder_blocks=(1, 3, 3, 3),
+    num_decoder_blocks=(3, 3, 3, 1),
+    latent_magnitude=3,
+    latent_shift=0.5,
+    force_upcast=False,
+    scaling_factor=1.0,
+    shift_factor=0.0,
+)
 ATTENDS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 ATTENDS_UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
@@ -64,7 +84,7 @@ def kl(case: Case) -> dict[str, np.ndarray]:
         use_post_quant_conv=given["use_post_quant_conv"],
     )
     x = jnp.asarray(nhwc(case.inputs["x"]))
-    variables = bound(model, case, x)
+    variables = bound(model, case, x, rename_autoencoder(model))
     posterior = Gaussian.of(run(model, variables, "encode", x))
     decoded = run(model, variables, "decode", posterior.mode())
     found = {"mean": posterior.mode(), "logvar": posterior.logvar, "kl": posterior.kl(), "decoded_mean": decoded}
@@ -89,12 +109,37 @@ def vq(case: Case) -> dict[str, np.ndarray]:
         codebook_weight=0.25,
     )
     x = jnp.asarray(nhwc(case.inputs["x"]))
-    variables = bound(model, case, x)
+    variables = bound(model, case, x, rename_autoencoder(model))
     z = run(model, variables, "encode", x)
     codes = run(model, variables, "quantize", z)
     found = {"latents": z, "quantized": codes.z, "decoded": run(model, variables, "decode", z)}
     numbers = {"indices": np.asarray(codes.indices), "commit_loss": np.asarray(jnp.mean(codes.loss))}
     return numbers | {name: nchw(value) for name, value in found.items()}
+
+
+def tiny(case: Case) -> dict[str, np.ndarray]:
+    """Latents of the images, as pictures too, and what is decoded from them and from others."""
+    given = settings("hyper-parameter", case.hyperparameters, TINY)
+    for name, value in dict(act_fn="relu", upsample_fn="nearest", upsampling_scaling_factor=2).items():
+        choice(f"hyper-parameter {name}", given[name], {value: value})
+    widths = [set(given[f"{half}_block_out_channels"]) for half in ("encoder", "decoder")]
+    if any(len(width) > 1 for width in widths):
+        raise UnsupportedSource("levels of different widths, which the reference does not connect")
+    model = AutoencoderTiny(
+        width=widths[0].pop(),
+        decoder_width=widths[1].pop(),
+        num_encoder_blocks=tuple(given["num_encoder_blocks"]),
+        num_decoder_blocks=tuple(given["num_decoder_blocks"]),
+        **{name: given[name] for name in ("latent_channels", "out_channels", "latent_magnitude", "latent_shift")},
+    )
+    x, z = (jnp.asarray(nhwc(case.inputs[name])) for name in ("x", "z"))
+    variables = bound(model, case, x, rename_taesd(model))
+    latents = run(model, variables, "encode", x)
+    decoded = {
+        name: run(model, variables, "decode", value) for name, value in {"decoded": latents, "decoded_z": z}.items()
+    }
+    found = {"latents": latents, "scaled": model.to_picture(latents)} | decoded
+    return {name: nchw(value) for name, value in found.items()}
 
 
 def shared(given: dict[str, Any]) -> dict[str, Any]:
@@ -120,15 +165,21 @@ def shared(given: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def bound(model: Any, case: Case, x: jax.Array) -> dict[str, Any]:
+def bound(model: Any, case: Case, x: jax.Array, rename: Rename) -> dict[str, Any]:
     """The case's parameters as those of the network."""
     like = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-    return {"params": to_params(case.params, like, rename_autoencoder(model))}
+    return {"params": to_params(case.params, like, rename)}
 
 
 def run(model: Any, variables: dict[str, Any], method: str, *inputs: Any) -> Any:
-    """A method of a network with its parameters, compiled."""
-    return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method=method))(variables, *inputs)
+    """What a method of a network answers."""
+    return program(model, method)(variables, *inputs)
+
+
+@functools.cache
+def program(model: Any, method: str | None = None) -> Any:
+    """A method of a network, traced and compiled once for all cases of it."""
+    return jax.jit(functools.partial(model.apply, method=method))
 
 
 def nchw(value: Any) -> np.ndarray:

@@ -9,7 +9,19 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from tests.golden import adm, autoencoders, dit, edm2, edm2_training, gaussian, inception, mmdit, patchgan, schedulers
+from tests.golden import (
+    adm,
+    autoencoders,
+    dit,
+    edm2,
+    edm2_training,
+    gaussian,
+    inception,
+    lpips,
+    mmdit,
+    patchgan,
+    schedulers,
+)
 from tests.golden.case import Case, UnsupportedSource
 from tests.golden.synthetic import synthetic
 
@@ -22,17 +34,22 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "openai/guided-diffusion unet.py EncoderUNetModel": (adm.classifier, 1e-4),
     "diffusers 0.42 AutoencoderKL": (autoencoders.kl, 1e-4),
     "diffusers 0.42.1 AutoencoderKL": (autoencoders.kl, 1e-4),
+    "diffusers 0.42.1 AutoencoderTiny": (autoencoders.tiny, 1e-4),
     "diffusers 0.42.1 VQModel": (autoencoders.vq, 1e-4),
     **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
     "NVlabs/edm2 networks_edm2.py Precond": (edm2.run, 1e-4),
     "NVlabs/edm2 phema.py and training_loop.py": (edm2_training.run, 1e-6),
     "patch discriminator of pix2pix": (patchgan.run, 1e-4),
+    "lpips 0.1.4": (lpips.run, 1e-4),
     "pytorch-fid 0.3.0 InceptionV3": (inception.run, 2e-3),
     "pytorch-fid 0.3.0 calculate_frechet_distance": (inception.frechet, 1e-4),
 }
 # The start of a case's `source` line -> the rule for parameters that are not stored, where it is another one.
-RULES: dict[str, Callable[[str, tuple[int, ...]], np.ndarray]] = {"NVlabs/edm2": edm2.parameter}
+RULES: dict[str, Callable[[str, tuple[int, ...]], np.ndarray]] = {
+    "NVlabs/edm2": edm2.parameter,
+    "lpips 0.1.4": lpips.parameter,
+}
 
 
 def load(path: pathlib.Path) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -58,15 +59,27 @@ def run(case: Case) -> dict[str, np.ndarray]:
     like = jax.eval_shape(decoder.init, jax.random.key(0), z)["params"]
     params = to_params(_part(case, "decoder."), like, _of_decoder)
 
-    def numbers(variables: Any, params: Any, real: jax.Array, z: jax.Array) -> Any:
-        found, fake = _logits(network, variables, real, decoder.apply({"params": params}, z))
-        slopes = _slopes(network, decoder, variables["params"], params, real, z)
-        return found | slopes | _weights(slopes, given["disc_weight"]), fake
-
-    found, (hinge, after) = jax.jit(numbers)(variables, params, real, z)
+    found, (hinge, after) = _program(network, decoder)(variables, params, real, z)
+    found |= {
+        f"adaptive_weight_{kind}": adversarial.adaptive_weight(
+            found[f"grad_norm_nll_{kind}"], found["grad_norm_g"], given["disc_weight"]
+        )
+        for kind in ("sum", "mean")
+    }
     found = {name: nchw(value) for name, value in found.items()}
     found["grad_hinge_main.0.weight"] = np.asarray(to_state(hinge, rename)["0.weight"])
     return found | {f"after/main.{name}": np.asarray(value) for name, value in to_state(after, rename).items()}
+
+
+@functools.cache
+def _program(network: PatchGAN, decoder: Decoder) -> Any:
+    """(variables, decoder's parameters, real, z) -> numbers by name, as of `_logits` and `_slopes`; compiled once."""
+
+    def numbers(variables: Any, params: Any, real: jax.Array, z: jax.Array) -> Any:
+        found, rest = _logits(network, variables, real, decoder.apply({"params": params}, z))
+        return found | _slopes(network, decoder, variables["params"], params, real, z), rest
+
+    return jax.jit(numbers)
 
 
 def _logits(network: PatchGAN, variables: Any, real: jax.Array, fake: Any) -> Any:
@@ -115,16 +128,6 @@ def _slopes(network: PatchGAN, decoder: Decoder, own: Any, params: Any, real: ja
         value, slope = jax.value_and_grad(by)(params["conv_out"]["kernel"])
         found |= {"g_loss" if name == "g" else name: value, f"grad_norm_{name}": optax.tree.norm(slope)}
     return found
-
-
-def _weights(slopes: Any, weight: float) -> Any:
-    """The adaptive weights of both reconstruction losses; of a gradient its length is all that counts."""
-    return {
-        f"adaptive_weight_{kind}": adversarial.adaptive_weight(
-            slopes[f"grad_norm_nll_{kind}"], slopes["grad_norm_g"], weight
-        )
-        for kind in ("sum", "mean")
-    }
 
 
 def _ask(network: PatchGAN, variables: Any, images: Any, running: bool = False) -> jax.Array:
