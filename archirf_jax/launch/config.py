@@ -25,6 +25,7 @@ FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
 )
+LATER = {"data": {"value_range": None}}  # fields that older runs lack, and what they meant
 ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
 
@@ -61,6 +62,9 @@ def load(workdir: pathlib.Path, field: str = "workdir") -> ml_collections.Config
         values = untrusted.read_json(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a group of fields")
+        for group, fields in LATER.items():
+            if isinstance(values.get(group), dict):
+                values[group] = fields | values[group]
         check_saved(values)
         return ml_collections.ConfigDict(values).lock()
     except ValueError as e:

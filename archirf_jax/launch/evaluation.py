@@ -148,7 +148,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
     Raises:
         UserError: no such set, or one of other classes.
     """
-    names = ("name", "dir", "split", "label_key", "skip_unreadable")
+    names = ("name", "dir", "split", "label_key", "skip_unreadable", "value_range")
     data = run.config.data.copy_and_resolve_references().unlock()
     data.update(changes)
     if data.channels not in CHANNELS:

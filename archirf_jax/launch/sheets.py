@@ -114,12 +114,13 @@ def image(run: Run, field: str, value: str) -> jax.Array:
         UserError: about `field`: no such file or number, or not readable.
     """
     data = run.config.data
+    how: Any = data.image_size, data.channels, field, data.get("value_range")
     if not value.isdecimal():
-        return jnp.asarray(read_image(expand(value, field), data.image_size, data.channels, field))
+        return jnp.asarray(read_image(expand(value, field), *how))
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     if int(value) >= len(source):
         raise UserError(field, int(value), f"is out of range; the training images are 0-{len(source) - 1}")
-    return jnp.asarray(read_image(source[int(value)]["image"], data.image_size, data.channels, field))
+    return jnp.asarray(read_image(source[int(value)]["image"], *how))
 
 
 def mask(value: str, size: int) -> jax.Array:
