@@ -14,7 +14,7 @@ from absl import logging
 from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write, check_run_directory
-from archirf_jax.launch.fields import check_saved, leaves
+from archirf_jax.launch.fields import FIELDS, check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
 
 FILE = "config.json"
@@ -25,7 +25,8 @@ FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
 )
-LATER = {"data": {"value_range": None}}  # fields that older runs lack, and what they meant
+# Fields that older runs lack, and what that meant.
+LATER = {"data.value_range": None, "process.zero_terminal_snr": False}
 ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
 
@@ -62,9 +63,10 @@ def load(workdir: pathlib.Path, field: str = "workdir") -> ml_collections.Config
         values = untrusted.read_json(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a group of fields")
-        for group, fields in LATER.items():
+        for name in LATER.keys() & FIELDS.keys():
+            group, _, own = name.partition(".")
             if isinstance(values.get(group), dict):
-                values[group] = fields | values[group]
+                values[group].setdefault(own, LATER[name])
         check_saved(values)
         return ml_collections.ConfigDict(values).lock()
     except ValueError as e:
@@ -121,10 +123,12 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
     old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
+    absent = {name: LATER.get(name, ABSENT) for name in old.keys() | new.keys()}
+    old, new = absent | old, absent | new
     return "; ".join(
-        f"{name}: {old.get(name, ABSENT)!r} there, {new.get(name, ABSENT)!r} now"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free)
+        f"{name}: {old[name]!r} there, {new[name]!r} now"
+        for name in sorted(absent)
+        if old[name] != new[name] and not name.startswith(free)
     )
 
 

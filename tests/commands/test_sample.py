@@ -253,7 +253,6 @@ BAD: dict[str, str] = {
     "--grid=trailing": "--grid",
     "--grid=250": "--grid",
     "--grid=uniform --shift=3": "--shift",
-    "--solver=edm --grid=uniform": "--solver",
     "--guidance=free": "--guidance",
     "--threshold=foo": "--threshold",
     "--guidance_interval=0.8,0.2": "--guidance_interval",
