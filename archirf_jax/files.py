@@ -54,6 +54,12 @@ def append_line(path: pathlib.Path, line: str) -> None:
             content = content[file.write(content) :]
 
 
+def cache(name: str) -> pathlib.Path:
+    """The folder of this name in the user's cache directory, for things that can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    return pathlib.Path(home) / "archirf_jax" / name
+
+
 def expand(text: str, field: str) -> pathlib.Path:
     """The path that a user gave, with "~" and "~name" as their home directories.
 
