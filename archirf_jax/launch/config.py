@@ -64,9 +64,10 @@ def load(workdir: pathlib.Path, field: str = "workdir") -> ml_collections.Config
         if not isinstance(values, dict):
             raise ValueError("it is not a group of fields")
         for name in LATER.keys() & FIELDS.keys():
-            group, _, own = name.partition(".")
-            if isinstance(values.get(group), dict):
-                values[group].setdefault(own, LATER[name])
+            *groups, own = name.split(".")
+            group = values.get(groups[0]) if groups else values
+            if isinstance(group, dict):
+                group.setdefault(own, LATER[name])
         check_saved(values)
         return ml_collections.ConfigDict(values).lock()
     except ValueError as e:
@@ -122,13 +123,12 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
     old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
+    old, new = LATER | old, LATER | new
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
-    absent = {name: LATER.get(name, ABSENT) for name in old.keys() | new.keys()}
-    old, new = absent | old, absent | new
     return "; ".join(
-        f"{name}: {old[name]!r} there, {new[name]!r} now"
-        for name in sorted(absent)
-        if old[name] != new[name] and not name.startswith(free)
+        f"{name}: {old.get(name, ABSENT)!r} there, {new.get(name, ABSENT)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free)
     )
 
 
