@@ -76,6 +76,8 @@ def get_config(data_set: str = "") -> ConfigDict:
     data.image_size = 8  # pixels a side after crop and resize
     data.channels = 1  # 1 grey, 3 RGB
     data.num_classes = None  # None = as many as the set has; the run's saved configuration holds the number
+    # Levels (lo, hi) of the files that become -1 and 1, those outside clipped: (0, 4095) for 12 bits in 16.
+    data.value_range = None  # None = what the format says
     data.flip = False  # mirror images at random
     data.device_cache_mib = 2048  # MiB; sets whose decoded images take at most this much lie on the device
     data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing

@@ -14,7 +14,7 @@ from absl import logging
 from archirf_jax import untrusted
 from archirf_jax.errors import UserError, listed
 from archirf_jax.files import atomic_write, check_run_directory
-from archirf_jax.launch.fields import check_saved, leaves
+from archirf_jax.launch.fields import FIELDS, check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
 
 FILE = "config.json"
@@ -25,6 +25,8 @@ FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
     *("steps_per_dispatch", "frozen."),
 )
+# Fields that older runs lack, and what that meant.
+LATER = {"data.value_range": None, "process.zero_terminal_snr": False}
 ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
 
@@ -61,6 +63,11 @@ def load(workdir: pathlib.Path, field: str = "workdir") -> ml_collections.Config
         values = untrusted.read_json(path)
         if not isinstance(values, dict):
             raise ValueError("it is not a group of fields")
+        for name in LATER.keys() & FIELDS.keys():
+            *groups, own = name.split(".")
+            group = values.get(groups[0]) if groups else values
+            if isinstance(group, dict):
+                group.setdefault(own, LATER[name])
         check_saved(values)
         return ml_collections.ConfigDict(values).lock()
     except ValueError as e:
@@ -116,6 +123,7 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
     old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
+    old, new = LATER | old, LATER | new
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
     found = [
         f"{name}: {old.get(name, ABSENT)!r} there, {new.get(name, ABSENT)!r} now"

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
         "image_size": 8,
         "channels": 1,
         "num_classes": None,
+        "value_range": None,
         "flip": False,
         "device_cache_mib": 2048,
         "skip_unreadable": False,

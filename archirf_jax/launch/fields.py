@@ -55,6 +55,7 @@ FIELDS: dict[str, Field] = {
     "data.image_size": Field(int, 1, 16_384),
     "data.channels": Field(int, 1, 4096),
     "data.num_classes": Field(int, 1, 10_000_000, optional=True),
+    "data.value_range": Field(tuple, optional=True),
     "data.flip": Field(bool),
     "data.device_cache_mib": Field(int, 0, INT32),
     "data.skip_unreadable": Field(bool),

@@ -79,8 +79,9 @@ class Process:
         return channels
 
     def ratio(self, t: Times) -> Times:
-        """sigma / alpha at times t."""
-        return self.sigma(t) / self.alpha(t)
+        """sigma / alpha at times t; infinite where no data is left."""
+        with np.errstate(divide="ignore"):
+            return self.sigma(t) / self.alpha(t)
 
     def flow_time(self, t: Times) -> Times:
         """sigma / (alpha + sigma) at times t, in [0, 1]."""

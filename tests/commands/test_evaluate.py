@@ -162,6 +162,8 @@ BAD = {
     "--metrics=bits_per_dim --ode_steps=3": "--ode_steps",
     "--split=test": "--split",
     "--data_dir=/nowhere": "--data",
+    "--value_range=4095": "--value_range",
+    "--value_range=4095,0": "--value_range",
     "--data=digitz": "--data",
     "--features=x.npz": "--features",
     "--features=x.pth": "--features",

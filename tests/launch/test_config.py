@@ -85,6 +85,24 @@ def test_a_run_goes_on_with_another_configuration_where_that_is_asked_for(tmp_pa
     assert configuration.load(tmp_path).optimizer.learning_rate == 0.25
 
 
+def test_a_run_from_before_a_field_goes_on_with_what_the_field_meant_then_alone(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    claim(made, tmp_path)
+    saved(tmp_path)
+    values = json.loads((tmp_path / configuration.FILE).read_text())
+    del values["data"]["value_range"]
+    (tmp_path / configuration.FILE).write_text(json.dumps(values))
+    assert configuration.load(tmp_path).data.value_range is None
+    with made.unlocked():
+        made.process.zero_terminal_snr = False
+    claim(made, tmp_path)
+    made.process.zero_terminal_snr = True
+    assert "process.zero_terminal_snr: False there, True now" in refused(made, tmp_path)
+    with made.ignore_type():
+        made.data.value_range = (0, 4095)
+    assert "data.value_range: None there" in refused(made, tmp_path)
+
+
 def test_a_start_that_saved_nothing_may_be_corrected(tmp_path: pathlib.Path) -> None:
     made = dit_rf.get_config()
     claim(made, tmp_path)
