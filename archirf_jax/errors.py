@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 UNSAID: Any = object()
-LONGEST = 200  # characters of a value in a message
+LONGEST = 160  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -30,7 +30,7 @@ class UserError(ValueError):
 
     def render(self, name: str | None) -> str:
         """The line, with the field under another name."""
-        given = "" if self.value is UNSAID else f"{_shortened(repr(self.value))} "
+        given = "" if self.value is UNSAID else f"{_shortened(repr(self.value).replace(chr(10), ' ').strip())} "
         return f"{name}: {given}{self.message}" if name else self.message
 
 

@@ -6,7 +6,6 @@ added as one line of JSON to WORKDIR/evaluations.jsonl. docs/evaluation.md says 
 
 from __future__ import annotations
 
-import os
 import pathlib
 import types
 
@@ -53,12 +52,12 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, measure, report."""
     from absl import logging
 
+    from archirf_jax.files import check_rows
     from archirf_jax.launch import evaluation
 
     run = opened(args)
     path = args.workdir / evaluation.FILE
-    if path.is_dir() or not os.access(path if path.exists() else args.workdir, os.W_OK):
-        raise UserError("workdir", str(path), "cannot be written, and the figures are added to it")
+    check_rows(path, "workdir")
     wanted = evaluation.metrics_of(run, args.metrics)
     for metric, own in OWN.items():
         for name in own:

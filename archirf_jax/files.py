@@ -61,6 +61,17 @@ def cache(name: str) -> pathlib.Path:
     return pathlib.Path(home) / "archirf_jax" / name
 
 
+def check_rows(path: pathlib.Path, field: str) -> None:
+    """Make sure, before any work, that a line can be appended.
+
+    Raises:
+        UserError: it is a link or not a regular file, or cannot be written.
+    """
+    regular = path.is_file() and not path.is_symlink()
+    if not (regular or not os.path.lexists(path)) or not os.access(path if regular else path.parent, os.W_OK):
+        raise UserError(field, str(path), "cannot be written, and rows are added to it; it must be a file of its own")
+
+
 def expand(text: str, field: str) -> pathlib.Path:
     """The path that a user gave, with "~" and "~name" as their home directories.
 

@@ -51,7 +51,7 @@ def choose(variant: str, variants: Iterable[str]) -> str:
         ValueError: it is not one of the variants; lists them.
     """
     if variant not in variants:
-        raise ValueError(f"there is no variant {variant!r}; choose one of {', '.join(variants)}")
+        raise ValueError(f"does not have this variant; choose one of {', '.join(variants)}")
     return variant
 
 

@@ -161,6 +161,8 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
     if labelled and known > 1 and found != known:
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)
+    if labelled and known > 1:
+        sampling.check_classes(run, dataset)
     size = -(-batch_size // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     return RealImages(dataset, known, size, place), {name: data[name] for name in names}

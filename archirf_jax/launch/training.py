@@ -30,6 +30,7 @@ from archirf_jax.training.devices import GIB
 from archirf_jax.training.initial_weights import Weights, fit
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.training.upkeep import check_best
 from archirf_jax.visuals import pictures
 
 
@@ -69,7 +70,7 @@ def train_run(
     with registry.refuse_below(workdir, config.data.dir):
         task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
-    check_step(task, config)
+    check_best(config, check_step(task, config))
     saved = Checkpoints(workdir / "checkpoints")
     if saved.steps():
         _check_trained(saved, workdir)
@@ -90,8 +91,12 @@ def train_run(
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
 
 
-def check_step(task: Task, config: Any) -> None:
-    """Trace a step on the shapes that the configuration declares: raises a UserError where something does not fit."""
+def check_step(task: Task, config: Any) -> frozenset[str]:
+    """Trace a step on the shapes that the configuration declares; the names of its metrics.
+
+    Raises:
+        UserError: something does not fit.
+    """
     for name in config.networks:
         if name not in task.updates:
             hint = nearest(name, task.updates)
@@ -102,12 +107,13 @@ def check_step(task: Task, config: Any) -> None:
     key = jax.eval_shape(jax.random.key, 0)
     state = jax.eval_shape(task.init, key, frozen)
     _check_memory(state, config)
-    jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
+    _, metrics = jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
         rows, size = min(config.sample.classes, config.data.num_classes), config.data.image_size
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)
+    return frozenset(metrics)
 
 
 def _check_memory(state: Any, config: Any) -> None:

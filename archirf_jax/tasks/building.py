@@ -110,7 +110,7 @@ def make_conditioner(config: Any, process: Process, runs: Runs) -> Merged:
     def make(name: str, group: Any) -> Conditioner:
         field = f"conditioners.{name}.name"
         part: Conditioner = registry.build(
-            conditioners, field, group.name, plain(group), kind=("__call__", "null"), offered=offered
+            conditioners, field, group.get("name"), plain(group), kind=("__call__", "null"), offered=offered
         )
         return part
 

@@ -23,14 +23,14 @@ from archirf_jax.contracts import Feed, Frozen, Task, TrainState
 from archirf_jax.training import closing, devices, overrides
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.initial_weights import Weights
-from archirf_jax.training.meter import STOPPED, Meter
+from archirf_jax.training.meter import Meter
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.start import mark, start
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
-from archirf_jax.training.upkeep import Upkeep
-from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
+from archirf_jax.training.upkeep import Upkeep, check_best
+from archirf_jax.training.writers import Events, MetricsFile, Progress, Writer
 
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is answered soon
 
@@ -156,7 +156,7 @@ class Loop(Upkeep):
             self._compile(chunk)
             self.profile.begin(step, self.state)
             self.state, rows = self.runner(self.state, chunk, n)
-            self._check_best({*rows, *CLOCKED} - {STOPPED})
+            check_best(self.config, rows)
             step += n
             self.profile.end(step, self.state)
             self.meter.add(step, n, rows)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from archirf_jax import sharding
 from archirf_jax.contracts import Frozen, Task, TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.files import atomic_write
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.initial_weights import Weights, begin
 from archirf_jax.training.state import purpose_key
@@ -78,13 +79,17 @@ def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
     if jax.process_index() == 0 and not (workdir / MARK).exists():
         # A step that is being written counts among `steps` and has not got its final name yet.
         if any(path.name.isdecimal() for path in checkpoints.directory.glob("*")):
-            (workdir / MARK).touch()
+            atomic_write(workdir / MARK, b"")
+
+
+def had_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run had a whole checkpoint once, wherever it is now."""
+    return (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
 
 
 def _check_new(workdir: pathlib.Path) -> None:
     """Raise a UserError where a run had a checkpoint once, and none is left to go on from."""
-    lost = (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
-    if sharding.anywhere(lost):
+    if sharding.anywhere(had_checkpoints(workdir)):
         raise UserError(
             f"{str(workdir)!r} had checkpoints, but none of them is there and whole; bring them back (is a disk not "
             "mounted?), or begin anew on purpose in an empty directory"

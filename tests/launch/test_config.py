@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch.fields import leaves
 from archirf_jax.training import optimizers
+from archirf_jax.training.start import MARK
 from configs import dit_rf
 
 IDENTITY = {"class_names": ["a", "b"], "images": 120, "frozen": {"teacher": "1f"}}
@@ -76,6 +78,30 @@ def test_other_data_and_other_frozen_runs_are_another_run(
     claim(made, tmp_path, identity=IDENTITY | change)
 
 
+def test_many_differences_are_a_short_line_and_how_many(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    claim(made, tmp_path, identity={"class_names": [f"class {i}" for i in range(1000)]})
+    saved(tmp_path)
+    said = refused(made, tmp_path, {"class_names": [f"class {i + 1}" + 99 * "x" for i in range(1000)]})
+    assert "class_names[0]: 'class 0' there" in said and "992 more" in said and len(said) < 2000
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_configuration(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    claim(made, tmp_path)
+    (tmp_path / MARK).touch()
+    before = (tmp_path / configuration.FILE).read_bytes()
+    made.seed = 5
+    assert "seed: 0 there, 5 now" in refused(made, tmp_path)
+    assert (tmp_path / configuration.FILE).read_bytes() == before
+
+
+def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / configuration.FILE)
+    claim(dit_rf.get_config(), tmp_path)
+    assert configuration.load(tmp_path).seed == 0
+
+
 def test_a_run_goes_on_with_another_configuration_where_that_is_asked_for(tmp_path: pathlib.Path) -> None:
     made = dit_rf.get_config()
     claim(made, tmp_path)
@@ -83,24 +109,6 @@ def test_a_run_goes_on_with_another_configuration_where_that_is_asked_for(tmp_pa
     made.optimizer.learning_rate = 0.25
     claim(made, tmp_path, changing=True)
     assert configuration.load(tmp_path).optimizer.learning_rate == 0.25
-
-
-def test_a_run_from_before_a_field_goes_on_with_what_the_field_meant_then_alone(tmp_path: pathlib.Path) -> None:
-    made = dit_rf.get_config()
-    claim(made, tmp_path)
-    saved(tmp_path)
-    values = json.loads((tmp_path / configuration.FILE).read_text())
-    del values["data"]["value_range"]
-    (tmp_path / configuration.FILE).write_text(json.dumps(values))
-    assert configuration.load(tmp_path).data.value_range is None
-    with made.unlocked():
-        made.process.zero_terminal_snr = False
-    claim(made, tmp_path)
-    made.process.zero_terminal_snr = True
-    assert "process.zero_terminal_snr: False there, True now" in refused(made, tmp_path)
-    with made.ignore_type():
-        made.data.value_range = (0, 4095)
-    assert "data.value_range: None there" in refused(made, tmp_path)
 
 
 def test_a_start_that_saved_nothing_may_be_corrected(tmp_path: pathlib.Path) -> None:
