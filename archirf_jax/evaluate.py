@@ -24,16 +24,21 @@ DATA = {
 }
 # Flags that mean nothing to other metrics.
 OWN = {
-    "samples": ("features", "repeats", "conditions", *(flag.name for flag in SAMPLING)),
-    "bits_per_dim": ("levels", "ode_steps", "probes"),
+    ("samples", "frechet"): ("features",),
+    ("samples",): ("repeats", "conditions", *(flag.name for flag in SAMPLING)),
+    ("bits_per_dim",): ("levels", "ode_steps", "probes"),
 }
 COMMAND = Command(
     __doc__,
     *RUN,
     *SAMPLING,
     JSON,
-    Flag("metrics", "some of loss, samples, bits_per_dim; default: loss and, if it draws images, samples", list),
+    Flag(
+        *("metrics", "some of loss, samples, bits_per_dim; of autoencoders loss, psnr, ssim, ms_ssim, lpips, frechet"),
+        list,
+    ),
     Flag("features", "features to compare by: pixels, Inception's weights, a classifier's run, a Python file"),
+    Flag("save_images", "autoencoders: .npz file for images and reconstructions", pathlib.Path),
     Flag("images", "how many to draw and measure; default: as many as the data has, at most 50000", int, low=1),
     Flag("repeats", "sets of samples to draw, of the seeds from --seed on", int, 1, low=1),
     Flag("levels", "bits_per_dim: grey levels of the data, at even distances", int, 256, low=2),
@@ -52,17 +57,21 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, measure, report."""
     from absl import logging
 
-    from archirf_jax.files import check_rows
+    from archirf_jax.files import check_output, check_rows
     from archirf_jax.launch import evaluation
 
     run = opened(args)
     path = args.workdir / evaluation.FILE
     check_rows(path, "workdir")
     wanted = evaluation.metrics_of(run, args.metrics)
-    for metric, own in OWN.items():
+    for metrics, own in OWN.items():
         for name in own:
-            if metric not in wanted and name in args.given:
-                raise UserError(f"--{name}: belongs to --metrics={metric}; leave it out")
+            if name in args.given and not set(metrics) & set(wanted):
+                raise UserError(f"--{name}: belongs to --metrics={metrics[0]}; leave it out")
+    if args.save_images is not None:
+        if not hasattr(run.task, "reconstruct"):
+            raise UserError("--save_images: belongs to autoencoders, whose reconstructions it keeps; leave it out")
+        check_output(args.save_images, "save_images", ".npz")
     changes = how(args)
     config = run.task.sampling.replace(**changes) if "samples" in wanted else None  # type: ignore[attr-defined]
     data = {field: getattr(args, flag) for flag, field in DATA.items() if getattr(args, flag) is not None}
@@ -83,6 +92,7 @@ def main(args: types.SimpleNamespace) -> None:
         conditions=args.conditions and pathlib.Path(args.conditions),
         seed=args.seed,
         batch_size=args.batch_size,
+        save_images=args.save_images,
     )
     logging.info("added to %s", path)
     if args.json:

@@ -26,15 +26,19 @@ FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.
 ELSEWHERE = re.compile(r"(model|model_ema|cond_stage_model|conditioner|text_encoders|model_sampling|loss)\.|[^.]+$")
 
 
-def describe(name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields], size: int = IMAGE_SIZE) -> Describe:
-    """(shapes, hints) -> the groups of a configuration whose network, `name`, has these fields."""
+def describe(
+    name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields], size: int = IMAGE_SIZE, **others: Fields
+) -> Describe:
+    """(shapes, hints) -> the groups of a configuration whose network, `name`, has these fields; and other groups."""
 
     def groups(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Fields]:
         found = fields(shapes, hints)
-        place = dict(name="imported", dir="data", split="train", label_key=None, num_classes=None, flip=False)
+        place = dict(
+            name="imported", dir="data", split="train", label_key=None, num_classes=1, value_range=None, flip=False
+        )
         shape = dict(image_size=hints.get("image_size") or size, channels=found.get("out_channels", 3))
         data = place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
-        return dict(data=data, conditioners={}, model=dict(name=name, **found))
+        return dict(data=data, conditioners={}, model=dict(name=name, **found)) | others
 
     return groups
 
@@ -150,12 +154,16 @@ def _spelt(fields: Callable[..., Fields], spelling: Spelling) -> Callable[[Shape
     return lambda shapes, hints: fields(shapes, hints, spelling)
 
 
+def _autoencoder(name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields]) -> Describe:
+    return describe(name, fields, objective={"name": "reconstruction"})
+
+
 # Kinds of weights -> (their groups, their spelling).
 AUTOENCODERS: dict[str, tuple[Describe, Spelling]] = {
-    "vae": (describe("autoencoder_kl", kl_fields), DIFFUSERS),
-    "vae-compvis": (describe("autoencoder_kl", _spelt(kl_fields, COMPVIS)), COMPVIS),
-    "vq": (describe("vq_model", vq_fields), DIFFUSERS),
-    "vq-compvis": (describe("vq_model", _spelt(vq_fields, COMPVIS)), COMPVIS),
+    "vae": (_autoencoder("autoencoder_kl", kl_fields), DIFFUSERS),
+    "vae-compvis": (_autoencoder("autoencoder_kl", _spelt(kl_fields, COMPVIS)), COMPVIS),
+    "vq": (_autoencoder("vq_model", vq_fields), DIFFUSERS),
+    "vq-compvis": (_autoencoder("vq_model", _spelt(vq_fields, COMPVIS)), COMPVIS),
 }
-describe_tiny = describe("autoencoder_tiny", tiny_fields)
+describe_tiny = _autoencoder("autoencoder_tiny", tiny_fields)
 describe_lpips = describe("lpips", lpips_fields, size=64)

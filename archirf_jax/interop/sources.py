@@ -39,9 +39,7 @@ class Source:
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
         uncertain: whether the network also answers the loss that it expects.
-        images: how many batches of images the network is called with, where it takes these alone; 0 where it also
-            takes times and conditions.
-        module: its name among the parameters of a run, where it takes images alone.
+        images: of a network alone: how many batches of images it is called with.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -51,7 +49,6 @@ class Source:
     task: str = "diffusion"
     uncertain: bool = False
     images: int = 0
-    module: str = "model"
 
 
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
@@ -209,7 +206,7 @@ def _size(known: Mapping[str, Any], hints: Hints) -> int:
 
 
 def _autoencoder(describe: autoencoders.Describe, names: Callable[[Any], Rename], **fields: Any) -> Source:
-    how: dict[str, Any] = dict(task="autoencoder", images=1, module="autoencoder") | fields
+    how: dict[str, Any] = dict(task="autoencoder") | fields
     return Source(describe, lambda model, size: names(model), **how)
 
 

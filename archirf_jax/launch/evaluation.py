@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +21,14 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
 from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
-from archirf_jax.files import append_line, cache
+from archirf_jax.files import append_line, atomic_write, cache
 from archirf_jax.interop import files, inception
 from archirf_jax.launch import sampling
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import CHANNELS, Guides, Request
 from archirf_jax.samplers.config import SamplerConfig
-from archirf_jax.tasks import evaluating
+from archirf_jax.tasks import evaluating, likeness
 from archirf_jax.tasks.conditions import read as read_conditions
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.tasks.evaluating import Figures, Halves, RealImages
@@ -37,6 +38,7 @@ CHOICES = ("loss", "samples", "bits_per_dim")
 MOST = 50_000  # images, as papers draw
 PIXELS = "pixels"
 FILE = "evaluations.jsonl"
+LPIPS = "lpips"  # the frozen run
 LABELS = {
     "frechet": "Frechet distance",
     "kernel": "kernel distance",
@@ -53,18 +55,28 @@ def metrics_of(run: Run, wanted: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         UserError: no such thing, or one that this task does not have.
     """
-    draws = isinstance(run.task, Diffusion)
-    asked = ("loss", *(("samples",) if draws else ())) if wanted is None else tuple(wanted)
+    draws, there = isinstance(run.task, Diffusion), choices(run)
+    usual = there if hasattr(run.task, "reconstruct") else tuple(name for name in there if name != "bits_per_dim")
+    asked = usual if wanted is None else tuple(wanted)
     if wanted is None and run.config.data.name == "imported" and draws and not _labels_alone(run):
         asked = ("samples",)
     for name in asked:
-        if name not in CHOICES:
-            raise UserError("metrics", name, f"is not one of {', '.join(CHOICES)}{nearest(name, CHOICES)}")
-        if name != "loss" and not draws:
-            raise UserError("metrics", name, f"needs a run that draws images; a {run.config.task} has loss alone")
+        if name not in there:
+            what = f"is not one of those of the task {run.config.task}: {', '.join(there)}{nearest(name, there)}"
+            raise UserError("metrics", name, what)
     if not asked or len(set(asked)) < len(asked):
-        raise UserError("metrics", ",".join(asked), f"must name some of {', '.join(CHOICES)}, each once")
+        raise UserError("metrics", ",".join(asked), f"must name some of {', '.join(there)}, each once")
     return asked
+
+
+def choices(run: Run) -> tuple[str, ...]:
+    """The metrics of a run's task."""
+    if isinstance(run.task, Diffusion):
+        return CHOICES
+    if not hasattr(run.task, "reconstruct"):
+        return CHOICES[:1]
+    kinds = tuple(name for name in likeness.KINDS if name != LPIPS or LPIPS in run.runs)
+    return kinds if run.config.data.name == "imported" else (*CHOICES[:1], *kinds)
 
 
 def evaluate_run(
@@ -83,6 +95,7 @@ def evaluate_run(
     conditions: pathlib.Path | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    save_images: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run, and add what was found to `evaluations.jsonl` in its directory.
 
@@ -102,6 +115,7 @@ def evaluate_run(
         conditions: .npz file of what the network takes besides labels.
         seed: of times and noise.
         batch_size: images at a time.
+        save_images: of an autoencoder: .npz file for `images` and `reconstructions`, uint8 (N, H, W, C).
 
     Returns:
         The row: "figures", "errors" and "halves" by name, and how they were measured.
@@ -134,12 +148,39 @@ def evaluate_run(
     if "bits_per_dim" in wanted:
         row["bits_per_dim"] = ode = dict(levels=levels, steps=ode_steps, probes=probes)
         figures |= evaluating.bits_per_dim(sampling.diffusion(run), params, frozen, real, count, key, **ode)
+    if kinds := [name for name in wanted if name in likeness.KINDS]:
+        figures |= _of_reconstructions(run, kinds, real, count, features, row, mesh, save_images)
     if "samples" in wanted:
         seeds = range(seed, seed + repeats)
         labels, sets = draw(run, how, guides, real, count, seeds, extractor, conditions)
         of_samples, halves = evaluating.of_samples(sets, labels, seen, extractor)
         figures |= of_samples
     return _kept(run, row, figures, halves)
+
+
+def _of_reconstructions(
+    run: Run,
+    wanted: Sequence[str],
+    real: RealImages,
+    count: int,
+    features: str,
+    row: dict[str, Any],
+    mesh: Any,
+    save_images: pathlib.Path | None,
+) -> Figures:
+    batches = list(likeness.reconstruct(run.task, run.params, run.frozen, real, count))
+    extractor = make_extractor(features, run, mesh) if "frechet" in wanted else None
+    row |= {} if extractor is None else {"features": extractor.name}
+    distance = None
+    if LPIPS in wanted:
+        task: Any = run.task
+        distance = functools.partial(task.perceptual, run.frozen)
+    if save_images is not None:
+        arrays = {"images": [batch.images for batch in batches], "reconstructions": [batch.made for batch in batches]}
+        whole: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
+        atomic_write(save_images, lambda file: np.savez(file, **whole))
+        logging.info("images and reconstructions are in %s", save_images)
+    return likeness.measure(batches, real, wanted, extractor, distance)
 
 
 def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -> tuple[RealImages, dict[str, Any]]:

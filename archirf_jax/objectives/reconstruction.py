@@ -111,7 +111,8 @@ class Reconstruction:
         found = {name: (weight, of()) for name, (weight, of) in kinds.items() if weight > 0}
         total = sum((weight * each for weight, each in found.values()), jnp.zeros(len(images)))
         psnr = 10 * jnp.log10(4 / jnp.maximum(mean_square(error), 1e-10))  # of images that reach from -1 to 1
-        return total, {name: metrics.mean(each) for name, (_, each) in found.items()} | {"psnr": metrics.mean(psnr)}
+        each = {name: metrics.mean(value) for name, (_, value) in found.items()}
+        return total, each | {"image_psnr": metrics.mean(psnr)}
 
     def of_latents(self, z: jax.Array, extras: Extras, numbers: int, coupled: bool) -> tuple[jax.Array, Metrics]:
         """What latents (B, h, w, D) cost (B,), and figures about them.

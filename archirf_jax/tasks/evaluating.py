@@ -151,7 +151,7 @@ def _loss(
 
 def evaluated_state(task: Any, params: Any) -> TrainState:
     """A state of a task's main network whose parameters and average are `params`, by module; it cannot be trained."""
-    objective_state = task.objective.init() if hasattr(task, "objective") else ()
+    objective_state = task.objective.init() if hasattr(getattr(task, "objective", None), "init") else ()
     network = Network(params=params, averages={"ema": params}, opt=(), objective_state=objective_state)
     return TrainState(jnp.int32(0), {next(iter(task.updates)): network})
 

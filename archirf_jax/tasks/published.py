@@ -14,6 +14,8 @@ from archirf_jax.interop import sources
 from archirf_jax.interop.weights import check, published_shapes, to_params, to_state
 from archirf_jax.tasks.building import make_model, make_task
 
+MODEL = "model"  # the module of a network alone
+
 
 def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """(configuration of a run, parameters by module) of published tensors.
@@ -76,4 +78,4 @@ def _network(source: str, config: Any) -> _Network:
         return _Network(task.main, task.model, task.module, jax.eval_shape(task.init_params, key, {})[task.main])
     model, size = make_model(config), config.data.image_size
     images = [jnp.zeros((1, size, size, config.data.channels))] * kind.images
-    return _Network(kind.module, model, model, jax.eval_shape(model.init, key, *images)["params"])
+    return _Network(MODEL, model, model, jax.eval_shape(model.init, key, *images)["params"])

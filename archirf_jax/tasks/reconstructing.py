@@ -70,7 +70,7 @@ class Reconstructing:
         """The losses of the autoencoder; see `contracts.Losses`."""
         del part
         objective, passed = self.objective, self._of_drawn(params, drawn, train)
-        lpips = functools.partial(self._lpips, frozen) if LPIPS in self.frozen else None
+        lpips = functools.partial(self.perceptual, frozen) if LPIPS in self.frozen else None
         distance, reported = objective.distance(passed.made, drawn.images, lpips)
         numbers = drawn.images[0].size
         of_latents, more = objective.of_latents(passed.z, passed.extras, numbers, coupled=train)
@@ -128,7 +128,8 @@ class Reconstructing:
         logits: jax.Array = binding.call(module, own, images, higher_derivatives=higher_derivatives)[0]
         return logits
 
-    def _lpips(self, frozen: Frozen, made: jax.Array, images: jax.Array) -> jax.Array:
+    def perceptual(self, frozen: Frozen, made: jax.Array, images: jax.Array) -> jax.Array:
+        """LPIPS (B,) between images (B, H, W, C) in [-1, 1]."""
         distances: jax.Array = binding.call(self.frozen[LPIPS].task.model, frozen[LPIPS][MODEL], made, images)[0]
         return distances
 

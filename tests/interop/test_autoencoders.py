@@ -146,7 +146,7 @@ def test_tiny_autoencoders_are_known_by_shapes_and_come_back(fields: dict[str, A
     state = to_state(params, sources.rename("taesd", model, 64))
     config, found = load("taesd", state, {})
     assert model_of(ml_collections.ConfigDict(config)) == model
-    jax.tree.map(np.testing.assert_array_equal, found["autoencoder"], params)
+    jax.tree.map(np.testing.assert_array_equal, found["model"], params)
 
 
 def test_both_spellings_hold_the_same_numbers() -> None:

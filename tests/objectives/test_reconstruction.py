@@ -23,7 +23,7 @@ def test_a_distance_is_the_weighted_sum_of_its_kinds() -> None:
     found, reported = loss.distance(MADE, IMAGES, lambda made, images: jnp.asarray([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     psnr = np.mean(10 * np.log10(4 / (error**2).mean(axis=(1, 2, 3))))
-    assert float(reported["psnr"][0]) == pytest.approx(psnr, rel=1e-5)
+    assert float(reported["image_psnr"][0]) == pytest.approx(psnr, rel=1e-5)
     assert {"l1", "l2", "ms_ssim", "lpips"} < reported.keys()
 
 
@@ -32,7 +32,7 @@ def test_what_has_no_weight_is_not_computed() -> None:
         raise AssertionError
 
     found, reported = Reconstruction(l1_weight=0.0, l2_weight=1.0).distance(MADE, IMAGES, never)
-    assert reported.keys() == {"l2", "psnr"} and np.all(found > 0)
+    assert reported.keys() == {"l2", "image_psnr"} and np.all(found > 0)
 
 
 def test_the_divergence_weighs_as_in_a_sum_over_pixels() -> None:
