@@ -41,9 +41,9 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.beta_start = None  # first beta; None = the schedule's published one, times 1000 / T
         process.beta_end = None  # last beta; None = the schedule's published one, times 1000 / T
         process.prediction = "eps"  # as the networks that it guides
+        process.zero_terminal_snr = False  # end at noise alone; for x0 and v
         process.variance = "learned_range"  # as the networks that it guides
         process.respacing = None  # train on these steps alone, such as "250"
-        process.zero_terminal_snr = False  # end at pure noise; needs prediction v or x0
 
         # The times of its noise; labels are what it learns, so none is dropped.
         config.objective = ConfigDict({"name": "regression", "time_distribution": "steps", "condition_dropout": 0.0})

@@ -42,9 +42,9 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.beta_start = None  # first beta; None = the schedule's published one, times 1000 / T
         process.beta_end = None  # last beta; None = the schedule's published one, times 1000 / T
         process.prediction = "eps"  # what the network predicts: eps, x0 or v
+        process.zero_terminal_snr = False  # end at noise alone; for x0 and v
         process.variance = "learned_range"  # of ancestral steps: fixed_small, fixed_large or learned_range
         process.respacing = None  # train on these steps alone, such as "250"
-        process.zero_terminal_snr = False  # end at pure noise; needs prediction v or x0
 
         config.objective = objective = ConfigDict({"name": "ddpm_hybrid"})
         objective.time_sampling = "uniform"  # or loss_second_moment
