@@ -146,6 +146,7 @@ def _require(shapes: Shapes, what: str, *names: str) -> None:
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
     shape = dict(image_size=size, channels=channels, num_classes=fields.pop("num_classes"), flip=False)
     place = dict(name="imported", dir="data", split="train", label_key="label")
+    shape["value_range"] = None
     return place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
 
 
