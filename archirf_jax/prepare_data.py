@@ -110,7 +110,8 @@ def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[Features, d
     from archirf_jax.launch import features
 
     run = features.of_run(workdir)
-    images = {name: run.config.data[name] for name in ("image_size", "channels", "num_classes", "value_range")}
+    images = {name: run.config.data[name] for name in ("image_size", "channels", "num_classes")}
+    images["value_range"] = run.config.data.get("value_range")
     for name in ("image_size", "channels"):
         if options[name] not in (None, images[name]):
             raise UserError(f"data.{name}", options[name], f"is not the {images[name]} that {str(workdir)!r} takes")

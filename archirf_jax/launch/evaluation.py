@@ -206,7 +206,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         sampling.check_classes(run, dataset)
     size = -(-batch_size // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
-    return RealImages(dataset, known, size, place), {name: data[name] for name in names}
+    return RealImages(dataset, known, size, place), {name: data.get(name) for name in names}
 
 
 def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
