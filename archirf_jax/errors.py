@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 UNSAID: Any = object()
-LONGEST = 200  # characters of a value in a message
+LONGEST = 160  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -30,7 +30,7 @@ class UserError(ValueError):
 
     def render(self, name: str | None) -> str:
         """The line, with the field under another name."""
-        given = "" if self.value is UNSAID else f"{_shortened(repr(self.value))} "
+        given = "" if self.value is UNSAID else f"{_shortened(repr(self.value).replace(chr(10), ' ').strip())} "
         return f"{name}: {given}{self.message}" if name else self.message
 
 
@@ -43,6 +43,12 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest allowed name, '' where none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in a message, the first `most` of them and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def printable(text: str) -> str:

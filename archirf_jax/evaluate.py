@@ -6,14 +6,13 @@ added as one line of JSON to WORKDIR/evaluations.jsonl. docs/evaluation.md says 
 
 from __future__ import annotations
 
-import os
 import pathlib
 import types
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch.cli import Command, write_json
 from archirf_jax.launch.flags import JSON, Flag
-from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
+from archirf_jax.launch.run_flags import RUN, SAMPLING, VALUE_RANGE, guides_of, how, opened, value_range
 
 # The real images; defaults are those of the run's config.data.
 DATA = {
@@ -45,6 +44,7 @@ COMMAND = Command(
     Flag("split", "TFDS split or part of one, such as test or train[80%:]", field="data.split"),
     Flag("label_key", "TFDS feature with the class", field="data.label_key"),
     Flag("skip_unreadable", "leave unreadable images of a folder out", bool, field="data.skip_unreadable"),
+    VALUE_RANGE,
 )
 
 
@@ -52,12 +52,12 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, measure, report."""
     from absl import logging
 
+    from archirf_jax.files import check_rows
     from archirf_jax.launch import evaluation
 
     run = opened(args)
     path = args.workdir / evaluation.FILE
-    if path.is_dir() or not os.access(path if path.exists() else args.workdir, os.W_OK):
-        raise UserError("workdir", str(path), "cannot be written, and the figures are added to it")
+    check_rows(path, "workdir")
     wanted = evaluation.metrics_of(run, args.metrics)
     for metric, own in OWN.items():
         for name in own:
@@ -65,6 +65,9 @@ def main(args: types.SimpleNamespace) -> None:
                 raise UserError(f"--{name}: belongs to --metrics={metric}; leave it out")
     changes = how(args)
     config = run.task.sampling.replace(**changes) if "samples" in wanted else None  # type: ignore[attr-defined]
+    data = {field: getattr(args, flag) for flag, field in DATA.items() if getattr(args, flag) is not None}
+    if args.value_range is not None:
+        data["value_range"] = value_range(args.value_range)
     row = evaluation.evaluate_run(
         run,
         wanted,
@@ -74,7 +77,7 @@ def main(args: types.SimpleNamespace) -> None:
         levels=args.levels,
         ode_steps=args.ode_steps,
         probes=args.probes,
-        data={field: getattr(args, flag) for flag, field in DATA.items() if getattr(args, flag) is not None},
+        data=data,
         config=config,
         guides=guides_of(args, run, config) if config else evaluation.sampling.ALONE,
         conditions=args.conditions and pathlib.Path(args.conditions),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -54,6 +55,23 @@ def append_line(path: pathlib.Path, line: str) -> None:
             content = content[file.write(content) :]
 
 
+def cache(name: str) -> pathlib.Path:
+    """The folder of this name in the user's cache directory, for things that can be made again."""
+    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
+    return pathlib.Path(home) / "archirf_jax" / name
+
+
+def check_rows(path: pathlib.Path, field: str) -> None:
+    """Make sure, before any work, that a line can be appended.
+
+    Raises:
+        UserError: it is a link or not a regular file, or cannot be written.
+    """
+    regular = path.is_file() and not path.is_symlink()
+    if not (regular or not os.path.lexists(path)) or not os.access(path if regular else path.parent, os.W_OK):
+        raise UserError(field, str(path), "cannot be written, and rows are added to it; it must be a file of its own")
+
+
 def expand(text: str, field: str) -> pathlib.Path:
     """The path that a user gave, with "~" and "~name" as their home directories.
 
@@ -77,11 +95,11 @@ def expand(text: str, field: str) -> pathlib.Path:
     return path
 
 
-def check_output(path: pathlib.Path, field: str, *suffixes: str) -> None:
-    """Make sure, before any work, that a file can be written.
+def check_output(path: pathlib.Path, field: str, *suffixes: str, room: int = 0) -> None:
+    """Make sure, before any work, that a file of `room` bytes can be written.
 
     Raises:
-        UserError: it has another suffix, or cannot be written.
+        UserError: it has another suffix, or cannot be written, or the disk is too full.
     """
     if path.suffix not in suffixes:
         raise UserError(field, str(path), f"must end in {' or '.join(suffixes)}")
@@ -92,8 +110,33 @@ def check_output(path: pathlib.Path, field: str, *suffixes: str) -> None:
         part = path.with_name(f"{path.name}.part")
         part.touch()
         part.unlink()
+        _check_room(path, field, room)
     except OSError as e:
         raise UserError(field, str(path), f"cannot be written: {e.strerror or e}") from e
+
+
+def check_output_folder(path: pathlib.Path, field: str, room: int = 0) -> None:
+    """Make sure, before any work, that files of `room` bytes together can be written into an empty or a new folder.
+
+    Raises:
+        UserError: it holds something, or cannot be written, or the disk is too full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if (found := next(path.iterdir(), None)) is not None:
+            raise UserError(
+                field, str(path), f"is a folder that is not empty (it holds {found.name!r}); name a new one"
+            )
+        check_output(path / "part", field, "", room=room)
+    except OSError as e:
+        raise UserError(field, str(path), f"cannot be written: {e.strerror or e}") from e
+
+
+def _check_room(path: pathlib.Path, field: str, room: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if room > free:
+        what = f"takes up to {room / 2**20:,.0f} MiB, and the disk has {free / 2**20:,.0f}; make room, or draw fewer"
+        raise UserError(field, str(path), what)
 
 
 def check_run_directory(path: pathlib.Path, field: str) -> None:

@@ -31,7 +31,7 @@ def main(args: types.SimpleNamespace) -> None:
     from archirf_jax.data.feeds import make_feed
     from archirf_jax.data.pipeline import load
     from archirf_jax.files import check_output
-    from archirf_jax.launch import fields, runs
+    from archirf_jax.launch import fields, runs, training
     from archirf_jax.tasks.building import make_task, resolve
     from archirf_jax.training import range_test
 
@@ -51,7 +51,7 @@ def main(args: types.SimpleNamespace) -> None:
     frozen = {name: run.params for name, run in frozen_runs.items()}
     task, feed = make_task(config, frozen_runs), make_feed(dataset, config)
     check_output(out, "out", ".png")
-    found = range_test.sweep(task, feed, config, frozen)
+    found = range_test.sweep(task, feed, config, frozen, training.initial_weights(config, task))
     suggestion = range_test.conclude(found, out)
     if args.json:
         write_json(dataclasses.asdict(suggestion))

@@ -14,7 +14,7 @@ from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import WORKDIR, Flag
 
 SOURCES = (
-    *("dit", "sd3", "adm", "adm-superres", "adm-classifier", "edm2"),
+    *("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2"),
     *("vae", "vae-compvis", "vq", "vq-compvis", "taesd", "lpips"),
 )
 # Fields that shapes do not always determine; for weights of a published model its values are known.

@@ -5,6 +5,7 @@ Train what the configuration describes; the same command goes on where it stoppe
 
 from __future__ import annotations
 
+import pathlib
 import shlex
 import types
 from typing import Any
@@ -18,6 +19,7 @@ COMMAND = Command(
     __doc__,
     CONFIG,
     WORKDIR,
+    Flag("init_from", "run whose weights the training begins with: --config.init_from", pathlib.Path),
     Flag("profile", "record what the devices do in these steps, such as 100..110"),
     Flag("change_config", "go on with a run though it began with another configuration", bool, False),
     Flag("replay", "run the step again at which the run was stopped, layer by layer", bool, False),
@@ -32,6 +34,8 @@ def main(args: types.SimpleNamespace) -> int:
     from archirf_jax.launch import distributed, fields
     from archirf_jax.training.profiling import Profile, parse
 
+    if args.init_from is not None:
+        args.config.init_from = str(args.init_from)
     fields.check(args.config)
     profile = Profile(args.workdir, parse(args.profile) if args.profile else None)
     if args.replay:

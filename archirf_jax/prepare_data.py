@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from archirf_jax.errors import UserError
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import Flag
+from archirf_jax.launch.run_flags import VALUE_RANGE, value_range
 
 if TYPE_CHECKING:
     from archirf_jax.data.class_embeddings import Features
@@ -29,6 +30,7 @@ OPTIONS = (
     Flag("split", "split whose images are averaged, or a part such as train[:80%]", str, "train", field="data.split"),
     Flag("label_key", "feature that holds the class", str, "label", field="data.label_key"),
     Flag("skip_unreadable", "leave unreadable images of a folder out", bool, False, field="data.skip_unreadable"),
+    VALUE_RANGE,
 )
 COMMAND = Command(
     __doc__,
@@ -69,6 +71,8 @@ def embed_classes(name: str, directory: str, network: pathlib.Path, out: pathlib
     compute, images = _network(network, options)
     known = images.pop("num_classes", None)
     reading = {key: options[key] for key in ("split", "label_key", "skip_unreadable")}
+    if options["value_range"] is not None:
+        images["value_range"] = value_range(options["value_range"])
     dataset = data.load(name, dir=directory, **reading, **images)
     if known not in (None, dataset.num_classes):
         what = f"is a classifier of {known} classes, but {name!r} has {dataset.num_classes}"
@@ -106,7 +110,7 @@ def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[Features, d
     from archirf_jax.launch import features
 
     run = features.of_run(workdir)
-    images = {name: run.config.data[name] for name in ("image_size", "channels", "num_classes")}
+    images = {name: run.config.data[name] for name in ("image_size", "channels", "num_classes", "value_range")}
     for name in ("image_size", "channels"):
         if options[name] not in (None, images[name]):
             raise UserError(f"data.{name}", options[name], f"is not the {images[name]} that {str(workdir)!r} takes")

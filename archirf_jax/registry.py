@@ -7,12 +7,14 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import pathlib
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from archirf_jax.errors import UserError, nearest
 
@@ -61,7 +63,8 @@ def build(
 
     Raises:
         UserError: there is no such module, it lies below a refused directory or its packages are not installed; a
-            field that its `build` does not have, or one that it needs and did not get; a result of another kind.
+            field that its `build` does not have, one that it needs and did not get, or a value of another type than
+            the field's; a result of another kind.
     """
     make, given = _maker(room, field, name), dict(fields or {})
     try:
@@ -72,6 +75,8 @@ def build(
     hidden = {"parent", "name", *(offered or {})}  # the first two are Linen's
     known = {key: value for key, value in parameters.items() if key not in hidden}
     _check_fields(field.rpartition(".")[0], name, known, given)
+    for key, value in given.items():
+        _check_type(f"{field.rpartition('.')[0]}.{key}", value, _hint(make, known.get(key)))
     made = make(**given, **objects)
     if kind is not None:
         _check_kind(field, name, made, kind)
@@ -92,7 +97,9 @@ def refuse_below(*directories: str | pathlib.Path) -> contextlib.ExitStack:
     return stack
 
 
-def _maker(room: ModuleType, field: str, name: str) -> Callable[..., Any]:
+def _maker(room: ModuleType, field: str, name: Any) -> Callable[..., Any]:
+    if not isinstance(name, str):
+        raise UserError(field, name, "must be the name of a file or of a module of your own")
     try:
         module = _own(field, name) if "." in name else _of_room(room, name)
     except ImportError as e:
@@ -117,6 +124,43 @@ def _check_fields(group: str, name: str, known: Mapping[str, inspect.Parameter],
     for key, parameter in plain.items():
         if parameter.default is parameter.empty and key not in given:
             raise UserError(f"{prefix}{key}", message=f"{name} needs this field and it has no default")
+
+
+def _hint(make: Any, parameter: inspect.Parameter | None) -> Any:
+    """The type that a parameter of `make` is declared with; Any where it is not known."""
+    if parameter is None or parameter.annotation is parameter.empty:
+        return Any
+    for owner in getattr(make, "__mro__", (make,)):  # the class that declares it knows the names in it
+        module = sys.modules.get(getattr(owner, "__module__", ""))
+        with contextlib.suppress(NameError, TypeError, AttributeError, SyntaxError):
+            declared = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+            return get_type_hints(declared, vars(module))[parameter.name]
+    return Any
+
+
+def _check_type(field: str, value: Any, hint: Any) -> None:
+    """Raise a UserError if the value is certainly not of the declared type; a list may stand for a tuple."""
+    if not _fits(value, hint):
+        shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise UserError(field, value, f"is not of the type that the field has, {shown}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if (origin or hint) is tuple and inner:
+        each = itertools.repeat(inner[0]) if inner[1:] == (...,) else inner
+        fits = isinstance(value, tuple | list) and (inner[1:] == (...,) or len(value) == len(inner))
+        return fits and all(_fits(item, kind) for item, kind in zip(value, each, strict=False))
+    kinds: dict[Any, Any] = {
+        **{int: int, float: (int, float), bool: bool, str: str, tuple: (tuple, list)},
+        **{dict: Mapping, Mapping: Mapping, type(None): type(None)},
+    }
+    wanted = kinds.get(origin or hint)
+    return wanted is None or isinstance(value, wanted) and (hint is bool or not isinstance(value, bool))
 
 
 def _check_kind(field: str, name: str, made: Any, kind: Kind) -> None:

@@ -1,7 +1,8 @@
 """python -m archirf_jax.sample --workdir=runs/dit_rf --labels=0-9 --per_class=8 --out=samples.png
 
-Draw images from a run's averaged weights: a grid (.png), an animation (.gif), or arrays (.npz). With --to_seed,
---image, --image_to and --mask: between two noises or two images, starting from an image, or filling a hole of one.
+Draw images from a run's averaged weights: a grid (.png), an animation (.gif), arrays (.npz), or one PNG an image in a
+new folder (a name that ends in /). With --to_seed, --image, --image_to and --mask: between two noises or two images,
+starting from an image, or filling a hole of one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import types
 from typing import Any
 
 from archirf_jax.errors import UserError
+from archirf_jax.files import check_output, check_output_folder, expand
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
@@ -21,7 +23,8 @@ COMMAND = Command(
     *SAMPLING,
     Flag("labels", "classes to draw, such as 0-9, 0,3,7-8 or cat,dog; default: all, at most ten"),
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
-    Flag("out", "file to write: .png, .gif or .npz", pathlib.Path, "samples.png"),
+    Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
+    Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
     Flag("image", "start from this image: a file, or the number of a training image"),
@@ -29,6 +32,8 @@ COMMAND = Command(
     Flag("mask", "fill the white part of this image, or left, right, top, bottom of --image"),
 )
 FORMATS = (".png", ".gif", ".npz")
+FOLDER = "/"
+BLOCK = 4096  # bytes that a small file takes on a disk
 HALVES = ("left", "right", "top", "bottom")
 STRENGTH = 0.6  # where --image is given without one
 
@@ -56,11 +61,24 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
     return labels
 
 
-def check(args: types.SimpleNamespace) -> None:
+def place(text: str) -> tuple[pathlib.Path, str]:
+    """What --out means: a path, and one of FORMATS or FOLDER.
+
+    Raises:
+        UserError: another ending, or no path.
+    """
+    path = expand(text, "out")
+    kind = FOLDER if text.endswith(FOLDER) or path.is_dir() else path.suffix
+    if kind not in (*FORMATS, FOLDER):
+        raise UserError("out", text, f"must end in one of {', '.join(FORMATS)}, or in / for a folder of PNGs")
+    return path, kind
+
+
+def check(args: types.SimpleNamespace, kind: str) -> None:
     """Raise a UserError for flags that do not go together."""
     image, edited = args.image is not None, args.image is not None or args.to_seed is not None
-    if args.out.suffix not in FORMATS:
-        raise UserError("out", str(args.out), f"must end in one of {', '.join(FORMATS)}")
+    if args.arr_0 and (kind != ".npz" or image):
+        raise UserError("arr_0", message="belongs to an --out that ends in .npz, without --image")
     if not image and (args.strength, args.mask, args.image_to) != (None, None, None):
         raise UserError("image", message="is missing, and --strength, --mask and --image_to need an image")
     if sum(value is not None for value in (args.strength, args.mask, args.image_to, args.to_seed)) > 1:
@@ -69,7 +87,7 @@ def check(args: types.SimpleNamespace) -> None:
         raise UserError("--image and --to_seed: give one at a time")
     if args.image_to is not None and args.labels is not None:
         raise UserError("labels", args.labels, "does not go with --image_to, which has no labels; leave it out")
-    if args.stride is not None and (edited or args.out.suffix != ".gif"):
+    if args.stride is not None and (edited or kind != ".gif"):
         raise UserError("stride", args.stride, "belongs to an --out that ends in .gif, without --image and --to_seed")
 
 
@@ -77,45 +95,78 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, draw, write."""
     from absl import logging
 
-    from archirf_jax.files import check_output
-    from archirf_jax.launch import sampling, sheets
-    from archirf_jax.visuals import pictures
+    from archirf_jax.launch import outputs, sampling, sheets
 
-    check(args)
+    out, kind = place(args.out)
+    check(args, kind)
     changes: dict[str, Any] = how(args)
     if args.image is not None and (args.mask, args.image_to) == (None, None):
         changes = {"strength": STRENGTH} | changes
     run = opened(args)
     if args.image is not None and hasattr(run.task, "reconstruct"):
-        check_output(args.out, "out", *FORMATS)
-        sheets.write(sheets.reconstructed(run, sheets.image(run, "image", args.image)), [0], args.out)
-        logging.info("image and reconstruction of step %d in %s", run.step, args.out)
-        return
+        return reconstruct(run, args.image, out, kind)
     task = sampling.diffusion(run)
-    if args.out.suffix != ".npz" and run.config.data.channels not in sampling.CHANNELS:
-        what = f"cannot show {run.config.data.channels} channels; give a file that ends in .npz"
-        raise UserError("out", str(args.out), what)
+    if (kind != ".npz" or args.arr_0) and run.config.data.channels not in sampling.CHANNELS:
+        what = f"cannot hold images of {run.config.data.channels} channels; give an .npz, without --arr_0"
+        raise UserError("out", args.out, what)
     config = task.sampling.replace(**changes)
-    labels = parse_labels(args.labels, list(run.config.get("identity", {}).get("class_names", [])))
-    rows = sampling.rows(run, labels, args.per_class, args.seed, args.conditions, config.asks_null)
+    names = list(run.config.get("identity", {}).get("class_names", []))
+    rows = sampling.rows(
+        run, parse_labels(args.labels, names), args.per_class, args.seed, args.conditions, config.asks_null
+    )
     sheet = sheets.Sheet(run, config, rows, args.per_class, guides_of(args, run, config, rows), args.batch_size)
-    check_output(args.out, "out", *FORMATS)
-    if args.out.suffix != ".npz":
-        pictures.check_side("labels", len(rows.labels), run.config.data.image_size)
-        pictures.check_side("per_class", args.per_class, run.config.data.image_size)
-    pixels, shown = draw(args, sheet, task)
-    sheets.write(pixels, shown, args.out)
-    logging.info("images of step %d in %s", run.step, args.out)
+    check_room(out, kind, sheet)
+    names = [] if args.conditions else [*names, "none"]
+    if kind == FOLDER and (args.image, args.to_seed) == (None, None):
+        outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
+    else:
+        pixels, shown = draw(args, kind, sheet, task)
+        if kind == FOLDER:
+            texts = outputs.texts_of(shown, pixels.shape[1], names)
+            outputs.write_each([pixels.reshape(-1, *pixels.shape[2:])], texts, out)
+        else:
+            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES)
+    logging.info("images of step %d in %s", run.step, out)
 
 
-def draw(args: types.SimpleNamespace, sheet: Any, task: Any) -> tuple[Any, list[int]]:
+def reconstruct(run: Any, image: str, out: pathlib.Path, kind: str) -> None:
+    """Write an image and what an autoencoder makes of it."""
+    from absl import logging
+
+    from archirf_jax.launch import outputs, sheets
+
+    check_output_folder(out, "out") if kind == FOLDER else check_output(out, "out", *FORMATS)
+    pixels = sheets.reconstructed(run, sheets.image(run, "image", image))
+    if kind == FOLDER:
+        outputs.write_each(pixels, ("image", "reconstruction"), out)
+    else:
+        outputs.write(pixels, [0], out)
+    logging.info("image and reconstruction of step %d in %s", run.step, out)
+
+
+def check_room(out: pathlib.Path, kind: str, sheet: Any) -> None:
+    """Raise a UserError if what is going to be drawn cannot be written."""
+    from archirf_jax.launch import sampling
+    from archirf_jax.visuals import pictures
+
+    data, count = sheet.run.config.data, len(sheet.rows.labels) * sheet.columns
+    size = data.image_size**2 * data.channels * (1 if data.channels in sampling.CHANNELS else 4)
+    if kind == FOLDER:
+        return check_output_folder(out, "out", room=count * max(size, BLOCK))
+    check_output(out, "out", *FORMATS, room=count * size if kind == ".npz" else 0)
+    if kind != ".npz":
+        pictures.check_side("labels", len(sheet.rows.labels), data.image_size)
+        pictures.check_side("per_class", sheet.columns, data.image_size)
+
+
+def draw(args: types.SimpleNamespace, kind: str, sheet: Any, task: Any) -> tuple[Any, list[int]]:
     """((rows, columns, H, W, C) uint8, with a stride (states, rows, columns, H, W, C); the label of each row)."""
     from archirf_jax.launch import sheets
 
     if args.to_seed is not None:
         return sheets.between_noises(sheet, args.to_seed), sheet.rows.labels
     if args.image is None:
-        return sheets.fresh(sheet, (args.stride or 1) if args.out.suffix == ".gif" else 0), sheet.rows.labels
+        return sheets.fresh(sheet, (args.stride or 1) if kind == ".gif" else 0), sheet.rows.labels
     image = sheets.image(sheet.run, "image", args.image)
     if args.image_to is not None:
         other = sheets.image(sheet.run, "image_to", args.image_to)

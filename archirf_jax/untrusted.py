@@ -95,6 +95,25 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return np.frombuffer(bytearray(content), dtype).reshape(shape, order="F" if fortran else "C")
 
 
+def finite(array: np.ndarray) -> bool:
+    """Whether an array holds real numbers alone, all of them finite as the float32 that is computed with."""
+    if array.dtype.kind not in "biuf":
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32)).all())
+
+
+def check_files(folder: pathlib.Path) -> None:
+    """Make sure that nothing in a folder that a library reads is a pipe or a device, which it would wait for.
+
+    Raises:
+        Unreadable: one is.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise Unreadable(f"{path.name} is not a regular file")
+
+
 def _check_regular(path: pathlib.Path) -> None:
     if path.exists() and not path.is_file():
         raise OSError("it is not a regular file")

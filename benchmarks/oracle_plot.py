@@ -43,7 +43,7 @@ def lines(row: Row, columns: tuple[Column, ...] = COLUMNS, steps: tuple[int, ...
 
 
 def _error(row: Row, column: Column, denoise: Any, steps: int) -> float:
-    rng, first = np.random.default_rng(steps), start(row, column)
+    rng, first = np.random.default_rng(steps), start(row)
     count = FEW if column.order else MANY
     x = float(row.process.sigma(np.asarray(first))) * rng.normal(size=(count, 1, 1, 1))
     noise: forms.Noise = forms.no_noise if column.order else (lambda i, shape: rng.normal(size=shape))

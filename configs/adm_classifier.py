@@ -41,6 +41,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.beta_start = None  # first beta; None = the schedule's published one, times 1000 / T
         process.beta_end = None  # last beta; None = the schedule's published one, times 1000 / T
         process.prediction = "eps"  # as the networks that it guides
+        process.zero_terminal_snr = False  # end at noise alone; for x0 and v
         process.variance = "learned_range"  # as the networks that it guides
         process.respacing = None  # train on these steps alone, such as "250"
 

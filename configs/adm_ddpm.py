@@ -42,6 +42,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         process.beta_start = None  # first beta; None = the schedule's published one, times 1000 / T
         process.beta_end = None  # last beta; None = the schedule's published one, times 1000 / T
         process.prediction = "eps"  # what the network predicts: eps, x0 or v
+        process.zero_terminal_snr = False  # end at noise alone; for x0 and v
         process.variance = "learned_range"  # of ancestral steps: fixed_small, fixed_large or learned_range
         process.respacing = None  # train on these steps alone, such as "250"
 

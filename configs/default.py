@@ -51,7 +51,7 @@ def choose(variant: str, variants: Iterable[str]) -> str:
         ValueError: it is not one of the variants; lists them.
     """
     if variant not in variants:
-        raise ValueError(f"there is no variant {variant!r}; choose one of {', '.join(variants)}")
+        raise ValueError(f"does not have this variant; choose one of {', '.join(variants)}")
     return variant
 
 
@@ -65,6 +65,9 @@ def get_config(data_set: str = "") -> ConfigDict:
     config.accumulation = 1  # parts in which a batch is computed, one after the other, to save memory
     config.steps_per_dispatch = 50  # most steps that the device runs before the host looks again
 
+    # Run, trained or imported, whose weights the network begins with where they fit by name and shape; None = drawn.
+    config.init_from = None
+
     config.data = data = ConfigDict()
     data.name = "digits"  # TFDS name, or folder:PATH
     data.dir = "data"  # folder of prepared TFDS sets
@@ -73,6 +76,8 @@ def get_config(data_set: str = "") -> ConfigDict:
     data.image_size = 8  # pixels a side after crop and resize
     data.channels = 1  # 1 grey, 3 RGB
     data.num_classes = None  # None = as many as the set has; the run's saved configuration holds the number
+    # Levels (lo, hi) of the files that become -1 and 1, those outside clipped: (0, 4095) for 12 bits in 16.
+    data.value_range = None  # None = what the format says
     data.flip = False  # mirror images at random
     data.device_cache_mib = 2048  # MiB; sets whose decoded images take at most this much lie on the device
     data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing
@@ -89,6 +94,7 @@ def get_config(data_set: str = "") -> ConfigDict:
     process.path = "linear"  # from data to noise: linear (rectified flow), vp or gvp
     process.prediction = "velocity"  # what the network predicts: velocity, x0, eps or v
     process.time_scale = 1000.0  # the network is conditioned on time_scale * t
+    process.towards = "noise"  # where network time and velocity point to; "data" for SiT
 
     config.objective = objective = ConfigDict()
     objective.name = "regression"  # a file of archirf_jax/objectives, and its attributes

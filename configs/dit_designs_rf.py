@@ -34,7 +34,13 @@ def get_config(variant: str = "adaln_zero") -> ConfigDict:
         model.dtype = "float32"  # of the computation: float32, bfloat16 or float16, which scales its losses
 
         config.process = ConfigDict(
-            {"name": "rectified_flow", "path": "linear", "prediction": "velocity", "time_scale": 1000.0}
+            {
+                "name": "rectified_flow",
+                "path": "linear",
+                "prediction": "velocity",
+                "time_scale": 1000.0,
+                "towards": "noise",
+            }
         )
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
         config.optimizer.update(name="adamw", learning_rate=2e-3, clip_norm=1.0)

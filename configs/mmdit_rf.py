@@ -50,7 +50,13 @@ def get_config(variant: str = "digits") -> ConfigDict:
         model.dtype = "float32" if variant in ("digits", "mnist") else "bfloat16"
 
         config.process = ConfigDict(
-            {"name": "rectified_flow", "path": "linear", "prediction": "velocity", "time_scale": 1000.0}
+            {
+                "name": "rectified_flow",
+                "path": "linear",
+                "prediction": "velocity",
+                "time_scale": 1000.0,
+                "towards": "noise",
+            }
         )
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
 

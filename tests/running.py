@@ -224,13 +224,13 @@ def _digits(data: str) -> Any:
     return load(ml_collections.ConfigDict(json.loads(data)))
 
 
-def _check_step(task: Any, config: Any) -> None:
+def _check_step(task: Any, config: Any) -> frozenset[str]:
     if task not in _checked:
-        check_step(task, config)
-        _checked.append(task)
+        _checked[task] = check_step(task, config)
+    return _checked[task]
 
 
-_checked: list[Any] = []
+_checked: dict[Any, frozenset[str]] = {}
 # What commands in this process make once for many calls.
 STAND_INS: dict[str, Any] = {
     "archirf_jax.data.pipeline.load": _load,

@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,58 @@ def test_a_field_that_is_needed_and_missing_is_named() -> None:
     with pytest.raises(UserError) as caught:
         registry.build(models, "model.name", "adm_classifier", {"image_size": 8})
     assert caught.value.field == "model.num_classes"
+
+
+TYPES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "whole": ((3, -1), (1.5, "3", True, None, [3], {})),
+    "number": ((3, 1.5), ("3", False, None, (1.5,), {})),
+    "word": (("", "two"), (3, None, ["two"], {})),
+    "switch": ((True, False), (1, 0, "true", None)),
+    "perhaps": ((None, 4), (1.5, "4", [])),
+    "pair": (((1, 2.5), [1, 2]), (1, (1,), (1, 2, 3), (1, "2"), None)),
+    "several": (((), [1, 2, 3]), (1, "12", ("1",), {})),
+    "chosen": (("a", "b"), ("c", 1, None)),
+    "table": (({}, {"a": 1}), ([], "a", 1)),
+    "anything": ((None, 3, "x", [], {}), ()),
+    "undeclared": ((None, 3, "x", [], {}), ()),
+    "unknown": ((None, 3, "x", [], {}), ()),
+}
+
+
+@pytest.mark.parametrize("key", TYPES)
+@pytest.mark.parametrize("kind", ["function", "class"])
+def test_a_value_has_the_type_that_its_field_is_declared_with(
+    kind: str, key: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = {
+        **{"whole": "int", "number": "float", "word": "str", "switch": "bool", "perhaps": "int | None"},
+        **{"pair": "tuple[float, float]", "several": "tuple[int, ...]", "chosen": "Literal['a', 'b']"},
+        **{"table": "Mapping[str, int]", "anything": "Any", "unknown": "Nowhere"},
+    }
+    fields = [f"{name}: {declared[name]} = None" if name in declared else f"{name}=None" for name in TYPES]
+    start = "from __future__ import annotations\nfrom collections.abc import Mapping\nfrom typing import *\n\n"
+    if kind == "function":
+        text = f"def build({', '.join(fields)}):\n    return 3\n"
+    else:
+        text = f"class build:\n    def __init__(self, {', '.join(fields)}):\n        pass\n"
+    (tmp_path / f"typed_{kind}.py").write_text(start + text)
+    (tmp_path / "typed").mkdir()
+    (tmp_path / f"typed_{kind}.py").rename(tmp_path / "typed" / f"of_{kind}_{key}.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    right, wrong = TYPES[key]
+    for value in right:
+        registry.build(models, "kitchen.name", f"typed.of_{kind}_{key}", {key: value})
+    for value in wrong:
+        with pytest.raises(UserError) as caught:
+            registry.build(models, "kitchen.name", f"typed.of_{kind}_{key}", {key: value})
+        assert caught.value.field == f"kitchen.{key}"
+
+
+@pytest.mark.parametrize("name", [None, 3, 1.5, True, ["dit"], {}])
+def test_a_name_is_text(name: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        registry.build(models, "model.name", name)
+    assert caught.value.field == "model.name"
 
 
 def test_the_fields_of_a_network_are_those_of_its_file_and_not_of_linen() -> None:

@@ -6,10 +6,15 @@ import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError
+
+UNKNOWN = np.uint64(0)  # the stamp of a file that is not there
 
 
 class FolderSource:
@@ -18,6 +23,10 @@ class FolderSource:
     Classes are sorted by name, those named by numbers as numbers and first. A part of the folder, such as the first
     80 % of "train[:80%]", consists of the files whose names' hashes lie in it: what is added to the folder later, or
     removed, moves no other file from one part to another.
+
+    Attributes:
+        path: of the folder.
+        split: which part of it.
     """
 
     checked = False
@@ -43,7 +52,7 @@ class FolderSource:
         files = [[file for file in found if part.holds(file.relative_to(path))] for found in files]
         if not any(files):
             raise UserError("data.split", split, f"holds no image of {str(path)!r}; take a larger part")
-        self._path = path
+        self.path, self.split = path, split
         self._files = [file for found in files for file in found]
         self._labels = [label for label, found in enumerate(files) for _ in found] if labelled else None
         self.class_names = names if labelled else []
@@ -61,8 +70,26 @@ class FolderSource:
 
     def digest(self) -> str:
         """A digest of class names, and names and sizes of files; where the folder lies does not change it."""
-        files = ((str(file.relative_to(self._path)), _size(file)) for file in self._files)
+        files = ((str(file.relative_to(self.path)), found and found[0]) for file, found in self._sizes_and_times())
         return digest([self.class_names, len(self), *files])
+
+    def stamps(self) -> np.ndarray:
+        """(N,) uint64, each a hash of a file's name, size and time of modification; UNKNOWN where it is not there."""
+        stamps = np.full(len(self), UNKNOWN)
+        for i, (file, found) in enumerate(self._sizes_and_times()):
+            if found is not None:
+                said = repr((str(file.relative_to(self.path)), *found)).encode("utf-8", "surrogateescape")
+                stamps[i] = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
+        return stamps
+
+    def _sizes_and_times(self) -> Iterator[tuple[pathlib.Path, tuple[int, int] | None]]:
+        """Files with size and nanosecond of modification; None for those that are not there or links to nothing."""
+        for file in self._files:  # such a file is named when it is decoded
+            try:
+                status = file.stat()
+                yield file, (status.st_size, status.st_mtime_ns)
+            except OSError:
+                yield file, None
 
 
 class Part(NamedTuple):
@@ -109,10 +136,3 @@ def _files(folder: pathlib.Path, seen: dict[pathlib.Path, pathlib.Path]) -> list
     for entry in _visible(folder):
         found += _files(entry, seen) if entry.is_dir() else [entry]
     return found
-
-
-def _size(file: pathlib.Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except OSError:  # gone, or a link to nothing: such a file is named when it is decoded
-        return None

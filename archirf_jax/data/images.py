@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from archirf_jax.errors import UserError
 
 RawImage = bytes | pathlib.Path | np.ndarray  # an encoded image, its file, or (H, W, C) uint8
+ValueRange = tuple[float, float]  # the levels in a file that are black and white
 MODES = {1: "L", 3: "RGB"}
 # Raster formats alone: Pillow hands PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -21,7 +22,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Imag
 HALF_A_LEVEL = 0.5 / 255
 
 
-def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
+def decode(image: RawImage, size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
     """An image of any size and mode as uint8 (size, size, channels).
 
     Camera orientation is applied, transparency is laid on white, the largest centred square is cut out and resized
@@ -31,6 +32,8 @@ def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
         image: encoded bytes, a path, or an array (H, W, 1 or 3) uint8.
         size: side in pixels.
         channels: 1 (grey) or 3 (RGB).
+        value_range: levels lo < hi, which become 0 and 255; those between lie on a line, those outside are clipped.
+            None = the format's own: 0 to 255 of 8 bits, 0 to 65535 of 16 and 32 bits, 0 to 1 of floats.
 
     Raises:
         OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError: what Pillow says of
@@ -38,7 +41,9 @@ def decode(image: RawImage, size: int, channels: int) -> np.ndarray:
         UserError: other channels.
     """
     check_channels(channels)
-    pil_image = _on_white(_eight_bits(_opened(image))).convert(MODES[channels])
+    pil_image = _opened(image)
+    pil_image = _eight_bits(pil_image) if value_range is None else _ranged(pil_image, channels, *value_range)
+    pil_image = _on_white(pil_image).convert(MODES[channels])
     side = min(pil_image.size)
     if pil_image.size != (side, side):
         left, top = (pil_image.width - side) // 2, (pil_image.height - side) // 2
@@ -54,7 +59,9 @@ def check_channels(channels: int) -> None:
         raise UserError("data.channels", channels, "must be 1 (grey) or 3 (RGB)")
 
 
-def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndarray:
+def read_image(
+    image: RawImage, size: int, channels: int, field: str, value_range: ValueRange | None = None
+) -> np.ndarray:
     """`decode` as float32 in [-1, 1], for an image that a user named.
 
     Raises:
@@ -62,7 +69,7 @@ def read_image(image: RawImage, size: int, channels: int, field: str) -> np.ndar
     """
     check_channels(channels)
     try:
-        return to_float(decode(image, size, channels))
+        return to_float(decode(image, size, channels, value_range))
     except UNREADABLE as e:
         name = f"{str(image)!r} " if isinstance(image, pathlib.Path) else ""
         raise UserError(field, message=f"{name}is not a readable image: {' '.join(str(e).split())}") from e
@@ -100,9 +107,29 @@ def _eight_bits(pil_image: Any) -> Any:
     if not (-HALF_A_LEVEL <= least and most <= 1 + HALF_A_LEVEL) or too_dark:
         raise ValueError(
             f"its levels lie between {values.min():g} and {values.max():g}, where 0 is black and {top:g} is white; "
-            "convert it to 8 bits"
+            "say by data.value_range=(lo, hi) which levels are black and white, or convert it to 8 bits"
         )
-    return Image.fromarray(np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+    return _grey(values / top)
+
+
+def _ranged(pil_image: Any, channels: int, low: float, high: float) -> Any:
+    """Levels from low to high as 8 bits."""
+    if not pil_image.mode.startswith(("I", "F")):
+        # Such as colours of 16 bits, of which Pillow reads the upper 8, or an 8-bit copy among pictures of 12 bits.
+        if high - low > 2 * 255:
+            raise ValueError(
+                f"it is read as 8 bits, and levels 0 to 255 are less than half of data.value_range=({low:g}, {high:g})"
+            )
+        pil_image = _on_white(pil_image).convert(MODES[channels])
+    values = np.asarray(pil_image, np.float64)
+    if np.isnan(values).any():
+        raise ValueError("it holds nan")
+    return _grey((values - low) / (high - low))
+
+
+def _grey(shares: np.ndarray) -> Any:
+    """Shares of white (H, W) or (H, W, 3), cut to 0..1, as 8 bits."""
+    return Image.fromarray(np.round(np.clip(shares, 0, 1) * 255).astype(np.uint8))
 
 
 def _on_white(pil_image: Any) -> Any:

@@ -20,6 +20,7 @@ SETTINGS: dict[str, Any] = {  # of `config.data` where nothing else is given
     "split": "train",
     "label_key": "label",
     "num_classes": None,
+    "value_range": None,
     "flip": False,
     "device_cache_mib": 2048,
     "skip_unreadable": False,
@@ -36,6 +37,7 @@ def load(
     flip: bool = False,
     label_key: str | None = "label",
     skip_unreadable: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Dataset:
     """A TFDS set, prepared first if it is not.
 
@@ -48,6 +50,8 @@ def load(
         flip: mirror images at random.
         label_key: feature that holds the label; None = no labels.
         skip_unreadable: leave out images that cannot be read.
+        value_range: levels (lo, hi) of the files that become -1 and 1, such as (0, 4095) of 12 bits; those outside are
+            clipped. None = what the format says.
 
     Raises:
         UserError: as `prepare` and `pipeline.load`; images of different sizes where no size is given.
@@ -62,18 +66,25 @@ def load(
         "channels": _own("data.channels", channels, 1 if depth == 1 else 3 if depth else None),
     }
     given |= dict(dir=dir, split=split, label_key=label_key, flip=flip, skip_unreadable=skip_unreadable)
+    given["value_range"] = value_range
     return _load(source, name=name, **given)
 
 
-def folder(path: str, size: int = 64, channels: int = 3, flip: bool = False) -> Dataset:
-    """Images in a folder, one subfolder a class, cut to squares of `size` pixels.
+def folder(
+    path: str,
+    size: int = 64,
+    channels: int = 3,
+    flip: bool = False,
+    value_range: tuple[float, float] | None = None,
+) -> Dataset:
+    """Images in a folder, one subfolder a class, cut to squares of `size` pixels; `value_range` as of `load`.
 
     Raises:
         UserError: no such folder, or images that cannot be read.
     """
     name = f"{FOLDER}{path}"
     source = open_source(name, directory="", split="train", label_key="label")
-    return _load(source, name=name, image_size=size, channels=channels, flip=flip)
+    return _load(source, name=name, image_size=size, channels=channels, flip=flip, value_range=value_range)
 
 
 def from_arrays(

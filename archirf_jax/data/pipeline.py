@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import math
 import os
 import time
@@ -12,7 +13,9 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from archirf_jax.data import checks
 from archirf_jax.data import fields as field_functions
+from archirf_jax.data.checks import Checks
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import ResidentFeed, StreamFeed, make_feed
 from archirf_jax.data.fields import Arrays, Fields, make_fields
@@ -22,8 +25,8 @@ from archirf_jax.errors import UserError
 
 __all__ = ["Dataset", "ResidentFeed", "StreamFeed", "load", "load_source", "make_feed"]
 
-REPORT_SECONDS = 10  # between two messages of how far the check of a set is
-WINDOW = 1024  # examples read between two messages of progress
+REPORT_SECONDS = 5  # between two messages of how far the check of a set is
+WINDOW = 256  # examples that are read at a time, after which there may be a message
 
 
 def load(data: ConfigDict) -> Dataset:
@@ -40,7 +43,7 @@ def load(data: ConfigDict) -> Dataset:
 
 
 def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:
-    """`load` for a source that is open already."""
+    """`load` for a source that is open already; of one that streams, files that were readable before are not read."""
     shapes = {name: shape for field in fields.values() for name, shape in field.shapes().items()}
     size = len(source) * sum(math.prod(one.shape) * one.dtype.itemsize for one in shapes.values())
     streams = size > data.device_cache_mib * 2**20 or any(field.draws for field in fields.values())
@@ -48,14 +51,18 @@ def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:
     if streams and source.checked:
         return dataset
     arrays = None if streams else {name: np.empty((len(source), *one.shape), one.dtype) for name, one in shapes.items()}
-    readable = _readable(_read(source, fields, arrays), data)
+    readable = _readable(_read(source, fields, arrays, checks.recall(source, fields)), len(source), data)
     if arrays is not None and len(readable) < len(source):
         arrays = {name: array[readable] for name, array in arrays.items()}
     return Dataset(source, fields, readable, arrays, dataset.settings)
 
 
-def _read(source: Source, fields: Fields, arrays: Arrays | None) -> list[str | None]:
-    """Decode every example, into `arrays` where there are some; what is wrong with each."""
+def _read(source: Source, fields: Fields, arrays: Arrays | None, known: Checks) -> dict[int, str]:
+    """What is wrong with examples that cannot be read.
+
+    Every example is decoded into `arrays`, or, where there are none, each of which nothing is known. What is found out
+    is kept, also while the reading goes on.
+    """
 
     def read(index: int) -> str | None:
         try:
@@ -69,27 +76,39 @@ def _read(source: Source, fields: Fields, arrays: Arrays | None) -> list[str | N
                 arrays[name][index] = value
         return None
 
-    problems: list[str | None] = []
-    reported = time.monotonic()
+    before = known.passed.copy()
+    wanted = np.flatnonzero(~before) if arrays is None else np.arange(len(source))
+    problems: dict[int, str] = {}
+    begun = reported = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(source), WINDOW):
-            problems += pool.map(read, range(first, min(first + WINDOW, len(source))))
+        for first in range(0, len(wanted), WINDOW):
+            window = wanted[first : first + WINDOW]
+            found = dict(zip(window.tolist(), pool.map(read, window.tolist()), strict=True))
+            problems |= {index: problem for index, problem in found.items() if problem}
+            known.passed[window] = [problem is None for problem in found.values()]
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
-                logging.info("read %d of %d examples", len(problems), len(source))
+                _report(first + len(window), len(wanted), reported - begun)
+                known.keep()
+    if np.any(known.passed != before):
+        known.keep()
     return problems
 
 
-def _readable(problems: list[str | None], data: Any) -> np.ndarray:
-    bad = [problem for problem in problems if problem]
-    for problem in bad:
-        logging.warning("unreadable: %s", problem)
-    readable = np.flatnonzero([problem is None for problem in problems])
-    if bad and not (data.skip_unreadable and len(readable)):
+def _report(done: int, total: int, seconds: float) -> None:
+    left = datetime.timedelta(seconds=round(seconds * (total - done) / done))
+    logging.info("reading the images: %s of %s  %s left", f"{done:,}", f"{total:,}", left)
+
+
+def _readable(problems: dict[int, str], total: int, data: Any) -> np.ndarray:
+    for index in sorted(problems):
+        logging.warning("unreadable: %s", problems[index])
+    readable = np.setdiff1d(np.arange(total), list(problems))
+    if problems and not (data.skip_unreadable and len(readable)):
         raise UserError(
             "data.name",
             data.name,
-            f"has {len(bad)} of {len(problems)} images that cannot be read (listed above); "
+            f"has {len(problems)} of {total} images that cannot be read (listed above); "
             "mend them, or set data.skip_unreadable to leave them out",
         )
     return readable

@@ -15,6 +15,8 @@ from archirf_jax.data.builders import EMBEDDED
 from archirf_jax.data.digests import digest
 from archirf_jax.errors import UserError, nearest
 
+# Name, configuration and version; never another folder, nor a site that TFDS would ask.
+NAME = re.compile(r"\w+(/(?!\.+(?:[/:]|$))[\w.,=-]+)*(:[\d.*]+)?")
 TRUSTED = "tensorflow_datasets.core.features."  # TFDS imports the classes of features.json, whatever they are
 
 
@@ -29,7 +31,7 @@ def load_builder(name: str, directory: str) -> Any:
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]
-    if not re.match(r"\w+([/:]|$)", name):
+    if not NAME.fullmatch(name):
         raise UserError("data.name", name, "is not a name of a data set; a folder of images is given as folder:PATH")
     _import_embedded(base)
     for part in re.split("[/:]", name):  # any of them may be a name that TFDS looks for
@@ -44,12 +46,12 @@ def load_builder(name: str, directory: str) -> Any:
             f"is not a data set of TFDS, nor of this project ({', '.join(EMBEDDED)}), nor folder:PATH"
             + nearest(base, allowed),
         ) from e
-    except (json_format.ParseError, RuntimeError, LookupError, AttributeError) as e:  # by the place of the damage
+    except (json_format.ParseError, AssertionError, RuntimeError, LookupError, AttributeError) as e:  # by the place
         where = str(pathlib.Path(directory, base))
         raise UserError(
             "data.name", name, f"is damaged ({one_line(e)}); delete {where!r}, then {how_to_prepare(name, directory)}"
         ) from e
-    except (ValueError, AssertionError, ImportError, TypeError, OSError) as e:
+    except (ValueError, ImportError, TypeError, OSError) as e:
         if "File format is already set" in str(e):
             another = how_to_prepare(name, "FOLDER")
             raise UserError("data.name", name, f"in {directory!r} is not in array_record; {another}") from e
@@ -156,6 +158,7 @@ def _check_features(directory: pathlib.Path, base: str) -> None:
 
     for file in _features_files(directory, base):
         try:
+            untrusted.check_files(file.parent)
             untrusted.read_json(file, object_pairs_hook=check)
         except untrusted.Unreadable as e:
             raise UserError("data.name", base, f"is damaged ({str(file)!r}: {e}); delete that folder") from e

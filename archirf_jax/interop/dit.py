@@ -1,4 +1,7 @@
-"""facebookresearch/DiT: names, layouts and hyper-parameters of the published class-conditional DiT."""
+"""facebookresearch/DiT: names, layouts and hyper-parameters of the published class-conditional DiT.
+
+SiT (Ma et al. 2024) and REPA (Yu et al. 2025) are the same network with the same names, trained as flows.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ NAMES = {
     ("mlp", "out"): "mlp.fc2",
     ("modulation",): "adaLN_modulation.1",
 }
+
+
+def without_projectors(name: str) -> str | None:
+    """A tensor's name; None for the perceptrons that REPA compares features by, which sampling does not need."""
+    return None if name.startswith("projectors.") else name
 
 
 def rename(model: DiT) -> Rename:

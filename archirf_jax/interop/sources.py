@@ -55,24 +55,45 @@ class Source:
 
 
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
-    _require(shapes, "DiT", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
+    groups = _labelled_dit(shapes, hints, "DiT")
+    logging.info("the network is taken to predict noise, as DiT does; SiT's look alike: --source=sit, or repa")
+    groups["process"] = _ddpm(variance=_variance(groups["model"]))
+    groups["objective"]["name"] = "ddpm_hybrid"
+    groups["sample"] = _sample("ddpm", _respaced("250"), 250, scale=4.0 if groups["model"]["null_label"] else 1.0)
+    return groups
+
+
+def _describe_sit(shapes: Shapes, hints: Hints, towards: str = "data", scale: float = 4.0, **sampled: Any) -> Groups:
+    groups = _labelled_dit(shapes, hints, "SiT")
+    model = groups["model"]
+    model["spare_channels"] = model.pop("learn_sigma")
+    groups["process"] = dict(name="rectified_flow", path="linear", prediction="velocity", time_scale=1.0)
+    groups["process"]["towards"] = towards
+    groups["objective"] |= dict(name="regression", time_distribution="uniform")
+    groups["sample"] = _sample("heun", dict(name="uniform"), 50, scale=scale if model["null_label"] else 1.0)
+    groups["sample"]["guidance"] |= sampled
+    return groups
+
+
+def _describe_repa(shapes: Shapes, hints: Hints) -> Groups:
+    return _describe_sit(shapes, hints, towards="noise", scale=1.8, interval=(0.0, 0.7))
+
+
+def _labelled_dit(shapes: Shapes, hints: Hints, what: str) -> Groups:
+    """The groups that all class-conditional DiT have in common."""
+    _require(shapes, what, "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
-    logging.info("the network is taken to predict noise, as DiT does; SiT's weights look alike and predict a velocity")
     # Published for 256 pixels, in latents of 32x32, where no table of positions shows the size.
     largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
-    size = hints.get("image_size") or largest
-    dropout = 0.1 if fields["null_label"] else 0.0
-    classes = fields["num_classes"]
+    size, classes = hints.get("image_size") or largest, fields["num_classes"]
     if fields["null_label"] and not (hints.get("num_classes") or classes == dit.CLASSES):
-        what = "%d classes and a null label are assumed; give num_classes=%d if every row of labels is a class"
-        logging.info(what, classes, classes + 1)
+        message = "%d classes and a null label are assumed; give num_classes=%d if every row of labels is a class"
+        logging.info(message, classes, classes + 1)
     return dict(
         data=_data(size, shapes["x_embedder.proj.weight"][1], fields),
         conditioners=LABEL,
         model=dict(name="dit", **fields),
-        process=_ddpm(variance=_variance(fields)),
-        objective=dict(name="ddpm_hybrid", condition_dropout=dropout),
-        sample=_sample("ddpm", _respaced("250"), 250, scale=4.0 if dropout else 1.0),
+        objective=dict(condition_dropout=0.1 if fields["null_label"] else 0.0),
     )
 
 
@@ -154,6 +175,7 @@ def _require(shapes: Shapes, what: str, *names: str) -> None:
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
     shape = dict(image_size=size, channels=channels, num_classes=fields.pop("num_classes"), flip=False)
     place = dict(name="imported", dir="data", split="train", label_key="label")
+    shape["value_range"] = None
     return place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
 
 
@@ -198,6 +220,8 @@ def _spelt(describe: autoencoders.Describe, spelling: Spelling) -> Source:
 
 SOURCES = {
     "dit": Source(_describe_dit, lambda model, size: dit.rename(model), dit.constants),
+    "sit": Source(_describe_sit, lambda model, size: dit.rename(model), dit.constants),
+    "repa": Source(_describe_repa, lambda model, size: dit.rename(model), dit.constants, dit.without_projectors),
     "sd3": Source(_describe_sd3, lambda model, size: sd3.rename(model), tensor_name=sd3.tensor_name),
     "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),

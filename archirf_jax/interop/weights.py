@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from archirf_jax.errors import UserError
+from archirf_jax.errors import UserError, listed
 
 State = Mapping[str, Any]  # published name -> array, or anything with a shape
 Shapes = Mapping[str, tuple[int, ...]]  # published name -> shape
 Path = tuple[str, ...]  # of a parameter in our tree
-LISTED = 12  # names in a message, of each kind
 
 
 class Layout(NamedTuple):
@@ -97,7 +96,7 @@ def check(shapes: Shapes, expected: Shapes) -> None:
         if name in shapes and tuple(shapes[name]) != tuple(shape)
     ]
     found = {"missing": missing, "without place in this network": extra, "of another shape": wrong}
-    parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in found.items() if names]
+    parts = [f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names]
     if parts:
         raise UserError("checkpoint", message=f"the tensors do not fit the network; {'; '.join(parts)}")
 
@@ -125,11 +124,6 @@ def numbered(name: str, word: str) -> int | None:
     """3 for ("block_3", "block"); None for other names."""
     match = re.fullmatch(rf"{word}_(\d+)", name)
     return int(match[1]) if match else None
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _leaves(tree: Any) -> list[tuple[Path, Any]]:

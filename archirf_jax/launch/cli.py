@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from archirf_jax.errors import UserError, printable
+from archirf_jax.files import cache
 from archirf_jax.launch import flags, messages
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.signals import FAILED, leave_at_once
@@ -112,12 +113,6 @@ def write_json(figures: Mapping[str, Any]) -> None:
     """
     sys.stdout.write(json.dumps(_plain(figures), allow_nan=False) + "\n")
     sys.stdout.flush()
-
-
-def cache(name: str) -> pathlib.Path:
-    """The folder of this name in the user's cache directory, for things that can be made again."""
-    home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
-    return pathlib.Path(home) / "archirf_jax" / name
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write, check_run_directory
 from archirf_jax.launch.fields import check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
+from archirf_jax.training.start import had_checkpoints
 
 FILE = "config.json"
 IDENTITY = "identity"
@@ -27,6 +28,7 @@ FREE = (
 )
 ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"
+LISTED, LONGEST = 8, 60  # differences in a message, and characters of a value there
 
 
 def save(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -39,7 +41,7 @@ def save(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] | None 
     """
     values = config.to_dict() | ({IDENTITY: dict(identity)} if identity else {})
     text, path = json.dumps(values, indent=2) + "\n", workdir / FILE
-    if not path.exists() or path.read_text() != text:
+    if not path.is_file() or path.read_text() != text:
         atomic_write(path, text)
 
 
@@ -91,7 +93,7 @@ def claimed(
             workdir.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(lock(workdir))
         except OSError as e:
-            raise UserError("workdir", str(workdir), f"cannot be a run directory: {e.strerror}") from e
+            raise UserError("workdir", str(workdir), f"cannot be a run directory: {e.strerror or e}") from e
         if found := differences(config, workdir, identity):
             if not changing:
                 raise UserError(
@@ -110,18 +112,26 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
 
     A directory in which nothing was saved does not belong to a run yet: a first start that failed may be corrected.
     """
-    if not any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*")):
+    saved = any(path for folder in ("checkpoints", "samples") for path in (workdir / folder).glob("[0-9]*"))
+    if not (saved or had_checkpoints(workdir)):
         return ""
     if not (workdir / FILE).exists():
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
     old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
-    return "; ".join(
-        f"{name}: {old.get(name, ABSENT)!r} there, {new.get(name, ABSENT)!r} now"
+    found = [
+        f"{name}: {_shown(old.get(name, ABSENT))} there, {_shown(new.get(name, ABSENT))} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free)
-    )
+    ]
+    more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    return "; ".join(found[:LISTED] + more)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 128,
     "accumulation": 1,
     "steps_per_dispatch": 50,
+    "init_from": None,
     "data": {
         "name": "digits",
         "dir": "data",
@@ -21,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
         "image_size": 8,
         "channels": 1,
         "num_classes": None,
+        "value_range": None,
         "flip": False,
         "device_cache_mib": 2048,
         "skip_unreadable": False,

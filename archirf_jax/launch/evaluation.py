@@ -20,9 +20,9 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
 from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
-from archirf_jax.files import append_line
+from archirf_jax.files import append_line, cache
 from archirf_jax.interop import files, inception
-from archirf_jax.launch import cli, sampling
+from archirf_jax.launch import sampling
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import CHANNELS, Guides, Request
@@ -127,7 +127,7 @@ def evaluate_run(
         how = config or sampling.diffusion(run).sampling
         extractor = make_extractor(features, run, mesh)
         row |= dict(features=extractor.name, repeats=repeats, sampling=how.to_dict() | guides.directories())
-        seen, row["real_digest"] = evaluating.features_of_real(real, extractor, count, cli.cache("references"))
+        seen, row["real_digest"] = evaluating.features_of_real(real, extractor, count, cache("references"))
     if "loss" in wanted:
         state = evaluating.evaluated_state(run.task, params)
         figures |= evaluating.loss(run.task, state, frozen, real, count, key)
@@ -148,7 +148,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
     Raises:
         UserError: no such set, or one of other classes.
     """
-    names = ("name", "dir", "split", "label_key", "skip_unreadable")
+    names = ("name", "dir", "split", "label_key", "skip_unreadable", "value_range")
     data = run.config.data.copy_and_resolve_references().unlock()
     data.update(changes)
     if data.channels not in CHANNELS:
@@ -161,6 +161,8 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
     if labelled and known > 1 and found != known:
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)
+    if labelled and known > 1:
+        sampling.check_classes(run, dataset)
     size = -(-batch_size // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     return RealImages(dataset, known, size, place), {name: data[name] for name in names}

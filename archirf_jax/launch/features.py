@@ -45,7 +45,7 @@ def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
     sys.path.insert(0, str(path.parent))  # as for a script: files in its folder can be imported
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise _failed(path, e) from e
     if not callable(getattr(module, "features", None)):
         raise UserError("features", str(path), "does not define a function features(images)")
@@ -53,7 +53,7 @@ def of_file(path: pathlib.Path) -> Callable[[Any], np.ndarray]:
     def compute(images: Any) -> np.ndarray:
         try:
             found = module.features(images)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise _failed(path, e) from e
         return _numbers(found)
 
@@ -71,7 +71,7 @@ def _numbers(found: Any) -> np.ndarray:
         ) from e
 
 
-def _failed(path: pathlib.Path, error: Exception) -> UserError:
+def _failed(path: pathlib.Path, error: Exception | SystemExit) -> UserError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
     said = " ".join(str(error).split())[:300]

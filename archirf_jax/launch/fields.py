@@ -17,6 +17,8 @@ FREE_GROUPS = (
     *("model", "process", "objective", "first_stage", "conditioners", "frozen", "networks"),
     *("data.fields", "sample.solver", "sample.grid", "sample.guidance"),
 )
+GROUPS = ("data", "conditioners", "frozen", "data.fields")
+HOLD_GROUPS = ("conditioners", "data.fields")
 NAMED = ("model", "process", "objective", "first_stage", "sample.solver", "sample.grid", "sample.guidance")
 INT32 = 2**31 - 1
 LARGEST = 3.4028234e38  # float32
@@ -47,6 +49,7 @@ FIELDS: dict[str, Field] = {
     "batch_size": Field(int, 1, 10_000_000),
     "accumulation": Field(int, 1, 1_000_000),
     "steps_per_dispatch": Field(int, 1, 100_000),
+    "init_from": Field(str, optional=True),
     "data.name": Field(str),
     "data.dir": Field(str),
     "data.split": Field(str),
@@ -54,6 +57,7 @@ FIELDS: dict[str, Field] = {
     "data.image_size": Field(int, 1, 16_384),
     "data.channels": Field(int, 1, 4096),
     "data.num_classes": Field(int, 1, 10_000_000, optional=True),
+    "data.value_range": Field(tuple, optional=True),
     "data.flip": Field(bool),
     "data.device_cache_mib": Field(int, 0, INT32),
     "data.skip_unreadable": Field(bool),
@@ -117,7 +121,7 @@ def check(config: Any) -> None:
         UserError: names the first field that is missing or outside its range.
     """
     values = dict(leaves(config))
-    _check_groups(config, NAMED)
+    _check_groups(config, (*GROUPS, *NAMED))
     for name, value in values.items():
         _check_finite(name, value)
     for name, field in FIELDS.items():
@@ -139,7 +143,7 @@ def check_saved(values: Mapping[str, Any]) -> None:
     """
     trained, found = not values.keys().isdisjoint(("steps", "optimizer")), dict(leaves(values))
     _check_groups(values, ("data", "model"))
-    _check_groups(values, NAMED, complete=trained)
+    _check_groups(values, (*GROUPS, *NAMED), complete=trained)
     for name, field in FIELDS.items():
         if name in found:
             check_value(name, found[name], field)
@@ -178,6 +182,12 @@ def _check_groups(config: Any, groups: Iterable[str], complete: bool = True) -> 
             raise UserError(group, inner, "is not a group of fields")
         if group in NAMED and not isinstance(inner.get("name"), str):
             raise UserError(f"{group}.name", inner.get("name"), "must be the name of a file or of a module of your own")
+        for name, each in inner.items() if group in HOLD_GROUPS else ():
+            if not hasattr(each, "get"):
+                raise UserError(f"{group}.{name}", each, "is not a group of fields")
+        for name, each in inner.items() if group == "frozen" else ():
+            if not isinstance(each, str):
+                raise UserError(f"frozen.{name}", each, "must be the directory of a run")
 
 
 def _check_finite(name: str, value: Any) -> None:

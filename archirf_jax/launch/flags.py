@@ -81,6 +81,8 @@ def parse(declared: Sequence[Flag], argv: Sequence[str]) -> types.SimpleNamespac
         rest = values(["", *arguments])
     except flags.Error as e:
         raise _as_user_error(e, declared) from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"--flagfile: the file is not UTF-8: {e}") from e
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; every argument is a flag, --name=value")
     found = types.SimpleNamespace(given={})

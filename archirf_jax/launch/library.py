@@ -52,6 +52,7 @@ def train(
     objective: Mapping[str, Any] | None = None,
     guidance_scale: float = 1.5,
     seed: int = 0,
+    init_from: str | pathlib.Path | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train a network, or go on with the run in `workdir`; the same call after an interruption gives the same bytes.
@@ -70,6 +71,7 @@ def train(
         objective: fields of `config.objective`, its name among them; None = the process's usual one.
         guidance_scale: the default of samples; 1 = off.
         seed: of parameters, order and noise.
+        init_from: run, trained or imported, whose weights the network begins with where they fit.
         changes: any other field of the configuration by dotted name, such as {"optimizer.name": "muon"}.
 
     Raises:
@@ -81,6 +83,7 @@ def train(
     name = _name(process)
     with config.unlocked():
         config.update(seed=seed, steps=steps, batch_size=batch_size)
+        config.init_from = None if init_from is None else str(init_from)
         config.data = ml_collections.ConfigDict(data.config())
         config.model = ml_collections.ConfigDict(described(model))
         config.process = ml_collections.ConfigDict({"name": name} | dataclasses.asdict(process))

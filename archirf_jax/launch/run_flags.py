@@ -40,6 +40,10 @@ SHORT = (
     Flag("threshold", "threshold of predicted images: static or dynamic", field="sample.threshold"),
     Flag("strength", "how much of --image becomes noise, above 0 to 1", float, field="sample.strength"),
 )
+VALUE_RANGE = Flag(
+    *("value_range", "levels of the files that are black and white, such as 0,4095; None = what the format says"),
+    field="data.value_range",
+)
 SAMPLING = (
     *SHORT,
     Flag("sample", "any field of how to sample, such as --sample.solver.churn_max=40", dict),
@@ -48,6 +52,11 @@ SAMPLING = (
     Flag("classifier", "guide by the noisy classifier of this run", pathlib.Path),
     Flag("conditions", ".npz of what a network takes besides labels; --labels are its rows", pathlib.Path),
 )
+
+
+def value_range(text: str) -> tuple[float, float] | None:
+    """What --value_range means: "0,4095" -> (0.0, 4095.0), "None" -> None; raises as `pair`."""
+    return None if text == "None" else pair("data.value_range", text, "0,4095")
 
 
 def how(args: types.SimpleNamespace) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def how(args: types.SimpleNamespace) -> dict[str, Any]:
 
     changes = {flag.name: getattr(args, flag.name) for flag in SHORT if getattr(args, flag.name) is not None}
     if "guidance_interval" in changes:
-        changes["guidance_interval"] = interval(changes["guidance_interval"])
+        changes["guidance_interval"] = pair("sample.guidance.interval", changes["guidance_interval"], "0.2,0.8")
     changes |= {name.removeprefix("sample."): literal(text) for name, text in args.sample}
     if (args.weak_workdir, args.weak_step) != (None, None) and args.guidance != "autoguidance":
         raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
@@ -71,16 +80,16 @@ def how(args: types.SimpleNamespace) -> dict[str, Any]:
     return changes
 
 
-def interval(text: str) -> tuple[float, float]:
+def pair(field: str, text: str, example: str) -> tuple[float, float]:
     """ "0.2,0.8" -> (0.2, 0.8).
 
     Raises:
-        UserError: not two numbers.
+        UserError: about `field`: not two numbers.
     """
     try:
         low, high = map(float, text.strip("()").split(","))
     except ValueError as e:
-        raise UserError("sample.guidance.interval", text, "is not a pair of times such as 0.2,0.8") from e
+        raise UserError(field, text, f"is not a pair of numbers such as {example}") from e
     return low, high
 
 

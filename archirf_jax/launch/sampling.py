@@ -230,6 +230,7 @@ def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
         UserError: there is no such set, or it has no example of a label.
     """
     dataset = run.data or load(run.config.data)
+    check_classes(run, dataset)
     if "label" not in dataset.fields:
         order = [np.arange(len(labels) * per_class) % len(dataset)]
     else:
@@ -242,6 +243,18 @@ def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
     decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
     arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
     return finish(unflipped(dataset.fields), arrays, jax.random.key(0))
+
+
+def check_classes(run: Run, dataset: Dataset) -> None:
+    """Raise a UserError if a set numbers its classes in another way than the run's own did, such as after renaming."""
+    names, found = run.config.get("identity", {}).get("class_names", []), dataset.class_names
+    differing = [label for label in range(min(len(names), len(found))) if names[label] != found[label]]
+    if differing:
+        first = differing[0]
+        what = f"calls label {first} {found[first]!r}, and the run {names[first]!r} ({len(differing)} names differ)"
+        raise UserError(
+            "data.name", dataset.settings["name"], f"{what}; give each class the name and number that it had"
+        )
 
 
 def dataset_labels(dataset: Dataset) -> np.ndarray:

@@ -5,7 +5,7 @@ Every function gives uint8 (rows, columns, H, W, C); an image that was given sta
 
 from __future__ import annotations
 
-import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from archirf_jax.data.images import read_image, to_uint8
 from archirf_jax.data.sources import open_source
 from archirf_jax.errors import UserError
-from archirf_jax.files import atomic_write, expand
+from archirf_jax.files import expand
 from archirf_jax.launch import sampling
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import Guides, Request, Rows
@@ -23,7 +23,6 @@ from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
-from archirf_jax.visuals import pictures
 
 HALVES = ("left", "right", "top", "bottom")
 
@@ -114,12 +113,13 @@ def image(run: Run, field: str, value: str) -> jax.Array:
         UserError: about `field`: no such file or number, or not readable.
     """
     data = run.config.data
+    how: Any = data.image_size, data.channels, field, data.get("value_range")
     if not value.isdecimal():
-        return jnp.asarray(read_image(expand(value, field), data.image_size, data.channels, field))
+        return jnp.asarray(read_image(expand(value, field), *how))
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     if int(value) >= len(source):
         raise UserError(field, int(value), f"is out of range; the training images are 0-{len(source) - 1}")
-    return jnp.asarray(read_image(source[int(value)]["image"], data.image_size, data.channels, field))
+    return jnp.asarray(read_image(source[int(value)]["image"], *how))
 
 
 def mask(value: str, size: int) -> jax.Array:
@@ -138,25 +138,20 @@ def mask(value: str, size: int) -> jax.Array:
     return jnp.asarray(half[..., None], jnp.float32)
 
 
-def write(pixels: np.ndarray, labels: list[int], out: pathlib.Path) -> None:
-    """Save a sheet in the format that the name of the file says; a .gif shows states, or else columns."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        each = np.repeat(np.asarray(labels, np.int32), pixels.shape[1])
-        images = pixels.reshape(-1, *pixels.shape[2:])
-        atomic_write(out, lambda file: np.savez(file, images=images, labels=each))
-    elif out.suffix == ".gif":
-        frames = pixels if pixels.ndim == 6 else pixels.swapaxes(0, 1)[:, :, None]
-        pictures.save_gif([pictures.grid(frame) for frame in frames], out)
-    else:
-        pictures.save_png(pictures.grid(pixels), out)
+def fresh_batches(sheet: Sheet) -> Iterator[np.ndarray]:
+    """Fresh images (n, H, W, C), row after row, as they are drawn."""
+    return _batches(sheet, sheet.rows.keys, Request(sheet.config))
 
 
 def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np.ndarray:
     """(rows, columns, H, W, C), with a stride (states, rows, columns, H, W, C)."""
-    options: dict[str, Any] = dict(arrays=arrays, guides=sheet.guides, batch_size=sheet.batch_size)
-    whole = np.concatenate(list(sampling.sample_images(sheet.run, sheet.rows.batch, keys, request, **options)), axis=-4)
+    whole = np.concatenate(list(_batches(sheet, keys, request, **arrays)), axis=-4)
     return whole.reshape(*whole.shape[:-4], -1, sheet.columns, *whole.shape[-3:])
+
+
+def _batches(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> Iterator[np.ndarray]:
+    options: dict[str, Any] = dict(arrays=arrays, guides=sheet.guides, batch_size=sheet.batch_size)
+    return sampling.sample_images(sheet.run, sheet.rows.batch, keys, request, **options)
 
 
 def _weights(sheet: Sheet) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from archirf_jax import registry, sharding
 from archirf_jax.contracts import Batch, Frozen, Task
@@ -17,15 +18,19 @@ from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes, unflipped
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
+from archirf_jax.launch import run_directory
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training import devices
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.devices import GIB
+from archirf_jax.training.initial_weights import Weights, fit
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.training.upkeep import check_best
 from archirf_jax.visuals import pictures
 
 
@@ -65,12 +70,15 @@ def train_run(
     with registry.refuse_below(workdir, config.data.dir):
         task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
-    check_step(task, config)
+    check_best(config, check_step(task, config))
+    saved = Checkpoints(workdir / "checkpoints")
+    if saved.steps():
+        _check_trained(saved, workdir)
+    weights = None if saved.steps() else initial_weights(config, task)
     if change_config:
-        like = jax.eval_shape(task.init, jax.random.key(0), _shapes(runs))
-        Checkpoints(workdir / "checkpoints").check_fits(like)
+        saved.check_fits(jax.eval_shape(task.init, jax.random.key(0), _shapes(runs)))
     with contextlib.ExitStack() as stack:
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"weights": weights}
         if jax.process_index() == 0:
             found = identity(dataset, runs)
             held = stack.enter_context(configuration.claimed(config, workdir, change_config, found))
@@ -83,8 +91,12 @@ def train_run(
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
 
 
-def check_step(task: Task, config: Any) -> None:
-    """Trace a step on the shapes that the configuration declares: raises a UserError where something does not fit."""
+def check_step(task: Task, config: Any) -> frozenset[str]:
+    """Trace a step on the shapes that the configuration declares; the names of its metrics.
+
+    Raises:
+        UserError: something does not fit.
+    """
     for name in config.networks:
         if name not in task.updates:
             hint = nearest(name, task.updates)
@@ -95,12 +107,13 @@ def check_step(task: Task, config: Any) -> None:
     key = jax.eval_shape(jax.random.key, 0)
     state = jax.eval_shape(task.init, key, frozen)
     _check_memory(state, config)
-    jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
+    _, metrics = jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
         rows, size = min(config.sample.classes, config.data.num_classes), config.data.image_size
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)
+    return frozenset(metrics)
 
 
 def _check_memory(state: Any, config: Any) -> None:
@@ -114,6 +127,33 @@ def _check_memory(state: Any, config: Any) -> None:
             message=f"takes {held / parts / GIB:,.0f} GiB for parameters, averages and the optimizer's state alone, "
             f"and the device has {memory / GIB:,.0f}; choose a smaller network or more mesh.fsdp",
         )
+
+
+def _check_trained(saved: Checkpoints, workdir: pathlib.Path) -> None:
+    """Raise a UserError where there are weights alone, which were imported or averaged afterwards."""
+    if saved.networks(saved.steps()[0]) == [run_directory.NETWORK]:
+        what = "holds weights without the state of a training; begin from them by --init_from, in another directory"
+        raise UserError("workdir", str(workdir), what)
+
+
+def initial_weights(config: Any, task: Task) -> Weights | None:
+    """The weights of the run `config.init_from` that fit the task's main network; None where it names none.
+
+    Raises:
+        UserError: there is no such run, or nothing of it fits.
+    """
+    if config.init_from is None:
+        return None
+    run = frozen_runs.open_run(expand(config.init_from, "init_from"), field="init_from")
+    state = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0), _shapes(task.frozen))
+    found = fit(state.networks[next(iter(task.updates))].params, run.params)
+    if not found.taken:
+        names = f"{run.config.model.name} there, {config.model.name} here"
+        raise UserError(
+            "init_from", config.init_from, f"holds no weights that fit this network by name and shape; {names}"
+        )
+    logging.info("begun from %s (step %d): %s", config.init_from, run.step, found)
+    return found.taken
 
 
 def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from archirf_jax.models import layers
 from archirf_jax.models.autoencoder_body import Decoder, Encoder
 from archirf_jax.models.autoencoder_layers import conv
 from archirf_jax.models.latents import ConvolutionalAutoencoder, Gaussian
+from archirf_jax.models.layers import EXTRAS
 
 _UNQUANTIZED = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 # The published autoencoders; "tiny" is this project's own, for images of 8 to 32 pixels on a CPU.
@@ -62,8 +63,12 @@ class AutoencoderKL(ConvolutionalAutoencoder, layers.Presets):
         return self.decoder(self.post_quant_conv(z) if self.use_post_quant_conv else z)
 
     def latent(self, encoded: jax.Array, noise: jax.Array | None = None) -> jax.Array:
-        """Moments -> the mode of the latents (B, h, w, latent_channels) or, given noise like it, a sample."""
+        """Moments -> the mode of the latents (B, h, w, latent_channels) or, given noise like it, a sample.
+
+        It sows the extra "kl" (B,): see `Gaussian.kl`.
+        """
         distribution = Gaussian.of(encoded)
+        self.sow(EXTRAS, "kl", distribution.kl())
         return distribution.mode() if noise is None else distribution.sample(noise)
 
 

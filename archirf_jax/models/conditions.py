@@ -171,6 +171,7 @@ def read_table(path: str) -> np.ndarray:
             path,
             f"holds a table of shape {table.shape}; it must be (classes, tokens, width)",
         )
-    if table.dtype.kind not in "biuf" or not np.isfinite(table).all():
-        raise UserError("model.class_embeddings", path, f"holds {table.dtype} with nan or infinity, or no real numbers")
+    if not untrusted.finite(table):
+        what = f"holds {table.dtype} that are nan, infinite as float32, or not real numbers"
+        raise UserError("model.class_embeddings", path, what)
     return table

@@ -112,6 +112,7 @@ class DiT(nn.Module, layers.Presets):
         mlp_ratio: width of the MLP's hidden layer over hidden_size.
         mlp: "gelu" or "swiglu".
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
+        spare_channels: compute 2C output channels and give the first C, as SiT does.
         registers: learned tokens before the image's, whose outputs are dropped (Darcet et al. 2023).
         qk_norm: norm of the queries and keys of each head, learned a channel: None, "rms" or "layer".
         positions: "sincos" (fixed), "learned" (a table) or "rotary" (2-D axial).
@@ -135,6 +136,7 @@ class DiT(nn.Module, layers.Presets):
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
     learn_sigma: bool = False
+    spare_channels: bool = False
     registers: int = 0
     qk_norm: str | None = None
     positions: str = "sincos"
@@ -165,6 +167,7 @@ class DiT(nn.Module, layers.Presets):
         self._check(*x.shape[1:3])
         p, d = self.patch_size, self.hidden_size
         rows, columns, channels = x.shape[1] // p, x.shape[2] // p, x.shape[3] * (2 if self.learn_sigma else 1)
+        computed = channels * (2 if self.spare_channels else 1)
 
         if self.low_res:
             low_res = layers.resized(layers.entry(condition, "low_res").astype(x.dtype), *x.shape[1:3])
@@ -186,8 +189,9 @@ class DiT(nn.Module, layers.Presets):
         )
         angles = self._angles(extra, rows, columns)
         x = layers.repeat(block, self.depth, x, c, angles, lengths, remat=self.remat, scan=self.scan)[:, extra:]
-        final = FinalLayer(p * p * channels, name="final_layer")  # (B, N, p*p*C')
-        return layers.from_patches(final(x, c if MODULATIONS[self.conditioning] else None), p, rows)
+        final = FinalLayer(p * p * computed, name="final_layer")  # (B, N, p*p*C')
+        answer = layers.from_patches(final(x, c if MODULATIONS[self.conditioning] else None), p, rows)
+        return answer[..., :channels]
 
     def _time(self, t: jax.Array, s: jax.Array | None, condition: Condition) -> jax.Array:
         """The embedding (B, D) of all times."""

@@ -75,19 +75,19 @@ class PatchGAN(nn.Module):
         if min(h.shape[1:3]) < 2:
             height, width = images.shape[1:3]
             what = f"leaves nothing of an image of {height}x{width}; take larger images or fewer layers"
-            raise UserError("discriminator.depth", self.depth, what)
+            raise UserError("objective.discriminator.depth", self.depth, what)
         return h
 
     def _check(self) -> None:
         if self.norm not in NORMS:
-            raise UserError("discriminator.norm", self.norm, f"is not one of {', '.join(NORMS)}")
+            raise UserError("objective.discriminator.norm", self.norm, f"is not one of {', '.join(NORMS)}")
         for field, low, high in (("width", 1, layers.WIDEST), ("depth", 1, 30), ("norm_num_groups", 1, layers.WIDEST)):
             if not low <= getattr(self, field) <= high:
                 must = f"must be {low} or more and at most {high}"
-                raise UserError(f"discriminator.{field}", getattr(self, field), must)
+                raise UserError(f"objective.discriminator.{field}", getattr(self, field), must)
         if self.norm == "group" and self.width % min(self.norm_num_groups, self.width):
             must = f"must divide the first layer's channels, and does not divide {self.width}"
-            raise UserError("discriminator.norm_num_groups", self.norm_num_groups, must)
+            raise UserError("objective.discriminator.norm_num_groups", self.norm_num_groups, must)
 
 
 class BatchNorm(nn.Module):

@@ -49,7 +49,7 @@ class Process:
         raise NotImplementedError
 
     def network_time(self, t: Times) -> Times:
-        """The time that the network is given at times t; it rises with t."""
+        """The time that the network is given at times t; it rises or falls with t."""
         raise NotImplementedError
 
     def network_input(self, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -79,8 +79,9 @@ class Process:
         return channels
 
     def ratio(self, t: Times) -> Times:
-        """sigma / alpha at times t."""
-        return self.sigma(t) / self.alpha(t)
+        """sigma / alpha at times t; infinite where no data is left."""
+        with np.errstate(divide="ignore"):
+            return self.sigma(t) / self.alpha(t)
 
     def flow_time(self, t: Times) -> Times:
         """sigma / (alpha + sigma) at times t, in [0, 1]."""

@@ -5,13 +5,18 @@ DDPM"; Dhariwal & Nichol 2021, "Diffusion Models Beat GANs").
 
 Step k = 0..T-1 lies at t = (k + 1) / T, so that abar = 1 at t = 0, and the network is given k. Between steps -log abar
 runs linearly, so solvers may stop anywhere.
+
+With a zero terminal SNR (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", Algorithm 1)
+abar is 0 at the last step: training then meets pure noise, from which sampling starts. On the way to it, where
+-log abar ends at infinity, alpha runs linearly.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +67,10 @@ class DDPM(Process):
         variance: of an ancestral step: "fixed_small" (the posterior's), "fixed_large" (beta) or "learned_range": the
             network answers twice the channels, the second half between the two (Nichol & Dhariwal 2021, Eq. 15).
         respacing: train and bound on these steps alone, as `processes.respacing` reads it; None = all.
+        zero_terminal_snr: move and scale sqrt(abar) so that the last is 0 and the first stays.
 
     Raises:
-        UserError: a field out of its range.
+        UserError: a field out of its range, or "eps", which says nothing of the data at a zero SNR.
     """
 
     schedule: str = "linear"
@@ -74,6 +80,7 @@ class DDPM(Process):
     prediction: str = "eps"
     variance: str = "fixed_large"
     respacing: str | None = None
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in (("schedule", BETAS), ("prediction", PREDICTIONS), ("variance", VARIANCES)):
@@ -84,10 +91,15 @@ class DDPM(Process):
             if value is not None and not 0 < value < 1:
                 raise UserError(f"process.{name}", value, "must lie in (0, 1); None takes the published one")
         respaced(self.respacing or str(self.steps), self.steps, "process.respacing")
+        if self.zero_terminal_snr:
+            self._check_zero_terminal_snr()
 
     @functools.cached_property
     def betas(self) -> np.ndarray:
-        """(T,) float64."""
+        """(T,) float64; with a zero terminal SNR the last is 1."""
+        return to_zero_snr(self._schedule()) if self.zero_terminal_snr else self._schedule()
+
+    def _schedule(self) -> np.ndarray:
         first, last = self._beta_ends()
         if self.schedule == "linear":
             return np.linspace(first, last, self.steps)
@@ -98,8 +110,9 @@ class DDPM(Process):
 
     @functools.cached_property
     def minus_log_abar(self) -> np.ndarray:
-        """(T + 1,) float64 at t = 0, 1/T, ..., 1; 0 at t = 0."""
-        return np.concatenate([[0.0], np.cumsum(-np.log1p(-self.betas))])
+        """(T + 1,) float64 at t = 0, 1/T, ..., 1; 0 at t = 0, and infinite at t = 1 with a zero terminal SNR."""
+        with np.errstate(divide="ignore"):
+            return np.concatenate([[0.0], np.cumsum(-np.log1p(-self.betas))])
 
     @functools.cached_property
     def visited(self) -> np.ndarray:
@@ -122,18 +135,24 @@ class DDPM(Process):
 
     def alpha(self, t: Times) -> Times:
         """sqrt(abar) at times t."""
-        return backend(t).exp(-self._minus_log_abar(t) / 2)
+        alpha = backend(t).exp(-self._minus_log_abar(t) / 2)
+        return alpha * self._left(t) if self.zero_terminal_snr else alpha
 
     def sigma(self, t: Times) -> Times:
         """sqrt(1 - abar) at times t."""
         xp = backend(t)
-        return xp.sqrt(-xp.expm1(-self._minus_log_abar(t)))
+        log_abar = -self._minus_log_abar(t)
+        square = -xp.expm1(log_abar)
+        return xp.sqrt(square + xp.exp(log_abar) * (1 - self._left(t) ** 2) if self.zero_terminal_snr else square)
 
     def time_of_ratio(self, ratio: Times) -> Times:
         """The times at which sigma / alpha has these values; those beyond the last step's are its."""
         xp = backend(ratio)
-        table = xp.asarray(self.minus_log_abar, ratio.dtype)
-        return xp.interp(xp.log1p(ratio**2), table, xp.arange(self.steps + 1) / self.steps)
+        places, table = self._knots(xp, ratio.dtype)
+        wanted = xp.log1p(ratio**2)
+        t = xp.interp(wanted, table, places / self.steps)
+        left = xp.exp((table[-1] - wanted) / 2)  # of alpha, where these lie on the way to a zero SNR
+        return xp.where(left < 1, (self.steps - left) / self.steps, t) if self.zero_terminal_snr else t
 
     def network_time(self, t: Times) -> Times:
         """T t - 1; a whole number where rounding alone keeps t from a step."""
@@ -189,13 +208,39 @@ class DDPM(Process):
         return self.beta_start or first, self.beta_end or last
 
     def _minus_log_abar(self, t: Times) -> Times:
+        """Of the last finite value where a zero SNR follows."""
         xp = backend(t)
-        table = xp.asarray(self.minus_log_abar, t.dtype)
-        return xp.interp(t * self.steps, xp.arange(self.steps + 1, dtype=t.dtype), table)
+        return xp.interp(t * self.steps, *self._knots(xp, t.dtype))
+
+    def _knots(self, xp: ModuleType, dtype: Any) -> tuple[Any, Any]:
+        """The places 0, 1, ... where -log abar is finite, and its values."""
+        table = self.minus_log_abar[:-1] if self.zero_terminal_snr else self.minus_log_abar
+        return xp.arange(len(table), dtype=dtype), xp.asarray(table, dtype)
+
+    def _left(self, t: Times) -> Times:
+        """The share of alpha that the way to a zero SNR has left: 1 before the last step, and then linearly to 0."""
+        return backend(t).minimum(self.steps - t * self.steps, 1)
+
+    def _check_zero_terminal_snr(self) -> None:
+        if self.prediction == "eps":
+            raise UserError(
+                *("process.prediction", "eps"),
+                "cannot be used with zero_terminal_snr, as the noise in pure noise says nothing of the data; "
+                "take 'v' or 'x0'",
+            )
+        if self.steps < 2:
+            raise UserError("process.steps", self.steps, "must be 2 or more with zero_terminal_snr")
 
     def index(self, t: jax.Array) -> jax.Array:
         """The places (B,) int32 of training times t (B,) among the visited steps."""
         return jnp.searchsorted(jnp.asarray(self.visited), jnp.round(self.network_time(t)).astype(jnp.int32))
+
+
+def to_zero_snr(betas: np.ndarray) -> np.ndarray:
+    """Betas (T,), T above 1, whose last abar is 0 and whose first is as before (Lin et al. 2023, Algorithm 1)."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - abar / np.append(1, abar[:-1])
 
 
 build = DDPM

@@ -106,4 +106,5 @@ def process_time(process: Process, network_time: Times) -> Times:
     if isinstance(process, EDM):
         return process.time_of_ratio(backend(network_time).exp(4 / process.time_scale * network_time))
     assert isinstance(process, RectifiedFlow), process
-    return network_time / process.time_scale
+    t = network_time / process.time_scale
+    return t if process.towards == "noise" else 1 - t

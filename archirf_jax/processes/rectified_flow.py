@@ -21,6 +21,7 @@ from archirf_jax.processes.conversions import TABLE
 
 PATHS = ("linear", "vp", "gvp")
 PREDICTIONS = ("velocity", "x0", "eps", "v")
+ENDS = ("noise", "data")
 VP_BETAS = (0.1, 20.0)  # Song et al. 2021, Appendix C
 
 
@@ -33,6 +34,8 @@ class RectifiedFlow(Process):
             from 0.1 to 20 (Song et al. 2021, Eq. 33); "gvp" has alpha = cos(pi t / 2), sigma = sin(pi t / 2).
         prediction: what the network answers: "velocity" (dx_t / dt), "x0", "eps" or "v".
         time_scale: the network is given time_scale * t.
+        towards: where the network's time and velocity point to. A network of SiT's is given time_scale * (1 - t) and
+            answers -dx_t / dt: "data".
 
     Raises:
         UserError: a field out of its range.
@@ -41,10 +44,12 @@ class RectifiedFlow(Process):
     path: str = "linear"
     prediction: str = "velocity"
     time_scale: float = 1000.0
+    towards: str = "noise"
 
     def __post_init__(self) -> None:
         check_choice("process.path", self.path, PATHS)
         check_choice("process.prediction", self.prediction, PREDICTIONS)
+        check_choice("process.towards", self.towards, ENDS)
         check_positive("process", self, "time_scale")
 
     def alpha(self, t: Times) -> Times:
@@ -73,26 +78,30 @@ class RectifiedFlow(Process):
         return 2 * b / (low + xp.sqrt(low**2 + 2 * (high - low) * b))
 
     def network_time(self, t: Times) -> Times:
-        """time_scale * t."""
-        return self.time_scale * t
+        """time_scale * t, or of the time that is left."""
+        return self.time_scale * (t if self.towards == "noise" else 1 - t)
 
     def target(self, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
         """The quantity that `prediction` names."""
         if self.is_linear_velocity:
             return eps - x0
-        return TABLE[self.prediction].combine(self.coefficients(t, x0), x0, eps)
+        return self._sign * TABLE[self.prediction].combine(self.coefficients(t, x0), x0, eps)
 
     def interpret(self, output: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
         """Data and noise from the quantity that `prediction` names."""
         if self.is_linear_velocity:
             v, t = output, expand(t, x)
             return Prediction(x0=x - t * v, eps=x + (1 - t) * v)
-        return Prediction(*TABLE[self.prediction].separate(self.coefficients(t, x), output, x))
+        return Prediction(*TABLE[self.prediction].separate(self.coefficients(t, x), self._sign * output, x))
 
     @property
     def is_linear_velocity(self) -> bool:
         """Whether this is rectified flow itself."""
-        return self.path == "linear" and self.prediction == "velocity"
+        return self.path == "linear" and self.prediction == "velocity" and self.towards == "noise"
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.prediction == "velocity" and self.towards == "data" else 1
 
     def check_start(self, t: float) -> None:
         """A predicted noise says nothing about the data where none is left."""

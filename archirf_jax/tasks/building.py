@@ -45,8 +45,13 @@ def make_task(config: Any, runs: Runs | None = None, model: nn.Module | None = N
     return task
 
 
-def make_model(config: Any, given: nn.Module | None = None) -> nn.Module:
+def make_model(config: Any, given: nn.Module | None = None, **decided: Any) -> nn.Module:
     """The network of `config.model`, for the classes of `config.data`, unless another is given.
+
+    Args:
+        config: of a run.
+        given: a network in its place.
+        decided: fields that the task decides where the configuration does not.
 
     Raises:
         UserError: a name, field or size that does not fit.
@@ -57,7 +62,8 @@ def make_model(config: Any, given: nn.Module | None = None) -> nn.Module:
     if fields.get("dtype", "float32") not in DTYPES:
         raise UserError("model.dtype", fields["dtype"], f"is not one of {', '.join(DTYPES)}")
     _check_sizes("model", fields)
-    offered = {} if "num_classes" in fields else {"num_classes": config.data.num_classes}
+    known = {"num_classes": config.data.num_classes} | decided
+    offered = {name: value for name, value in known.items() if name not in fields}
     model: nn.Module = registry.build(models, "model.name", config.model.name, fields, kind=nn.Module, offered=offered)
     return model
 
@@ -104,7 +110,7 @@ def make_conditioner(config: Any, process: Process, runs: Runs) -> Merged:
     def make(name: str, group: Any) -> Conditioner:
         field = f"conditioners.{name}.name"
         part: Conditioner = registry.build(
-            conditioners, field, group.name, plain(group), kind=("__call__", "null"), offered=offered
+            conditioners, field, group.get("name"), plain(group), kind=("__call__", "null"), offered=offered
         )
         return part
 

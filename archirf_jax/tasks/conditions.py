@@ -79,8 +79,8 @@ def _checked(name: str, table: np.ndarray, task: Diffusion) -> jnp.ndarray:
         between = ["any"] * (len(example.shape) - 1 - len(width))
         expected = ", ".join(map(str, ["rows", *between, *width]))
         raise UserError(FIELD, name, f"has the shape {table.shape}; this network takes ({expected})")
-    if not np.all(np.isfinite(table)):
-        raise UserError(FIELD, name, "holds nan or infinity")
+    if not untrusted.finite(table):
+        raise UserError(FIELD, name, "holds nan, or infinity as float32")
     classes = task.num_classes
     if label and table.size and not 0 <= table.min() <= table.max() <= classes:
         wrong = table.min() if table.min() < 0 else table.max()
@@ -94,4 +94,6 @@ def _null(name: str, given: np.ndarray | None, table: Any) -> jnp.ndarray:
     if given.shape != table.shape[1:] or given.dtype.kind not in "biuf":
         what = f"is {given.dtype} of shape {given.shape}; it must be like one row of {name}, {table.shape[1:]}"
         raise UserError(FIELD, f"null_{name}", what)
+    if not untrusted.finite(given):
+        raise UserError(FIELD, f"null_{name}", "holds nan, or infinity as float32")
     return jnp.asarray(given.astype(table.dtype))

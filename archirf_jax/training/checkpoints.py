@@ -60,6 +60,8 @@ class Checkpoints:
         self._keep, self._read_only = keep, keep is None
         if not self._read_only:
             check_run_directory(self.directory, "workdir")
+            if self.directory.is_symlink() and not self.directory.exists():
+                raise UserError("workdir", str(self.directory), "is a link to nothing; is a disk not mounted?")
         self._rows: dict[int, dict[str, float]] = {}
         self._manager = self._open()
         if getattr(keep, "keep_best", 0):

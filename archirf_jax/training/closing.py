@@ -30,6 +30,6 @@ def _load(path: pathlib.Path) -> list[np.ndarray]:
     """A list with the image of a file; empty where it cannot be read."""
     try:
         return [pictures.load_png(path)]
-    except (OSError, ValueError, SyntaxError) as e:
+    except OSError as e:
         logging.warning("%s is left out of progress.gif: %s", path, e)
         return []

@@ -22,14 +22,15 @@ from archirf_jax import sharding
 from archirf_jax.contracts import Feed, Frozen, Task, TrainState
 from archirf_jax.training import closing, devices, overrides
 from archirf_jax.training.checkpoints import Checkpoints
-from archirf_jax.training.meter import STOPPED, Meter
+from archirf_jax.training.initial_weights import Weights
+from archirf_jax.training.meter import Meter
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.start import mark, start
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
-from archirf_jax.training.upkeep import Upkeep
-from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
+from archirf_jax.training.upkeep import Upkeep, check_best
+from archirf_jax.training.writers import Events, MetricsFile, Progress, Writer
 
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is answered soon
 
@@ -45,6 +46,7 @@ def train(
     profile: Profile | None = None,
     writers: Sequence[Writer] = (),
     still_ours: Callable[[], None] = lambda: None,
+    weights: Weights | None = None,
     hard_exit: bool = False,
 ) -> bool:
     """Train to `config.steps`, from the newest checkpoint in `workdir` where there is one.
@@ -59,6 +61,7 @@ def train(
         profile: which steps to record.
         writers: take the rows of metrics as well; they are closed at the end.
         still_ours: called before anything is written; raises where the directory belongs to another run by now.
+        weights: that a fresh run begins with; see `initial_weights`.
         hard_exit: a second signal ends the process at once; otherwise it raises KeyboardInterrupt.
 
     Returns:
@@ -69,7 +72,8 @@ def train(
     """
     logging.info("%s", devices.describe(config.model.get("dtype", "float32")))
     with StopRequest(hard_exit) as stop:
-        loop = Loop(task, feed, config, workdir, frozen, again, stop, profile or Profile(workdir), writers, still_ours)
+        options = profile or Profile(workdir), writers, still_ours, weights
+        loop = Loop(task, feed, config, workdir, frozen, again, stop, *options)
         try:
             state = loop.run()
         finally:
@@ -99,10 +103,11 @@ class Loop(Upkeep):
         profile: Profile,
         writers: Sequence[Writer] = (),
         still_ours: Callable[[], None] = lambda: None,
+        weights: Weights | None = None,
     ) -> None:
         self.task, self.feed, self.config, self.workdir, self.again = task, feed, config, workdir, again
         self.stop, self.profile, self.writers, self.still_ours = stop, profile, list(writers), still_ours
-        self.mesh = sharding.from_config(config)
+        self.mesh, self.weights = sharding.from_config(config), weights
         self.first = jax.process_index() == 0  # the process that writes and logs
         self.main = next(iter(task.updates))
         self.ema = overrides.of_network(config, self.main).ema
@@ -121,7 +126,9 @@ class Loop(Upkeep):
         return self.state
 
     def _run(self) -> None:
-        self.state = start(self.task, self.config.seed, self.runner.frozen, self.checkpoints, self.mesh, self.workdir)
+        where = self.checkpoints, self.mesh, self.workdir
+        self.state = start(self.task, self.config.seed, self.runner.frozen, *where, self.weights)
+        self.weights = None
         log, step = self.config.log, int(self.state.step)
         self.progress = Progress(step, self.config.steps) if self.first else None
         if self.first and self.progress:
@@ -149,7 +156,7 @@ class Loop(Upkeep):
             self._compile(chunk)
             self.profile.begin(step, self.state)
             self.state, rows = self.runner(self.state, chunk, n)
-            self._check_best({*rows, *CLOCKED} - {STOPPED})
+            check_best(self.config, rows)
             step += n
             self.profile.end(step, self.state)
             self.meter.add(step, n, rows)

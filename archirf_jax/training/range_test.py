@@ -24,9 +24,10 @@ from absl import logging
 from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Feed, Frozen, Task, TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.training.initial_weights import Weights
 from archirf_jax.training.optimizers import make_schedule
-from archirf_jax.training.state import purpose_key
-from archirf_jax.training.step_runner import StepRunner, ordered
+from archirf_jax.training.start import fresh
+from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.update import divided
 from archirf_jax.training.writers import Progress
 from archirf_jax.visuals import plots
@@ -117,7 +118,7 @@ def smooth(losses: Sequence[float], memory: float) -> list[float]:
     return smoothed
 
 
-def sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None = None) -> Sweep:
+def sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None = None, weights: Weights | None = None) -> Sweep:
     """Train while the rate grows; nothing is saved.
 
     Args:
@@ -125,18 +126,19 @@ def sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None = None) -> 
         feed: its data.
         config: as `prepare` gives it: seed, mesh, accumulation and the optimizer are those of the training.
         frozen: parameters of the frozen runs by name.
+        weights: that the training begins with.
     """
     try:
-        return _sweep(task, feed, config, frozen)
+        return _sweep(task, feed, config, frozen, weights)
     finally:
         feed.close()
 
 
-def _sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None) -> Sweep:
+def _sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None, weights: Weights | None) -> Sweep:
     low, high, steps = config.schedule.start, config.optimizer.learning_rate, config.schedule.warmup_steps
     mesh = sharding.from_config(config)
     runner = StepRunner(task, feed, config.seed, frozen, mesh)
-    state = _fresh(task, config.seed, runner.frozen, mesh)
+    state = fresh(task, config.seed, runner.frozen, mesh, weights)
     # The first batch is the one that is measured; training begins with the second.
     batch, key = jax.jit(runner.batch)(feed.chunk(0, 1)[0], 0, state.step)
     measure = _measure(task, state, runner.frozen, batch, key)
@@ -158,14 +160,6 @@ def _sweep(task: Task, feed: Feed, config: Any, frozen: Frozen | None) -> Sweep:
             _report(progress, len(rates), steps, smoothed[-1])
     progress.close()
     return Sweep(np.asarray(rates), np.asarray(losses), first, np.asarray(smoothed), ended)
-
-
-def _fresh(task: Task, seed: int, frozen: Frozen, mesh: Any) -> TrainState:
-    def init(frozen: Frozen) -> TrainState:
-        return task.init(purpose_key(seed, "init"), frozen)
-
-    places = sharding.place(jax.eval_shape(init, frozen), mesh)
-    return ordered(task, jax.jit(init, out_shardings=places)(frozen))
 
 
 def _drawn(task: Task, network: str, state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import jax
 from absl import logging
@@ -13,7 +14,9 @@ from jax.sharding import Mesh
 from archirf_jax import sharding
 from archirf_jax.contracts import Frozen, Task, TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.files import atomic_write
 from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training.initial_weights import Weights, begin
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import ordered
 
@@ -21,29 +24,54 @@ MARK = "checkpointed"  # a file of the run directory, from the first whole check
 
 
 def start(
-    task: Task, seed: int, frozen: Frozen, checkpoints: Checkpoints, mesh: Mesh, workdir: pathlib.Path
+    task: Task,
+    seed: int,
+    frozen: Frozen,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    weights: Weights | None = None,
 ) -> TrainState:
     """The state of the newest checkpoint, or a fresh one, placed on the mesh.
+
+    Args:
+        task: what is trained.
+        seed: of the run.
+        frozen: parameters of the frozen runs by name.
+        checkpoints: of the run.
+        mesh: where the state comes to lie.
+        workdir: the run directory.
+        weights: that the main network begins with; what it does not hold is drawn.
 
     Raises:
         UserError: the checkpoint is of another training, or the run has come further than its checkpoints.
     """
-
-    def init(frozen: Frozen) -> TrainState:
-        return task.init(purpose_key(seed, "init"), frozen)
-
-    like = ordered(task, sharding.shaped(jax.eval_shape(init, frozen), mesh))
+    like = ordered(task, sharding.shaped(jax.eval_shape(_init(task, seed), frozen, {}), mesh))
     state = checkpoints.restore(like)
     if state is not None:
         logging.info("going on from the checkpoint of step %d", int(state.step))
         return dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
     _check_new(workdir)
-    places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    state = jax.jit(init, out_shardings=places)(frozen)
+    state = fresh(task, seed, frozen, mesh, weights)
     params = {name: network.params for name, network in like.networks.items()}
     shown = params if len(params) > 1 else next(iter(params.values()))
     logging.info("%s", parameter_overview.get_parameter_overview(shown, include_stats=False))
-    return ordered(task, state)
+    return state
+
+
+def fresh(task: Task, seed: int, frozen: Frozen, mesh: Mesh, weights: Weights | None = None) -> TrainState:
+    """The state before the first step; arguments as of `start`."""
+    init, given = _init(task, seed), weights or {}
+    places = sharding.place(jax.eval_shape(init, frozen, given), mesh)
+    return ordered(task, jax.jit(init, out_shardings=places)(frozen, given))
+
+
+def _init(task: Task, seed: int) -> Callable[[Frozen, Weights], TrainState]:
+    def init(frozen: Frozen, weights: Weights) -> TrainState:
+        state = task.init(purpose_key(seed, "init"), frozen)
+        return begin(task, state, weights) if weights else state
+
+    return init
 
 
 def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
@@ -51,13 +79,17 @@ def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
     if jax.process_index() == 0 and not (workdir / MARK).exists():
         # A step that is being written counts among `steps` and has not got its final name yet.
         if any(path.name.isdecimal() for path in checkpoints.directory.glob("*")):
-            (workdir / MARK).touch()
+            atomic_write(workdir / MARK, b"")
+
+
+def had_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run had a whole checkpoint once, wherever it is now."""
+    return (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
 
 
 def _check_new(workdir: pathlib.Path) -> None:
     """Raise a UserError where a run had a checkpoint once, and none is left to go on from."""
-    lost = (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
-    if sharding.anywhere(lost):
+    if sharding.anywhere(had_checkpoints(workdir)):
         raise UserError(
             f"{str(workdir)!r} had checkpoints, but none of them is there and whole; bring them back (is a disk not "
             "mounted?), or begin anew on purpose in an empty directory"

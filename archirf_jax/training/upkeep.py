@@ -15,16 +15,24 @@ from archirf_jax.contracts import Feed, Frozen, Network, Task, TrainState
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.training import devices, flops, guard, power_ema, replay
 from archirf_jax.training.checkpoints import Checkpoints, MetricsState
-from archirf_jax.training.meter import Meter, Row, Stopped
+from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.start import mark
 from archirf_jax.training.step_runner import StepRunner
-from archirf_jax.training.writers import Writer
+from archirf_jax.training.writers import CLOCKED, Writer
 from archirf_jax.visuals import pictures
 
 TOO_LARGE = (
     "the device's memory does not suffice; the command plan says what fits: a smaller batch_size, more "
     "accumulation, model.remat, mesh.fsdp"
 )
+
+
+def check_best(config: Any, metrics: Collection[str]) -> None:
+    """Raise a UserError if checkpoints are to be kept by a metric that a training with these metrics does not have."""
+    best, names = config.checkpoint.best_metric, {*metrics, *CLOCKED} - {STOPPED}
+    if config.checkpoint.keep_best and best not in names:
+        message = f"is not a metric of this training{nearest(best, names)}; there are {', '.join(sorted(names))}"
+        raise UserError("checkpoint.best_metric", best, message)
 
 
 class Upkeep:
@@ -94,12 +102,6 @@ class Upkeep:
     def _write_preview(self, images: np.ndarray | None, step: int) -> None:
         if self.first and images is not None:
             pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
-
-    def _check_best(self, names: Collection[str]) -> None:
-        best = self.config.checkpoint.best_metric
-        if self.config.checkpoint.keep_best and best not in names:
-            message = f"is not a metric of this training{nearest(best, names)}; there are {', '.join(sorted(names))}"
-            raise UserError("checkpoint.best_metric", best, message)
 
     def _report(self, step: int, row: Row) -> None:
         if self.first:

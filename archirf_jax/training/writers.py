@@ -17,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from archirf_jax.errors import UserError
 from archirf_jax.files import append_line, atomic_write
 from archirf_jax.untrusted import Unreadable, parse_json
 
@@ -46,6 +47,8 @@ class MetricsFile:
 
     def __init__(self, workdir: pathlib.Path, step: int) -> None:
         self._path = workdir / METRICS
+        if self._path.exists() and not self._path.is_file():
+            raise UserError("workdir", str(self._path), "is not a regular file, and rows are added to it; remove it")
         if self._path.is_symlink():  # a file of its own, so that what it pointed to stays as it is
             atomic_write(self._path, self._path.read_bytes())
         if self._path.exists():

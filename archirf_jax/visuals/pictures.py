@@ -60,9 +60,18 @@ def save_gif(frames: Sequence[np.ndarray], path: pathlib.Path, seconds: float = 
 
 
 def load_png(path: pathlib.Path) -> np.ndarray:
-    """An image written by `save_png`."""
-    with Image.open(path) as opened:
-        values = np.asarray(opened)
+    """An image written by `save_png`.
+
+    Raises:
+        OSError: anything else; other formats are not opened, and pipes are not waited for.
+    """
+    if not path.is_file():
+        raise OSError("it is not a regular file")
+    try:
+        with Image.open(path, formats=("PNG",)) as opened:
+            values = np.asarray(opened)
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise OSError(" ".join(str(e).split())) from e
     return values if values.ndim == 3 else values[..., None]
 
 

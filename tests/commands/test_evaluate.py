@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -162,6 +163,8 @@ BAD = {
     "--metrics=bits_per_dim --ode_steps=3": "--ode_steps",
     "--split=test": "--split",
     "--data_dir=/nowhere": "--data",
+    "--value_range=4095": "--value_range",
+    "--value_range=4095,0": "--value_range",
     "--data=digitz": "--data",
     "--features=x.npz": "--features",
     "--features=x.pth": "--features",
@@ -196,14 +199,26 @@ def test_what_a_classifier_and_other_runs_do_not_have_is_refused(
     other = changed(image_size=10)
     refusal = refused(other, f"--features={classifier}", "--metrics=samples")
     assert refusal.flag == "--features" and "data.image_size" in refusal.line
-    (other / "evaluations.jsonl").mkdir()
-    assert refused(other).flag == "--workdir"
+    path = other / "evaluations.jsonl"
+    for make in (pathlib.Path.mkdir, os.mkfifo, lambda path: path.symlink_to(tmp_path / "victim")):
+        make(path)
+        assert refused(other, "--metrics=nothing").flag == "--workdir"  # before anything else
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_set_whose_classes_have_other_numbers_is_refused(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    real = photos(tmp_path / "real", 14)
+    (real / "3").rename(real / "x")
+    for metric in ("loss", "samples"):
+        refusal = refused(run, f"--data=folder:{real}", f"--metrics={metric}", "--images=14")
+        assert refusal.flag == "--data" and "'3'" in refusal.line and "'4'" in refusal.line
 
 
 def test_a_python_file_that_fails_is_named_with_its_line(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for body, words in {
         "raise KeyError(3)": "line 5: KeyError",
         "raise Odd('x')": "line 5: Odd",
+        "raise SystemExit": "line 5: SystemExit",
         "return {}": "dict",
         "return images + 1j": "complex",
     }.items():
@@ -211,6 +226,8 @@ def test_a_python_file_that_fails_is_named_with_its_line(run: pathlib.Path, tmp_
         path.write_text(f"class Odd(Exception):\n    pass\n\ndef features(images):\n    {body}\n")
         refusal = refused(run, "--metrics=samples", *FEW, f"--features={path}")
         assert refusal.flag == "--features" and words in refusal.line
+    path.write_text("import sys\n\nsys.exit()\n")
+    assert "line 3: SystemExit" in refused(run, "--metrics=samples", *FEW, f"--features={path}").line
     assert not (run / "evaluations.jsonl").exists()
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import archirf_jax
+from archirf_jax.launch.outputs import file_name
 from archirf_jax.launch.run_flags import how
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.training import checksums
@@ -31,6 +32,71 @@ def test_npz_holds_uint8_images_and_int32_labels_of_the_asked_classes(
         images, labels = archive["images"], archive["labels"]
     assert images.shape == (12, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 10
     assert labels.dtype == np.int32 and labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 7, 7, 7]
+
+
+def test_arrays_may_have_the_names_that_guided_diffusions_evaluator_reads(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    few = (*PLAIN, "--labels=0,7", "--per_class=2")
+    images, labels = arrays(whole_run, tmp_path, *few)
+    drawing.sample(whole_run, *few, f"--out={tmp_path / 'y.npz'}", "--arr_0")
+    with np.load(tmp_path / "y.npz") as archive:
+        assert set(archive.files) == {"arr_0", "arr_1"} and archive["arr_0"].dtype == np.uint8
+        np.testing.assert_array_equal(archive["arr_0"], images)
+        np.testing.assert_array_equal(archive["arr_1"], labels)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("more", [(), ("--to_seed=5",)])
+def test_a_folder_holds_one_file_an_image_in_the_order_of_the_arrays(
+    more: tuple[str, ...], there: bool, whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    few = (*PLAIN, "--labels=7,0", "--per_class=3", "--batch_size=4", *more)
+    images, labels = arrays(whole_run, tmp_path, *few)
+    folder = tmp_path / "new" / "folder"
+    if there:
+        folder.mkdir(parents=True)
+    drawing.sample(whole_run, *few, f"--out={folder}{'' if there else '/'}")
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{i:06}_{label}.png" for i, label in enumerate(labels, 1)]
+    np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in files]), images[..., 0])
+
+
+def test_a_folder_that_holds_something_is_left_as_it_is(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    for out in (tmp_path, f"{tmp_path}/", f"{tmp_path / 'mine.txt'}/"):
+        assert refused(whole_run, *PLAIN, f"--out={out}").flag == "--out"
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_anything_is_drawn(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096 * 20 - 1))
+    for out, refuses in ((f"{tmp_path}/x/", True), (f"{tmp_path}/x.npz", False)):
+        arguments = (*PLAIN, "--labels=0-1", "--per_class=10", f"--out={out}")
+        if refuses:
+            assert refused(whole_run, *arguments).flag == "--out"
+        else:
+            drawing.sample(whole_run, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cat", "cat"),
+        ("tench, Tinca tinca", "tench-Tinca-tinca"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("a/b\\c:d*e\n", "a-b-c-d-e"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        ("größe", "größe"),
+        ("x" * 300, "x" * 60),
+    ],
+)
+def test_names_of_classes_become_parts_of_names_of_files(text: str, name: str) -> None:
+    assert file_name(text) == name
 
 
 def test_the_command_and_the_library_draw_the_same(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -253,7 +319,6 @@ BAD: dict[str, str] = {
     "--grid=trailing": "--grid",
     "--grid=250": "--grid",
     "--grid=uniform --shift=3": "--shift",
-    "--solver=edm --grid=uniform": "--solver",
     "--guidance=free": "--guidance",
     "--threshold=foo": "--threshold",
     "--guidance_interval=0.8,0.2": "--guidance_interval",
@@ -264,6 +329,11 @@ BAD: dict[str, str] = {
     "--weak_step=20": "--weak_workdir",
     "--guidance=autoguidance --guidance_scale=2 --weak_step=7": "--weak_step",
     "--stride=2 --out=x.png": "--stride",
+    "--out=x": "--out",
+    "--arr_0 --out=x.png": "--arr_0",
+    "--arr_0 --out=x/": "--arr_0",
+    "--arr_0 --image=1 --out=x.npz": "--arr_0",
+    "--stride=2 --out=x/": "--stride",
     "--stride=0 --out=x.gif": "--stride",
     "--batch_size=0": "--batch_size",
 }

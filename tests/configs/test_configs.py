@@ -24,6 +24,7 @@ from configs import default
 FOLDER = pathlib.Path(default.__file__).parent
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "default")}
 DESIGNS = "dit_designs_rf"
+OTHER_TASKS = ("autoencoder",)  # which share nothing but the data with dit_rf
 VARIANTS = {name: list(MODULATIONS if name == DESIGNS else default.DATA) for name in FILES}
 CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.
@@ -59,7 +60,7 @@ def built(name: str, variant: str) -> tuple[Any, Any]:
     fields.check(config)
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
-    task = make_task(config, {})
+    task = make_task(config, dict.fromkeys(config.frozen))
     return task, jax.eval_shape(task.init, jax.random.key(0), {})
 
 
@@ -92,7 +93,7 @@ def test_the_others_differ_from_dit_rf_in_what_their_names_say_alone(name: str, 
 
 
 def test_every_configuration_is_compared_with_dit_rf() -> None:
-    assert DIFFERING.keys() | {"dit_rf", DESIGNS} == FILES.keys()
+    assert DIFFERING.keys() | {"dit_rf", DESIGNS, *OTHER_TASKS} == FILES.keys()
 
 
 @pytest.mark.parametrize("design", MODULATIONS)

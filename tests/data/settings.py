@@ -12,7 +12,7 @@ RESIDENT, STREAMED = 2048, 0  # MiB that may lie on the device
 def data(**given: Any) -> ConfigDict:
     """`config.data` of grey 8x8 images."""
     fields = dict(name="digits", dir="", split="train", label_key="label", image_size=8, channels=1, num_classes=None)
-    others = dict(flip=False, device_cache_mib=RESIDENT, skip_unreadable=False, fields={})
+    others = dict(value_range=None, flip=False, device_cache_mib=RESIDENT, skip_unreadable=False, fields={})
     return ConfigDict(fields | others | given)
 
 

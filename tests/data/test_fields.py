@@ -108,6 +108,12 @@ def test_images_are_mirrored_by_the_key_as_it_is_given() -> None:
     [
         ("data.image_size", {"image_size": 0}),
         ("data.image_size", {"image_size": 10**6}),
+        ("data.value_range", {"value_range": (1.0, 1.0)}),
+        ("data.value_range", {"value_range": (4095, 0)}),
+        ("data.value_range", {"value_range": (0, float("inf"))}),
+        ("data.value_range", {"value_range": (0, float("nan"))}),
+        ("data.value_range", {"value_range": (0, 1, 2)}),
+        ("data.value_range", {"value_range": 4095}),
         ("data.fields.image", {"fields": {"image": BOX}}),
         ("data.fields.second", {"fields": {"first": BOX, "second": BOX}}),
         ("data.fields.second", {"fields": {"second": BOX | {"feature": "label"}}}),

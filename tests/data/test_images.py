@@ -228,3 +228,56 @@ def test_a_decompression_bomb_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(UNREADABLE):
         decode(encode(plain("RGB", RED)), 8, 3)
+
+
+def pictures_of(levels: np.ndarray, depth: str) -> bytes:
+    """Levels (8, 8) as a file of that depth."""
+    dtype, kind = {
+        "12 bits in 16": (np.uint16, "PNG"),
+        "32-bit integers": (np.int32, "TIFF"),
+        "floats": (np.float32, "TIFF"),
+    }[depth]
+    return encode(Image.fromarray(levels.astype(dtype)), kind)
+
+
+DEPTHS = ("12 bits in 16", "32-bit integers", "floats")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_lie_on_a_line_from_the_lower_end_to_the_upper_one_and_are_clipped(depth: str, channels: int) -> None:
+    levels = np.linspace(0, 4095, 64).round().reshape(8, 8)
+    expected = np.clip(np.round((levels - 1000) / 2000 * 255), 0, 255)
+    found = decode(pictures_of(levels, depth), 8, channels, (1000.0, 3000.0))
+    np.testing.assert_array_equal(found, np.broadcast_to(expected[..., None], (8, 8, channels)))
+    assert len(np.unique(found)) > 30
+
+
+def test_a_range_of_eight_bits_holds_for_every_channel_of_colours_and_on_white() -> None:
+    np.testing.assert_array_equal(
+        decode(encode(plain("RGB", (50, 100, 250))), 8, 3, (50.0, 150.0))[0, 0], [0, 128, 255]
+    )
+    np.testing.assert_array_equal(decode(encode(plain("LA", (50, 0))), 8, 1, (50.0, 255.0)), 255)
+    np.testing.assert_array_equal(decode(noise(8, 8, 3), 8, 3, (0.0, 255.0)), noise(8, 8, 3))
+
+
+def test_negative_and_infinite_levels_have_a_place_in_a_range_and_nan_has_none() -> None:
+    levels = np.full((8, 8), -1000.0)
+    levels[0, :4] = 400, -300, np.inf, -np.inf
+    np.testing.assert_array_equal(
+        decode(pictures_of(levels, "floats"), 8, 1, (-1000.0, 400.0))[0, :5, 0], [255, 128, 255, 0, 0]
+    )
+    levels[0, 0] = np.nan
+    with pytest.raises(UNREADABLE):
+        decode(pictures_of(levels, "floats"), 8, 1, (-1000.0, 400.0))
+
+
+def test_eight_bits_are_not_taken_for_the_dark_end_of_a_range_of_twelve() -> None:
+    with pytest.raises(UNREADABLE, match="value_range"):
+        decode(encode(plain("L", 100)), 8, 1, (0.0, 4095.0))
+
+
+@pytest.mark.parametrize("levels", [np.full((8, 8), 200.0), np.full((8, 8), -1.0)])
+def test_levels_that_a_format_does_not_explain_are_refused_with_the_field_that_would(levels: np.ndarray) -> None:
+    with pytest.raises(UNREADABLE, match=r"data\.value_range"):
+        decode(pictures_of(levels, "floats"), 8, 1)

@@ -44,6 +44,9 @@ def test_a_folder_is_cut_to_squares(tmp_path: pathlib.Path) -> None:
     dataset = data.folder(str(tmp_path), size=12)
     assert (dataset.image_size, dataset.channels, dataset.class_names) == (12, 3, ["a", "b"])
     assert_same(dataset, pipeline.load(ConfigDict(dataset.config())))
+    ranged = data.folder(str(tmp_path), size=12, value_range=(0, 510))
+    assert ranged.arrays is not None and ranged.arrays["image"].max() < 130
+    assert_same(ranged, pipeline.load(ConfigDict(ranged.config())))
     with pytest.raises(UserError) as caught:
         data.load(f"folder:{tmp_path}")
     assert caught.value.field == "data.image_size"

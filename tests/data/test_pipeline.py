@@ -188,6 +188,19 @@ def test_pixels_span_minus_one_to_one_and_types_are_as_promised(tmp_path: pathli
             )
 
 
+def test_a_range_of_levels_holds_in_batches_and_a_saved_one_opens_the_same_set(
+    tmp_path: pathlib.Path, cache: int
+) -> None:
+    for number in range(BATCH):
+        levels = np.full((8, 8), 1000 + 500 * number, np.uint16)
+        Image.fromarray(levels).save(tmp_path / f"{number}.png")
+    config = configured(tmp_path, cache, value_range=[1000, 3000])
+    assert isinstance(feed := feed_of(config), ResidentFeed if cache else StreamFeed)
+    (batch,) = batches(feed, 0, 1)
+    np.testing.assert_allclose(np.sort(batch["image"][:, 0, 0, 0]), [-1, -0.5, 0, 0.5, 1], atol=0.004)
+    assert load(ConfigDict(load(config.data).config())).config()["value_range"] is not None
+
+
 def test_each_image_is_mirrored_by_a_coin_of_its_own(folder: pathlib.Path, cache: int) -> None:
     config = configured(folder, cache, flip=True)
     config.batch_size = SIZE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -371,7 +372,21 @@ def test_a_changed_description_of_a_set_is_read_or_refused_in_one_line(prepared:
     assert found + refused == MUTATIONS
 
 
-@pytest.mark.parametrize("name", ["digits", "digits:1.0.0", "evilset", "EvilSet", "x:evilset"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "digits-train.array_record-00000-of-00001"])
+def test_pipes_in_a_prepared_set_are_not_waited_for(prepared: pathlib.Path, file: str) -> None:
+    (prepared / file).unlink()
+    os.mkfifo(prepared / file)
+    refused("data.name", lambda: tfds_source(prepared.parents[1]))
+
+
+@pytest.mark.parametrize("name", ["x/..", "x/.", "x/..:1.0.0", "x/../digits", "../digits", "huggingface:x", "digits/"])
+def test_a_name_leads_to_no_other_folder_and_no_site(prepared: pathlib.Path, name: str) -> None:
+    shutil.copytree(prepared, prepared.parents[1] / "1.0.0")
+    (prepared.parents[1] / "x").mkdir()
+    refused("data.name", lambda: tfds_source(prepared.parents[1], name))
+
+
+@pytest.mark.parametrize("name", ["digits", "digits:1.0.0", "evilset", "EvilSet", "evilset/x"])
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
 def test_code_that_a_prepared_set_names_is_not_run(
     prepared: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str

@@ -19,7 +19,7 @@ from scipy import stats
 
 from archirf_jax import registry
 from archirf_jax.contracts import Condition, Denoiser, Extras, Solver
-from archirf_jax.processes.base import Process
+from archirf_jax.processes.base import Process, backend
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.processes.times import shift_time
@@ -75,6 +75,9 @@ DPM = (
         time_shift_type="exponential",
     )
 )
+# Of the noise levels, that may be interpolated: only those of whole timesteps have a counterpart.
+ANCESTRAL = {name: value for name, value in BETAS.items() if "threshold" not in name and name != "sample_max_value"}
+ANCESTRAL |= dict(timestep_spacing="linspace")
 FLOW = RESPACED | dict(
     num_train_timesteps=1000,
     shift=1.0,
@@ -100,6 +103,7 @@ class Plan(NamedTuple):
         wrap: wraps the network's denoiser.
         network_times: (N,), where the reference rounds them; None = the process's own.
         restart: steps before which the solver's state starts anew.
+        unscaled: the reference's states are x / alpha.
     """
 
     grid: np.ndarray
@@ -108,6 +112,7 @@ class Plan(NamedTuple):
     wrap: Callable[[Denoiser], Denoiser] = lambda network: network
     network_times: np.ndarray | None = None
     restart: tuple[int, ...] = ()
+    unscaled: bool = False
 
 
 def run(case: Case) -> dict[str, np.ndarray]:
@@ -120,10 +125,13 @@ def run(case: Case) -> dict[str, np.ndarray]:
         plan = plan_of(settings("config", h["config"], defaults), h)
         times = plan.process.network_time(plan.grid[:, 0]) if plan.network_times is None else plan.network_times
         levels = plan.process.sigma if isinstance(plan.process, RectifiedFlow) else plan.process.ratio
+        visited, start = np.append(plan.grid[:, 0], plan.grid[-1, 1]), case.inputs["x_init"]
+        alphas = plan.process.alpha(visited) if plan.unscaled else np.ones(len(visited))
+        states = trajectory(plan, start * alphas[0], case.inputs.get("noise"))
         return {
             "timesteps": times.astype(np.float64),
-            "sigmas": levels(np.append(plan.grid[:, 0], plan.grid[-1, 1])),
-            "trajectory": trajectory(plan, case.inputs["x_init"], case.inputs.get("noise")),
+            "sigmas": levels(visited),
+            "trajectory": states / alphas[1:].reshape(-1, *[1] * start.ndim),
         }
 
 
@@ -181,6 +189,29 @@ def ddpm(s: Settings, h: Settings) -> Plan:
     return Plan(grids.pairs(np.append(here, 0.0)), Scheduler(), process, wrap=cut(s))
 
 
+def euler_ancestral(s: Settings, h: Settings) -> Plan:
+    """Euler's ancestral steps in noise levels are draws from DDPM's posterior, seen through a scale."""
+    refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
+    refuse(s, timestep_spacing=("trailing", "leading"))
+    process = diffusion(s)
+    if process.zero_terminal_snr:
+        process = NearlyZero(**dataclasses.asdict(process))
+    here = times_of(process, timesteps(s, process, h["steps"]))
+    return Plan(grids.pairs(np.append(here, 0.0)), Ddpm(), process, unscaled=True)
+
+
+class NearlyZero(DDPM):
+    """The reference keeps abar = 2^-24 where it is 0, so that its highest noise level is finite: 4096."""
+
+    def alpha(self, t: Any) -> Any:
+        """sqrt(abar) at times t."""
+        return backend(t).maximum(super().alpha(t), 2.0**-12)
+
+    def sigma(self, t: Any) -> Any:
+        """sqrt(1 - abar) at times t."""
+        return backend(t).sqrt(1 - self.alpha(t) ** 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scheduler(Ddpm):
     """The package's step, and what the reference's differs by.
@@ -222,6 +253,7 @@ def dpm_solver(s: Settings, h: Settings) -> Plan:
     """DPM-Solver++ of first or second order, over timesteps, spaced noise levels or a flow."""
     refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
     refuse(s, algorithm_type="dpmsolver++", solver_type="midpoint", variance_type=None, use_dynamic_shifting=False)
+    refuse(s, rescale_betas_zero_snr=False)
     name = choice("config solver_order", s["solver_order"], {1: "euler", 2: "dpmpp_2m"})
     to_zero = choice("config final_sigmas_type", s["final_sigmas_type"], {"zero": True, "sigma_min": False})
     steps = h["steps"]
@@ -300,14 +332,23 @@ def flow(s: Settings, h: Settings) -> Plan:
 
 def diffusion(s: Settings, variance: str = "fixed_small") -> DDPM:
     """The process of betas and prediction."""
-    refuse(s, trained_betas=None, rescale_betas_zero_snr=False)
+    refuse(s, trained_betas=None, rescale_betas_zero_snr=(False, True))
+    if s["rescale_betas_zero_snr"] and s["prediction_type"] == "epsilon":
+        raise UnsupportedSource("unsupported config rescale_betas_zero_snr: does not go with prediction_type epsilon")
     schedule = choice("config beta_schedule", s["beta_schedule"], SCHEDULES)
     ends = {} if schedule == "cosine" else {name: s[name] for name in ("beta_start", "beta_end")}
     for name, value in ends.items():
         if not 0 < value < 1:  # 0 means something else to the package
             raise UnsupportedSource(f"unsupported config {name}: {value}; supported: above 0 and below 1")
     prediction = choice("config prediction_type", s["prediction_type"], PREDICTIONS)
-    return DDPM(schedule=schedule, steps=s["num_train_timesteps"], prediction=prediction, variance=variance, **ends)
+    return DDPM(
+        schedule=schedule,
+        steps=s["num_train_timesteps"],
+        prediction=prediction,
+        variance=variance,
+        zero_terminal_snr=s["rescale_betas_zero_snr"],
+        **ends,
+    )
 
 
 def timesteps(s: Settings, process: DDPM, steps: int) -> np.ndarray:
@@ -367,5 +408,6 @@ READERS: dict[str, tuple[Settings, Callable[[Settings, Settings], Plan]]] = {
     "DDIMScheduler": (DDIM, ddim),
     "DDPMScheduler": (DDPM_, ddpm),
     "DPMSolverMultistepScheduler": (DPM, dpm_solver),
+    "EulerAncestralDiscreteScheduler": (ANCESTRAL, euler_ancestral),
     "FlowMatchEulerDiscreteScheduler": (FLOW, flow),
 }

@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).parent
 Arrays = dict[str, np.ndarray]
 Config = dict[str, Any]
 CLASSES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp": "DPMSolverMultistep", "flow": "FlowMatchEulerDiscrete"}
+CLASSES["ancestral"] = "EulerAncestralDiscrete"
 
 
 def network(x: np.ndarray, t: float) -> np.ndarray:
@@ -44,7 +45,10 @@ def abars(c: Config) -> list[float]:
             angles = [((k + i) / total + 0.008) / 1.008 * math.pi / 2 for i in (0, 1)]
             beta = min(1 - (math.cos(angles[1]) / math.cos(angles[0])) ** 2, 0.999)
         products.append(products[-1] * (1 - beta))
-    return products[1:]
+    if not c["rescale_betas_zero_snr"]:
+        return products[1:]
+    roots = [math.sqrt(abar) for abar in products[1:]]
+    return [((root - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2 for root in roots]
 
 
 def timesteps(c: Config, n: int) -> list[int]:
@@ -122,6 +126,19 @@ def dpmpp(c: Config, n: int, x: np.ndarray, noise: np.ndarray, eta: float) -> Ar
     return {"trajectory": np.stack(states), "timesteps": np.asarray(visited, float), "sigmas": np.asarray(levels)}
 
 
+def ancestral(c: Config, n: int, x: np.ndarray, noise: np.ndarray, eta: float) -> Arrays:
+    table, visited, states = abars(c), timesteps(c, n), []
+    table[-1] = max(table[-1], 2.0**-24)
+    levels = [math.sqrt((1 - table[t]) / table[t]) for t in visited] + [0.0]
+    for i, t in enumerate(visited):
+        level, after = levels[i : i + 2]
+        x0, _ = ends(c, x / math.sqrt(level**2 + 1), t, table[t])
+        up = math.sqrt(after**2 * (level**2 - after**2) / level**2)
+        x = x0 + (x - x0) * math.sqrt(after**2 - up**2) / level + up * noise[i]
+        states.append(x)
+    return {"trajectory": np.stack(states), "timesteps": np.asarray(visited, float), "sigmas": np.asarray(levels)}
+
+
 def flow(c: Config, n: int, x: np.ndarray, noise: np.ndarray, eta: float) -> Arrays:
     total, states = c["num_train_timesteps"], []
 
@@ -138,7 +155,7 @@ def flow(c: Config, n: int, x: np.ndarray, noise: np.ndarray, eta: float) -> Arr
 
 
 SAMPLERS: dict[str, Callable[[Config, int, np.ndarray, np.ndarray, float], Arrays]] = dict(
-    ddim=ddim, ddpm=ddpm, dpmpp=dpmpp, flow=flow
+    ddim=ddim, ddpm=ddpm, dpmpp=dpmpp, flow=flow, ancestral=ancestral
 )
 BETAS: Config = dict(
     num_train_timesteps=1000,
@@ -148,6 +165,7 @@ BETAS: Config = dict(
     prediction_type="epsilon",
     timestep_spacing="leading",
     steps_offset=0,
+    rescale_betas_zero_snr=False,
 )
 SCALED = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 COSINE = dict(beta_schedule="squaredcos_cap_v2")
@@ -155,6 +173,7 @@ FINE = dict(num_train_timesteps=400, beta_start=2e-4, beta_end=0.05)
 V, X0 = dict(prediction_type="v_prediction"), dict(prediction_type="sample")
 LEADING, TRAILING, LINSPACE = (dict(timestep_spacing=name) for name in ("leading", "trailing", "linspace"))
 UNCUT = dict(clip_sample=False)
+ZERO_SNR = dict(rescale_betas_zero_snr=True)
 DYNAMIC = dict(thresholding=True, dynamic_thresholding_ratio=0.8, sample_max_value=1.7)
 
 # (sampler, steps, eta, what differs from its defaults)
@@ -171,6 +190,11 @@ VARIANTS: list[tuple[str, int, float, Config]] = [
     ("dpmpp", 16, 0.0, TRAILING | SCALED | dict(final_sigmas_type="sigma_min")),
     ("dpmpp", 8, 0.0, LEADING | V | DYNAMIC | dict(final_sigmas_type="sigma_min", steps_offset=1)),
     ("dpmpp", 7, 0.0, LINSPACE | COSINE | X0 | dict(solver_order=1)),
+    ("ddim", 8, 0.5, TRAILING | SCALED | V | UNCUT | ZERO_SNR),
+    ("ddim", 6, 0.0, TRAILING | COSINE | X0 | ZERO_SNR),
+    ("ancestral", 9, 0.0, TRAILING | COSINE | V | ZERO_SNR),
+    ("ancestral", 7, 0.0, LEADING | X0 | ZERO_SNR | dict(steps_offset=3)),
+    ("ancestral", 12, 0.0, TRAILING | SCALED),
     ("flow", 9, 0.0, dict(shift=2.5)),
     ("flow", 5, 0.0, dict(shift=0.6, num_train_timesteps=300)),
 ]
@@ -178,6 +202,7 @@ DEFAULTS: dict[str, Config] = dict(
     ddim=BETAS | dict(clip_sample=True, clip_sample_range=1.0, set_alpha_to_one=True),
     ddpm=BETAS | dict(clip_sample=True, clip_sample_range=1.0, variance_type="fixed_small"),
     dpmpp=BETAS | dict(solver_order=2, final_sigmas_type="zero", timestep_spacing="linspace"),
+    ancestral=BETAS | dict(timestep_spacing="linspace"),
     flow=dict(num_train_timesteps=1000, shift=1.0),
 )
 
@@ -215,6 +240,10 @@ CHANGES: list[tuple[str, Config]] = [
     ("dpmpp_2m_20", dict(final_sigmas_type="sigma_min")),
     ("dpmpp_2m_20", dict(timestep_spacing="linspace")),
     ("dpmpp_2m_20", dict(use_karras_sigmas=True)),
+    ("euler_ancestral_zero_snr", dict(rescale_betas_zero_snr=False)),
+    ("euler_ancestral_zero_snr", dict(beta_end=0.0121)),
+    ("euler_ancestral_zero_snr", dict(prediction_type="sample")),
+    ("euler_ancestral_zero_snr", dict(steps=11)),
     ("flow_euler_28_shift3", dict(shift=3.01)),
     ("flow_euler_28_shift3", dict(num_train_timesteps=999)),
     ("flow_euler_28_shift3", dict(invert_sigmas=True)),
@@ -274,6 +303,8 @@ UNSUPPORTED: list[tuple[str, Config]] = [
     ("dpmpp_2m_20", dict(lambda_min_clipped=-5.0)),
     ("dpmpp_2m_20", dict(use_beta_sigmas=True)),
     ("dpmpp_2m_20", dict(variance_type="learned")),
+    ("euler_ancestral_zero_snr", dict(timestep_spacing="linspace")),
+    ("dpmpp_2m_20", dict(rescale_betas_zero_snr=True)),
     ("flow_euler_10", dict(stochastic_sampling=True)),
     ("flow_euler_10", dict(use_dynamic_shifting=True)),
 ]

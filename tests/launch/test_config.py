@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -13,6 +14,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch.fields import leaves
 from archirf_jax.training import optimizers
+from archirf_jax.training.start import MARK
 from configs import dit_rf
 
 IDENTITY = {"class_names": ["a", "b"], "images": 120, "frozen": {"teacher": "1f"}}
@@ -74,6 +76,30 @@ def test_other_data_and_other_frozen_runs_are_another_run(
     assert difference in refused(made, tmp_path, IDENTITY | change)
     claim(made, tmp_path, True, IDENTITY | change)
     claim(made, tmp_path, identity=IDENTITY | change)
+
+
+def test_many_differences_are_a_short_line_and_how_many(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    claim(made, tmp_path, identity={"class_names": [f"class {i}" for i in range(1000)]})
+    saved(tmp_path)
+    said = refused(made, tmp_path, {"class_names": [f"class {i + 1}" + 99 * "x" for i in range(1000)]})
+    assert "class_names[0]: 'class 0' there" in said and "992 more" in said and len(said) < 2000
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_configuration(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    claim(made, tmp_path)
+    (tmp_path / MARK).touch()
+    before = (tmp_path / configuration.FILE).read_bytes()
+    made.seed = 5
+    assert "seed: 0 there, 5 now" in refused(made, tmp_path)
+    assert (tmp_path / configuration.FILE).read_bytes() == before
+
+
+def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / configuration.FILE)
+    claim(dit_rf.get_config(), tmp_path)
+    assert configuration.load(tmp_path).seed == 0
 
 
 def test_a_run_goes_on_with_another_configuration_where_that_is_asked_for(tmp_path: pathlib.Path) -> None:

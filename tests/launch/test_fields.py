@@ -91,6 +91,20 @@ def test_a_saved_choice_has_a_name(group: str) -> None:
         assert caught.value.field in (group, f"{group}.name")
 
 
+@pytest.mark.parametrize("name", ["conditioners", "frozen", "data.fields", "conditioners.label", "frozen.teacher"])
+@pytest.mark.parametrize("value", [None, "two", ["dit"], 3, 1.5, True])
+def test_what_holds_groups_holds_nothing_else(name: str, value: Any) -> None:
+    values = saved()
+    inner: Any = values
+    *groups, last = name.split(".")
+    for each in groups:
+        inner = inner[each]
+    inner[last] = value
+    if (name, value) != ("frozen.teacher", "two"):
+        refused(values, name, fields.check_saved)
+        refused(ConfigDict(values), name)
+
+
 def test_imported_weights_have_no_training_and_may_be_read() -> None:
     data = {"name": "imported", "image_size": 8, "channels": 1, "num_classes": None}
     values: dict[str, Any] = {"task": "classifier", "data": data, "model": {"name": "adm_classifier"}, "sample": {}}

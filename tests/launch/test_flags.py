@@ -94,6 +94,13 @@ def test_a_wrong_flag_is_named(arguments: list[str], field: str | None) -> None:
     assert caught.value.field == field and "\n" not in str(caught.value)
 
 
+def test_a_file_of_flags_that_is_not_text_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "flags").write_bytes(b"--seed=1\n\xff\xfe")
+    with pytest.raises(UserError) as caught:
+        SAMPLE.parse([RUN, f"--flagfile={tmp_path / 'flags'}"])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [

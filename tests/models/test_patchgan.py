@@ -90,11 +90,11 @@ def test_in_bfloat16_logits_stay_float32() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        (dict(norm="layer"), "discriminator.norm"),
-        (dict(depth=0), "discriminator.depth"),
-        (dict(depth=6), "discriminator.depth"),  # nothing is left of 32 pixels
-        (dict(width=0), "discriminator.width"),
-        (dict(norm_num_groups=3), "discriminator.norm_num_groups"),
+        (dict(norm="layer"), "objective.discriminator.norm"),
+        (dict(depth=0), "objective.discriminator.depth"),
+        (dict(depth=6), "objective.discriminator.depth"),  # nothing is left of 32 pixels
+        (dict(width=0), "objective.discriminator.width"),
+        (dict(norm_num_groups=3), "objective.discriminator.norm_num_groups"),
     ],
 )
 def test_fields_out_of_their_range_are_refused(changes: dict[str, Any], field: str) -> None:

@@ -70,6 +70,36 @@ def test_the_bound_trains_the_variance_alone_and_the_square_error_the_rest() -> 
     assert np.all(with_bound[..., 2:] != 0)
 
 
+@pytest.mark.parametrize(
+    ("variance", "fields"),
+    [
+        *(
+            (variance, fields)
+            for variance in ("fixed_small", "learned_range")
+            for fields in ({}, {"weighting": "min_snr"})
+        ),
+        *(("fixed_small", {"loss_space": space}) for space in ("x0", "velocity")),
+    ],
+)
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_the_loss_of_pure_noise_and_its_gradient_are_finite(
+    prediction: str, fields: dict[str, Any], variance: str
+) -> None:
+    process = DDPM(steps=10, prediction=prediction, variance=variance, zero_terminal_snr=True)
+    made: Any = Regression(**fields) if "loss_space" in fields else DdpmHybrid(process=process, **fields)
+    output = np.random.default_rng(1).normal(size=(64, 2, 3, process.output_channels(2)))
+    drawn, x = draw(jnp.ones(64), process)
+    np.testing.assert_array_equal(x, drawn.eps)
+    for dtype in (jnp.float32, jnp.float64):
+        given = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), drawn)
+
+        def loss(output: Any, given: Any = given) -> jax.Array:
+            return made.losses(Models(answers(output)), setting(process), given)[0]
+
+        each, slope = jax.jit(lambda o: (loss(o), jax.grad(lambda o: jnp.sum(loss(o)))(o)))(output.astype(dtype))
+        assert np.all(np.isfinite(each)) and np.all(np.isfinite(slope))
+
+
 @pytest.mark.parametrize("likelihood", ["exact", "adm"])
 @pytest.mark.parametrize(("respacing", "n"), [(None, 100), ("25", 25)])
 def test_the_bound_is_added_with_its_weight_times_the_number_of_steps(

@@ -21,6 +21,7 @@ from archirf_jax.processes.rectified_flow import PREDICTIONS as FLOW_PREDICTIONS
 CLOCKS: dict[str, Process] = {
     **{path: RectifiedFlow(path=path) for path in PATHS},
     **{schedule: DDPM(schedule=schedule) for schedule in ("linear", "scaled_linear", "cosine")},
+    "zero_snr": DDPM(prediction="v", zero_terminal_snr=True),
     "ddpm_37": DDPM(steps=37, beta_end=0.3),
     "edm": EDM(),
     "edm_10": EDM(sigma_max=10.0, time_scale=250.0),
@@ -33,7 +34,12 @@ LEARNERS: dict[str, Process] = {
         for prediction in FLOW_PREDICTIONS
     },
     "linear-raw_time": RectifiedFlow(time_scale=1.0),
+    **{f"{path}-towards_data": RectifiedFlow(path=path, time_scale=1.0, towards="data") for path in PATHS},
+    "linear-x0-towards_data": RectifiedFlow(prediction="x0", towards="data"),
     **{f"ddpm-{prediction}": DDPM(prediction=prediction) for prediction in ("eps", "x0", "v")},
+    **{
+        f"ddpm-{prediction}-zero_snr": DDPM(prediction=prediction, zero_terminal_snr=True) for prediction in ("x0", "v")
+    },
     "ddpm-cosine": DDPM(schedule="cosine"),
     "ddpm-respaced": DDPM(respacing="10,5"),
     "edm": EDM(),

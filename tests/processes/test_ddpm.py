@@ -67,6 +67,45 @@ def test_times_of_visited_steps_lead_back_to_their_places(respacing: str | None)
         np.testing.assert_array_equal(jax.jit(process.index)(t), np.arange(len(process.visited)))
 
 
+@pytest.mark.parametrize("steps", [2, 37, 1000])
+@every_schedule
+def test_a_zero_terminal_snr_moves_and_scales_the_root_of_abar(schedule: str, steps: int) -> None:
+    """Lin et al. 2023, Algorithm 1."""
+    process, plain = (DDPM(schedule=schedule, steps=steps, prediction="v", zero_terminal_snr=z) for z in (True, False))
+    root, before = np.sqrt(np.cumprod(1 - process.betas)), np.sqrt(np.cumprod(1 - plain.betas))
+    assert root[-1] == 0 and root[0] == pytest.approx(before[0], rel=1e-12)
+    np.testing.assert_allclose(root, root[0] * (before - before[-1]) / (before[0] - before[-1]), rtol=1e-9, atol=1e-15)
+    times = np.arange(1, steps + 1) / steps
+    np.testing.assert_allclose(process.alpha(times), root, rtol=1e-9, atol=1e-15)
+    assert all(np.all(np.isfinite(column)) for column in process.posterior)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_schedule
+def test_a_zero_terminal_snr_is_reached_continuously_and_exactly(schedule: str, dtype: Any) -> None:
+    process = DDPM(schedule=schedule, steps=50, prediction="v", zero_terminal_snr=True)
+    t = np.linspace(0, 1, 2001).astype(dtype)
+    for alpha, sigma in (
+        (process.alpha(t), process.sigma(t)),
+        jax.jit(lambda t: (process.alpha(t), process.sigma(t)))(t),
+    ):
+        alpha, sigma = np.asarray(alpha), np.asarray(sigma)
+        assert (alpha[0], sigma[0], alpha[-1], sigma[-1]) == (1, 0, 0, 1)
+        assert np.all(np.diff(alpha) < 0) and np.all(np.diff(sigma) > -1e-7)
+        assert np.max(-np.diff(alpha)) < 0.05
+        np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=1e-6)
+    back = process.time_of_ratio(np.append(process.ratio(t[:-1]), dtype(np.inf)))
+    np.testing.assert_allclose(back, t, atol=1e-9 if dtype == np.float64 else 2e-4)
+    assert back[-1] == 1
+
+
+@pytest.mark.parametrize("field, given", [("prediction", {"prediction": "eps"}), ("steps", {"steps": 1})])
+def test_what_a_zero_terminal_snr_leaves_undefined_is_refused(field: str, given: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        DDPM(**{"prediction": "v", "zero_terminal_snr": True} | given)
+    assert caught.value.field == f"process.{field}"
+
+
 @every_schedule
 def test_image_and_noise_have_the_shares_of_the_steps_so_far(schedule: str) -> None:
     process = DDPM(schedule=schedule)

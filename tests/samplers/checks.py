@@ -109,6 +109,9 @@ def rows() -> list[Row]:
             label = prediction if variance == "fixed_small" else f"{prediction}, {variance}"
             process = DDPM(schedule=schedule, prediction=prediction, variance=variance)
             ddpm.append(Row(f"ddpm {schedule}", label, process))
+    for prediction in ("x0", "v"):
+        process = DDPM("scaled_linear", prediction=prediction, variance="fixed_small", zero_terminal_snr=True)
+        ddpm.append(Row("ddpm zero SNR", prediction, process))
     return [*flows, *ddpm, Row("edm", "F", EDM())]
 
 
@@ -136,20 +139,19 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-def refuses_noise(row: Row, column: Column) -> bool:
-    """Whether pure noise is refused as a start: eps does not determine x0 there, and edm steps in sigma / alpha."""
-    pure = float(row.process.alpha(np.asarray(1.0))) == 0
-    return pure and (row.prediction == "eps" or column.config.solver.name == "edm")
+def refuses_noise(row: Row) -> bool:
+    """Whether pure noise is refused as a start: eps does not determine x0 there."""
+    return row.prediction == "eps" and float(row.process.alpha(np.asarray(1.0))) == 0
 
 
-def start(row: Row, column: Column) -> float:
+def start(row: Row) -> float:
     """The time to start from: pure noise, or nearly."""
-    return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if refuses_noise(row, column) else 1.0
+    return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if refuses_noise(row) else 1.0
 
 
 def refusal(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """Pure noise is refused where it must be."""
-    if not refuses_noise(row, column):
+    if not refuses_noise(row):
         return []
     try:
         walk_data(row, column, denoise, forms.even(row.process, 4, 1.0), np.random.default_rng(0))
@@ -212,7 +214,7 @@ def inside_order(row: Row, column: Column, denoise: Compiled) -> Check:
 
 def to_the_data(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """A deterministic solver from noise to data."""
-    first, errors = start(row, column), []
+    first, errors = start(row), []
     for steps in STEPS:
         grid = forms.even(row.process, steps, first)
         starts, ends = walk_data(row, column, denoise, grid, np.random.default_rng(2))
@@ -266,7 +268,7 @@ def prior_error(data: Data, process: Process, first: float) -> float:
 
 def stochastic(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """A solver that adds noise: its samples are distributed as the data and as those of the ODE."""
-    first, rng = start(row, column), np.random.default_rng(4)
+    first, rng = start(row), np.random.default_rng(4)
     grids = {n: forms.even(row.process, n, first) for n in (*STEPS, MANY)}
     ends = {n: walk_data(row, column, denoise, grid, rng)[1] for n, grid in grids.items()}
     slope = order((*STEPS, MANY), [_moment_error(row.process, first, ends[n]["gaussian"], n) for n in ends])
@@ -279,7 +281,7 @@ def stochastic(row: Row, column: Column, denoise: Compiled) -> list[Check]:
         found.append(Check(f"distribution of the {kind}", fine, "its noise", fine <= allowed))
         if kind == "mixture":
             heun = BY_NAME["heun"]
-            grid = forms.even(row.process, STEPS[-1], start(row, heun))
+            grid = forms.even(row.process, STEPS[-1], start(row))
             apart = distance(ends[MANY]["mixture"], walk_data(row, heun, denoise, grid, rng)[1]["mixture"])
             found.append(Check("distribution of the ODE", apart, "its noise", apart <= allowed))
     return found

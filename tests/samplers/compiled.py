@@ -69,7 +69,7 @@ class OneOf:
 
 def driver(row: Row, column: Column) -> Check:
     """The compiled driver makes the same samples as the walk, of the same noise."""
-    first, shape = start(row, column), (1, 1, 1)
+    first, shape = start(row), (1, 1, 1)
     keys, data = jax.random.split(jax.random.key(0), 4), forms.images(MIXTURE, 4)
     grid, solver = forms.even(row.process, STEPS, first), column.config.make_solver()
     denoise = NetworkDenoiser(row.process, forms.conditional(row.process))

@@ -23,11 +23,12 @@ from tests.samplers.forms import Compiled
 
 ROWS = {row[:2]: row for row in checks.rows()}
 FLOW = ROWS["flow linear", "velocity"]
+ZERO_SNR = ROWS["ddpm zero SNR", "x0"]
 # Every path, schedule, prediction and variance at least once.
 SLOW = [
     *(ROWS[f"flow {path}", prediction] for path, prediction in (("linear", "x0"), ("vp", "eps"), ("gvp", "v"))),
     *(ROWS["ddpm linear", f"eps, {variance}"] for variance in ("fixed_large", "learned_range")),
-    *(ROWS["ddpm scaled_linear", "v"], ROWS["ddpm cosine", "x0"], ROWS["edm", "F"]),
+    *(ROWS["ddpm zero SNR", "v"], ROWS["ddpm scaled_linear", "v"], ROWS["ddpm cosine", "x0"], ROWS["edm", "F"]),
 ]
 # Not from pure noise, where a classifier's gradient says nothing of the data.
 ADAPTIVE = [ROWS["flow linear", "eps"], ROWS["ddpm linear", "eps, learned_range"], ROWS["edm", "F"]]
@@ -51,6 +52,11 @@ def test_every_solver_has_a_column() -> None:
 @pytest.mark.parametrize("column", COLUMNS, ids=names)
 def test_a_solver_has_its_order_or_the_distribution_of_the_data(column: Column) -> None:
     assert not [check for check in checks.checks(FLOW, column) if not check.holds]
+
+
+@pytest.mark.parametrize("column", [c for c in COLUMNS if c.name != "ddim"], ids=names)
+def test_a_solver_begins_at_a_zero_snr_and_ends_at_the_data(column: Column) -> None:
+    assert not [check for check in checks.checks(ZERO_SNR, column) if not check.holds]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.edm import EDM
 from archirf_jax.processes.oracles import gaussian
 from archirf_jax.processes.rectified_flow import RectifiedFlow
-from archirf_jax.samplers import solvers
+from archirf_jax.samplers import grids, solvers
 from archirf_jax.samplers.denoisers import Inpaint, NetworkDenoiser, StaticClip
 from archirf_jax.samplers.guidance.adaptive_projected import AdaptiveProjected
 from archirf_jax.samplers.sample import sample
@@ -41,6 +41,7 @@ from tests.samplers import exact
 ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "midpoint": 2, "dpmpp_2m": 2, "edm": 2}
 WEAK_ORDERS = {"ddpm": 1, "euler_maruyama": 1}
 ADAPTIVE = {"dopri5"}
+ZERO_SNR = DDPM(prediction="v", zero_terminal_snr=True)
 FLOW, DENOISING = RectifiedFlow(), DDPM(variance="fixed_small")
 RANDOM = np.random.default_rng(0)
 U = RANDOM.normal(size=(6, 2))
@@ -77,8 +78,10 @@ def test_a_solver_goes_the_same_way_for_every_process(name: str) -> None:
 
 
 # One step along the flow from pure noise leads to the mean of the data.
-@pytest.mark.parametrize("name", ["euler", "ddim", "ddpm", "heun", "dpmpp_2m", "euler_maruyama"])
-@pytest.mark.parametrize("process", [FLOW, RectifiedFlow(path="gvp", prediction="v"), RectifiedFlow(prediction="x0")])
+@pytest.mark.parametrize("name", ["euler", "ddim", "ddpm", "heun", "dpmpp_2m", "edm", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "process", [FLOW, RectifiedFlow(path="gvp", prediction="v"), RectifiedFlow(prediction="x0"), ZERO_SNR]
+)
 def test_one_step_from_pure_noise_leads_to_the_mean_of_the_data(name: str, process: Process) -> None:
     one, many = exact.grid("uniform", process, 1), exact.grid("uniform", process, 6)
     mean = exact.WEIGHTS @ exact.MEANS
@@ -391,10 +394,22 @@ def test_on_the_original_grid_flows_take_steps_of_one_nth_at_times_that_run_ahea
         np.testing.assert_allclose(end, U - np.sum(np.linspace(1, 0, 5)) / 5, atol=1e-12)
 
 
-def test_edm_refuses_a_start_where_no_image_is_left() -> None:
-    with pytest.raises(UserError) as caught:
-        Edm().init(exact.perfect(FLOW), exact.grid("uniform", FLOW, 5), jnp.zeros((1, *exact.SHAPE)))
-    assert caught.value.field == "sample.solver.name"
+@pytest.mark.parametrize("churn", [0.0, 40.0])
+@pytest.mark.parametrize("process", [FLOW, ZERO_SNR])
+def test_edms_step_from_pure_noise_is_eulers(process: Process, churn: float) -> None:
+    with jax.enable_x64(True):
+        grid = exact.grid("uniform", process, 5)[:1]
+        ends = [exact.walk(solver, exact.perfect(process), grid, U, Z[:1]) for solver in (Edm(churn=churn), Euler())]
+    np.testing.assert_allclose(*ends, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names(grids) if name != "base"])
+def test_every_grid_leads_from_a_zero_snr_to_the_data(name: str) -> None:
+    grid = exact.grid("5" if name == "respaced" else name, ZERO_SNR, 5)
+    assert (grid[0, 0] == 1) == (name not in ("leading", "archirf"))
+    for t, t_next in grid[:2]:
+        x = exact.walk(DpmSolver(), exact.perfect(ZERO_SNR), np.asarray([[t, t_next]]), np.float32(U))
+        assert np.all(np.isfinite(x))
 
 
 # --- the adaptive solver

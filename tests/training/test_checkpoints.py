@@ -381,3 +381,10 @@ def test_a_directory_that_went_away_is_one_line_and_may_come_back(trouble: str, 
     assert checkpoints.steps() == [3, 1]
     assert_equal(checkpoints.restore(jax.eval_shape(lambda: state(0))), state(3))
     checkpoints.close()
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError) as caught:
+        Checkpoints(tmp_path / "checkpoints", keep=1)
+    assert caught.value.field == "workdir" and not (tmp_path / "disk").exists()

@@ -257,6 +257,15 @@ def test_all_checkpoints_damaged_is_not_a_beginning(tmp_path: pathlib.Path) -> N
     assert "damaged" in str(caught.value) and read_metrics(tmp_path) == rows
 
 
+def test_the_mark_of_a_checkpoint_is_not_made_through_a_link(tmp_path: pathlib.Path) -> None:
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    (copied(run, until=10) / start.MARK).unlink()
+    (run / start.MARK).symlink_to(victim)
+    assert trained(run)
+    assert not victim.exists() and (run / start.MARK).is_file()
+
+
 @pytest.mark.parametrize("calls", range(1, 8))
 def test_nothing_is_written_into_a_directory_that_is_anothers_by_now(calls: int, tmp_path: pathlib.Path) -> None:
     made: list[int] = []

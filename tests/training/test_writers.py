@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import pytest
 from tensorboardX.proto import event_pb2
 
+from archirf_jax.errors import UserError
 from archirf_jax.files import append_line, atomic_write
 from archirf_jax.training.writers import Events, MetricsFile, read_losses, read_metrics, rows_without_times
 
@@ -118,3 +120,12 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: pathlib.Path) -> None:
 
 def test_a_directory_without_metrics_has_no_rows(tmp_path: pathlib.Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_rows_are_added_to_a_regular_file_alone(kind: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
+    with pytest.raises(UserError) as caught:
+        MetricsFile(tmp_path, 0)
+    assert caught.value.field == "workdir"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import struct
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +82,30 @@ def test_a_png_gives_back_every_pixel(channels: int, tmp_path: pathlib.Path) -> 
     pictures.save_png(image, path)
     np.testing.assert_array_equal(pictures.load_png(path), image)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+def header(side: int) -> bytes:
+    """A PNG that claims so many pixels a side."""
+    claimed = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + claimed + struct.pack(">I", zlib.crc32(claimed))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"words", b"", header(60_000), header(8), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", None],
+    ids=["words", "empty", "too large", "cut", "a program", "pipe"],
+)
+def test_what_is_not_a_png_is_an_error_and_is_never_run_or_waited_for(
+    content: bytes | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ran(*arguments: Any) -> None:
+        raise AssertionError("a picture was run as a program")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran)
+    path = tmp_path / "a.png"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(OSError):
+        pictures.load_png(path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -57,8 +57,8 @@ def make_fields(data: Any) -> Fields:
         UserError: no such field or option, or two fields that give the same name.
     """
     room = sys.modules[__name__]
-    size = {name: data[name] for name in ("image_size", "channels", "flip")}
-    made: Fields = {"image": registry.build(room, "data.name", "image", size)}
+    own = {name: data[name] for name in ("image_size", "channels", "flip")} | {"value_range": data.get("value_range")}
+    made: Fields = {"image": registry.build(room, "data.name", "image", own)}
     if data.label_key is not None:
         made["label"] = registry.build(room, "data.name", "label")
     for name, options in data.fields.items():

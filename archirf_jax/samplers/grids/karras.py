@@ -21,7 +21,8 @@ class Karras(Grid):
     Attributes:
         rho: above 0; larger values take more of the steps near the data.
         sigma_min: smallest sigma / alpha before the data; None = the process's own, or EDM's 0.002.
-        sigma_max: largest sigma / alpha; None = the process's own, or EDM's 80.
+        sigma_max: largest sigma / alpha; None = the process's own, or EDM's 80. Integer steps that end at pure noise
+            are then visited from there: it takes the place of the first level.
     """
 
     rho: float = 7.0
@@ -36,7 +37,10 @@ class Karras(Grid):
 
     def times(self, process: Process, steps: int) -> np.ndarray:
         """(N, 2) steps."""
-        return pairs(np.append(process.time_of_ratio(self.sigmas(process, steps)), 0.0))
+        times = np.append(process.time_of_ratio(self.sigmas(process, steps)), 0.0)
+        if self.sigma_max is None and _ends_at_pure_noise(process):
+            times[0] = 1.0
+        return pairs(times)
 
     def sigmas(self, process: Process, steps: int) -> np.ndarray:
         """(N,) falling sigma / alpha."""
@@ -45,10 +49,14 @@ class Karras(Grid):
         total = integer_steps(process)
         if total is not None:
             low = max(low, float(process.ratio(np.asarray(1 / total))))
-            high = min(high, float(process.ratio(np.asarray(1.0))))
+            high = high if _ends_at_pure_noise(process) else min(high, float(process.ratio(np.asarray(1.0))))
         if low >= high:
             raise UserError("sample.grid.sigma_min", low, f"must be below the largest sigma / alpha, {high:g}")
         return np.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps) ** self.rho
+
+
+def _ends_at_pure_noise(process: Process) -> bool:
+    return integer_steps(process) is not None and float(process.alpha(np.asarray(1.0))) == 0
 
 
 build = Karras

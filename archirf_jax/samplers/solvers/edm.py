@@ -1,7 +1,7 @@
 """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2), for any process; Heun's method over sigma.
 
 It runs on x / alpha over sigma / alpha, which EDM calls sigma; without churn it is the deterministic Algorithm 1.
-Two evaluations a step, one in the last.
+Two evaluations a step, one in the last and in a step from pure noise, whose sigma is infinite: the limit of Euler's.
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ class Edm:
     def init(self, denoise: Denoiser, grid: np.ndarray, x: jax.Array) -> Any:
         """The denoiser's state, and the relative rise of sigma by churn."""
         check_consistent(grid, "edm")
-        if float(denoise.process.alpha(grid[0, 0])) == 0:
-            raise UserError(
-                "sample.solver.name", "edm", "steps in sigma / alpha, infinite at the start of this grid; use 'karras'"
-            )
         return denoise.init(x), jnp.asarray(min(self.churn / len(grid), LARGEST_RISE), x.dtype)
 
     def step(
@@ -65,29 +61,33 @@ class Edm:
         """x (B, ...) at scalar time t -> x at t_next."""
         inner, rise = solver_state
         process = denoise.process
-        x, t = self._churn(process, noise, x / process.alpha(t), t, rise)
-        here, inner = denoise(process.alpha(t) * x, t, condition, inner)
-        distance = process.ratio(t_next) - process.ratio(t)
-        guess = x + distance * here.eps
+        x, t = self._churn(process, noise, x, t, rise)
+        here, inner = denoise(x, t, condition, inner)
+        finite = process.alpha(t) > 0
+        scaled = x / jnp.where(finite, process.alpha(t), 1)
+        distance = jnp.where(finite, process.ratio(t_next) - process.ratio(t), 0)
+        guess = jnp.where(finite, scaled + distance * here.eps, here.x0 + process.ratio(t_next) * here.eps)
 
         def correct() -> tuple[jax.Array, Any]:
             there, after = denoise(process.alpha(t_next) * guess, t_next, condition, inner)
-            return x + distance * (here.eps + there.eps) / 2, after
+            return scaled + distance * (here.eps + there.eps) / 2, after
 
-        x, inner = jax.lax.cond(t_next > 0, correct, lambda: (guess, inner))
-        return process.alpha(t_next) * x, (inner, rise)
+        end, inner = jax.lax.cond((t_next > 0) & finite, correct, lambda: (guess, inner))
+        return process.alpha(t_next) * end, (inner, rise)
 
     def _churn(
         self, process: Any, noise: jax.Array, x: jax.Array, t: jax.Array, rise: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """x / alpha and the time after noise was added."""
+        """x and the time after noise was added."""
         if not self.churn:
             return x, t
-        sigma = process.ratio(t)
+        finite = process.alpha(t) > 0
+        alpha, sigma = jnp.where(finite, process.alpha(t), 1), jnp.where(finite, process.ratio(t), 1)
         rise = jnp.where((self.churn_min <= sigma) & (sigma <= self.churn_max), rise, 0)
         later = process.time_of_ratio(sigma * (1 + rise))
         added = jnp.sqrt(jnp.maximum(process.ratio(later) ** 2 - sigma**2, 0))
-        return x + self.churn_noise * added * noise, later
+        noisier = process.alpha(later) * (x / alpha + self.churn_noise * added * noise)
+        return jnp.where(finite, noisier, x), jnp.where(finite, later, t)
 
 
 build = Edm
