@@ -10,6 +10,7 @@ from absl import logging
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop.autoencoder_names import COMPVIS, DIFFUSERS, Spelling
+from archirf_jax.interop.imported_data import data_group
 from archirf_jax.interop.lpips_names import lpips_fields
 from archirf_jax.interop.weights import Shapes, count
 
@@ -31,10 +32,9 @@ def describe(name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields], s
 
     def groups(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Fields]:
         found = fields(shapes, hints)
-        place = dict(name="imported", dir="data", split="train", label_key=None, num_classes=None, flip=False)
-        shape = dict(image_size=hints.get("image_size") or size, channels=found.get("out_channels", 3))
-        data = place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
-        return dict(data=data, conditioners={}, model=dict(name=name, **found))
+        data = data_group(hints.get("image_size") or size, found.get("out_channels", 3), None)
+        objective = dict(name="reconstruction")  # of training it further
+        return dict(data=data, conditioners={}, model=dict(name=name, **found), objective=objective)
 
     return groups
 
