@@ -70,7 +70,8 @@ def main(args: types.SimpleNamespace) -> None:
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
     use = getattr(open_run(workdir).task, "use", "").format(workdir=shlex.quote(str(workdir)))
     if use:
-        logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", use)
+        own = use.replace("--image=0", "--image=FILE.png")  # an imported run has no images of its own
+        logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", own)
     else:
         logging.info("next: name it in the configuration of another run, as --config.frozen.NAME=%s", workdir)
 

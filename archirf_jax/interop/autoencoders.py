@@ -10,6 +10,7 @@ from absl import logging
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop.autoencoder_names import COMPVIS, DIFFUSERS, Spelling
+from archirf_jax.interop.imported_data import data_group
 from archirf_jax.interop.lpips_names import lpips_fields
 from archirf_jax.interop.weights import Shapes, count
 
@@ -26,19 +27,14 @@ FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.
 ELSEWHERE = re.compile(r"(model|model_ema|cond_stage_model|conditioner|text_encoders|model_sampling|loss)\.|[^.]+$")
 
 
-def describe(
-    name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields], size: int = IMAGE_SIZE, **others: Fields
-) -> Describe:
-    """(shapes, hints) -> the groups of a configuration whose network, `name`, has these fields; and other groups."""
+def describe(name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields], size: int = IMAGE_SIZE) -> Describe:
+    """(shapes, hints) -> the groups of a configuration whose network, `name`, has these fields."""
 
     def groups(shapes: Shapes, hints: Mapping[str, Any]) -> dict[str, Fields]:
         found = fields(shapes, hints)
-        place = dict(
-            name="imported", dir="data", split="train", label_key=None, num_classes=1, value_range=None, flip=False
-        )
-        shape = dict(image_size=hints.get("image_size") or size, channels=found.get("out_channels", 3))
-        data = place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
-        return dict(data=data, conditioners={}, model=dict(name=name, **found)) | others
+        data = data_group(hints.get("image_size") or size, found.get("out_channels", 3), None)
+        objective = dict(name="reconstruction")  # of training it further
+        return dict(data=data, conditioners={}, model=dict(name=name, **found), objective=objective)
 
     return groups
 
@@ -154,16 +150,12 @@ def _spelt(fields: Callable[..., Fields], spelling: Spelling) -> Callable[[Shape
     return lambda shapes, hints: fields(shapes, hints, spelling)
 
 
-def _autoencoder(name: str, fields: Callable[[Shapes, Mapping[str, Any]], Fields]) -> Describe:
-    return describe(name, fields, objective={"name": "reconstruction"})
-
-
 # Kinds of weights -> (their groups, their spelling).
 AUTOENCODERS: dict[str, tuple[Describe, Spelling]] = {
-    "vae": (_autoencoder("autoencoder_kl", kl_fields), DIFFUSERS),
-    "vae-compvis": (_autoencoder("autoencoder_kl", _spelt(kl_fields, COMPVIS)), COMPVIS),
-    "vq": (_autoencoder("vq_model", vq_fields), DIFFUSERS),
-    "vq-compvis": (_autoencoder("vq_model", _spelt(vq_fields, COMPVIS)), COMPVIS),
+    "vae": (describe("autoencoder_kl", kl_fields), DIFFUSERS),
+    "vae-compvis": (describe("autoencoder_kl", _spelt(kl_fields, COMPVIS)), COMPVIS),
+    "vq": (describe("vq_model", vq_fields), DIFFUSERS),
+    "vq-compvis": (describe("vq_model", _spelt(vq_fields, COMPVIS)), COMPVIS),
 }
-describe_tiny = _autoencoder("autoencoder_tiny", tiny_fields)
+describe_tiny = describe("autoencoder_tiny", tiny_fields)
 describe_lpips = describe("lpips", lpips_fields, size=64)

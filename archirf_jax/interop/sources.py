@@ -14,6 +14,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.interop import adm, autoencoders, dit, edm2, sd3
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
 from archirf_jax.interop.autoencoder_names import Spelling, rename_autoencoder
+from archirf_jax.interop.imported_data import data_group
 from archirf_jax.interop.lpips_names import lpips_constants, lpips_tensor_name, rename_lpips
 from archirf_jax.interop.taesd_names import rename_taesd
 from archirf_jax.interop.weights import Rename, Shapes
@@ -39,7 +40,7 @@ class Source:
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
         uncertain: whether the network also answers the loss that it expects.
-        images: of a network alone: how many batches of images it is called with.
+        images: how many batches of images a network is called with whose task is "network"; 0 of other tasks.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -170,10 +171,7 @@ def _require(shapes: Shapes, what: str, *names: str) -> None:
 
 
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
-    shape = dict(image_size=size, channels=channels, num_classes=fields.pop("num_classes"), flip=False)
-    place = dict(name="imported", dir="data", split="train", label_key="label")
-    shape["value_range"] = None
-    return place | shape | dict(device_cache_mib=2048, skip_unreadable=False, fields={})
+    return data_group(size, channels, fields.pop("num_classes"))
 
 
 def _ddpm(**fields: Any) -> dict[str, Any]:
@@ -205,14 +203,11 @@ def _size(known: Mapping[str, Any], hints: Hints) -> int:
     return hints.get("image_size") or known.get("image_size", IMAGE_SIZE)
 
 
-def _autoencoder(describe: autoencoders.Describe, names: Callable[[Any], Rename], **fields: Any) -> Source:
-    how: dict[str, Any] = dict(task="autoencoder") | fields
-    return Source(describe, lambda model, size: names(model), **how)
+def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
+    def names(model: Any, size: int) -> Rename:
+        return rename_autoencoder(model, spelling)
 
-
-def _spelt(describe: autoencoders.Describe, spelling: Spelling) -> Source:
-    tensor_name = autoencoders.tensor_name
-    return _autoencoder(describe, lambda model: rename_autoencoder(model, spelling), tensor_name=tensor_name)
+    return Source(describe, names, tensor_name=autoencoders.tensor_name, task="autoencoder")
 
 
 SOURCES = {
@@ -224,8 +219,8 @@ SOURCES = {
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
     "edm2": Source(_describe_edm2, edm2.rename, uncertain=True),
-    **{name: _spelt(*kind) for name, kind in autoencoders.AUTOENCODERS.items()},
-    "taesd": _autoencoder(autoencoders.describe_tiny, rename_taesd),
+    **{name: _autoencoder(*kind) for name, kind in autoencoders.AUTOENCODERS.items()},
+    "taesd": Source(autoencoders.describe_tiny, lambda model, size: rename_taesd(model), task="autoencoder"),
     "lpips": Source(
         autoencoders.describe_lpips,
         lambda model, size: rename_lpips,

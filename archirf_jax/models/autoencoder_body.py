@@ -17,6 +17,8 @@ from archirf_jax.models import layers
 from archirf_jax.models.autoencoder_layers import CODE_GROUPS, Downsample, Norm, PixelAttention, ResidualBlock, Upsample
 from archirf_jax.models.autoencoder_layers import conv as _conv
 
+MOST_LEVELS = 16  # each halves the image
+
 
 @dataclasses.dataclass(frozen=True)
 class Body:
@@ -78,7 +80,8 @@ class Body:
         return _conv(features, "conv_out")(nn.silu(Norm(self.norm_num_groups, name="norm_out")(h, code)))
 
     def _check(self, norm_type: str) -> None:
-        layers.require(self, lambda widths: len(widths) > 0, "must name one level or more", "block_out_channels")
+        rule = f"must name 1 to {MOST_LEVELS} levels"
+        layers.require(self, lambda widths: 0 < len(widths) <= MOST_LEVELS, rule, "block_out_channels")
         layers.require(self, lambda value: value > 0, "must be above 0", "layers_per_block", "norm_num_groups")
         layers.require(
             self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", "layers_per_block"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_layers import doubled, uniform
+from archirf_jax.models.autoencoder_body import MOST_LEVELS
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.latents import Autoencoder
 
@@ -84,11 +85,15 @@ class AutoencoderTiny(Autoencoder, layers.Presets):
         layers.require(self, lambda value: value > 0, "must be above 0", *positive)
         layers.require(self, lambda value: value <= layers.WIDEST, f"must be at most {layers.WIDEST}", *positive[:4])
         for field in ("num_encoder_blocks", "num_decoder_blocks"):
-            rule = f"must name one level or more, with 0 to {layers.DEEPEST} blocks each"
-            layers.require(self, lambda n: n and 0 <= min(n) and max(n) <= layers.DEEPEST, rule, field)
+            rule = f"must name 1 to {MOST_LEVELS} levels, with 0 to {layers.DEEPEST} blocks each"
+            layers.require(self, _is_depth, rule, field)
         if len(self.num_decoder_blocks) != len(self.num_encoder_blocks):
             must = f"must have as many levels as the encoder, {len(self.num_encoder_blocks)}"
             raise UserError("model.num_decoder_blocks", self.num_decoder_blocks, must)
+
+
+def _is_depth(blocks: tuple[int, ...]) -> bool:
+    return 0 < len(blocks) <= MOST_LEVELS and min(blocks) >= 0 and max(blocks) <= layers.DEEPEST
 
 
 class TinyBlock(nn.Module):

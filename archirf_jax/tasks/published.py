@@ -12,9 +12,7 @@ import numpy as np
 from archirf_jax.errors import UserError
 from archirf_jax.interop import sources
 from archirf_jax.interop.weights import check, published_shapes, to_params, to_state
-from archirf_jax.tasks.building import make_model, make_task
-
-MODEL = "model"  # the module of a network alone
+from archirf_jax.tasks.building import make_task
 
 
 def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -72,10 +70,9 @@ class _Network(NamedTuple):
 
 
 def _network(source: str, config: Any) -> _Network:
+    task: Any = make_task(config)
     kind, key = sources.SOURCES[source], jax.random.key(0)
-    if not kind.images:
-        task: Any = make_task(config)
-        return _Network(task.main, task.model, task.module, jax.eval_shape(task.init_params, key, {})[task.main])
-    model, size = make_model(config), config.data.image_size
-    images = [jnp.zeros((1, size, size, config.data.channels))] * kind.images
-    return _Network(MODEL, model, model, jax.eval_shape(model.init, key, *images)["params"])
+    if kind.images:
+        images = [jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))] * kind.images
+        return _Network(task.main, task.model, task.module, jax.eval_shape(task.model.init, key, *images)["params"])
+    return _Network(task.main, task.model, task.module, jax.eval_shape(task.init_params, key, {})[task.main])

@@ -246,3 +246,21 @@ def test_lpips_of_two_files_becomes_a_run_that_others_name_and_is_exported_again
     ours, theirs = tensors(tmp_path / "again.safetensors"), tensors(tmp_path / "both.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "hints"), [("vae_sdxl", ("--source=vae", "--scaling_factor=0.13025")), ("vq_model", ("--source=vq",))]
+)
+def test_an_imported_autoencoder_gives_an_image_back_and_its_tensors(
+    name: str, hints: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+    given = weights(name, tmp_path)
+    with running.messages() as said:
+        imported(tmp_path / "run", f"--checkpoint={given}", *hints, "--norm_num_groups=8", "--image_size=16")
+    assert "--image=FILE.png" in said[-1]
+    Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save(tmp_path / "x.png")
+    drawing.sample(tmp_path / "run", f"--image={tmp_path / 'x.png'}", f"--out={tmp_path / 'y.png'}")
+    with Image.open(tmp_path / "y.png") as grid:
+        assert grid.mode == "RGB" and grid.height >= 16
+    exported(tmp_path / "run", f"--out={tmp_path / 'again.safetensors'}")
+    assert_same(given, tmp_path / "again.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import types
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from archirf_jax.models.autoencoder_kl import AutoencoderKL
 from archirf_jax.models.autoencoder_tiny import AutoencoderTiny
 from archirf_jax.models.lpips import LPIPS
 from archirf_jax.models.vq_model import VQModel
-from archirf_jax.tasks.building import make_model
+from archirf_jax.tasks.building import make_model, make_task
 from archirf_jax.tasks.published import export, load
 from tests.golden.cases import load as load_case
 
@@ -76,11 +75,9 @@ def model_of(config: Any) -> Any:
     return make_model(config).clone(dtype=jnp.float32)
 
 
-def run_of(config: Any) -> Any:
-    """What `export` reads of a task."""
-    model = make_model(ml_collections.ConfigDict(config))
-    kind = sources.SOURCES[config["imported"]["source"]]
-    return types.SimpleNamespace(main=kind.module, model=model, module=model)
+def exported(config: Any, params: Any) -> dict[str, np.ndarray]:
+    config = ml_collections.ConfigDict(config)
+    return export(config, make_task(config), params)
 
 
 @every_case
@@ -88,8 +85,8 @@ def test_what_is_imported_is_exported_bit_for_bit_and_under_its_names(name: str)
     source, hints = CASES[name]
     given = tensors(name)
     config, params = load(source, given, hints)
-    assert list(params) == [sources.SOURCES[source].module]
-    back = export(ml_collections.ConfigDict(config), run_of(config), params)
+    assert list(params) == ["model"]
+    back = exported(config, params)
     assert back.keys() == given.keys()
     assert all(
         back[key].shape == value.shape and back[key].tobytes() == value.tobytes() for key, value in given.items()
@@ -180,7 +177,7 @@ def test_of_a_whole_system_the_autoencoder_is_imported_and_exported_under_its_pr
         "loss.logvar",
     ]
     config, params = load("vae-compvis", whole | {name: np.zeros(3) for name in others}, dict(norm_num_groups=4))
-    back = export(ml_collections.ConfigDict(config), run_of(config), params)
+    back = exported(config, params)
     assert back.keys() == whole.keys() and all(back[name].tobytes() == whole[name].tobytes() for name in whole)
 
 
@@ -193,7 +190,7 @@ def test_names_of_attention_in_older_files_are_read_and_kept() -> None:
         given[name] = value
     assert sum("proj_attn" in name for name in given) == 4
     config, params = load("vae", given, dict(norm_num_groups=16))
-    back = export(ml_collections.ConfigDict(config), run_of(config), params)
+    back = exported(config, params)
     assert back.keys() == given.keys() and all(back[name].tobytes() == given[name].tobytes() for name in given)
 
 
@@ -210,7 +207,7 @@ def test_torchvisions_features_and_the_packages_heads_are_lpips() -> None:
     for more in ({}, unused | scaling):
         config, params = load("lpips", backbone | heads | more, {})
         jax.tree.map(np.testing.assert_array_equal, params, expected)
-        back = export(ml_collections.ConfigDict(config), run_of(config), params)
+        back = exported(config, params)
         assert back.keys() == (backbone | heads | (scaling if more else {})).keys()
     wrong = {"scaling_layer.scale": scaling["scaling_layer.scale"] + 1}
     for state in (backbone, heads, backbone | heads | wrong):

@@ -83,6 +83,7 @@ def test_in_bfloat16_parameters_and_images_stay_float32(params: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        (dict(block_out_channels=(8,) * 17), "model.block_out_channels"),
         (dict(block_out_channels=()), "model.block_out_channels"),
         (dict(block_out_channels=(8, 0)), "model.block_out_channels"),
         (dict(norm_num_groups=5), "model.norm_num_groups"),

@@ -62,6 +62,7 @@ def test_in_bfloat16_parameters_and_images_stay_float32(params: Any) -> None:
     ("changes", "field"),
     [
         (dict(width=0), "model.width"),
+        (dict(num_encoder_blocks=(1,) * 17), "model.num_encoder_blocks"),
         (dict(num_encoder_blocks=()), "model.num_encoder_blocks"),
         (dict(num_decoder_blocks=(1, -1)), "model.num_decoder_blocks"),
         (dict(num_decoder_blocks=(1, 1, 1)), "model.num_decoder_blocks"),

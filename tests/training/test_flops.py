@@ -183,7 +183,7 @@ def test_convolutions_count_pixels_and_not_the_zeros_around_them(
 
 def test_gradients_of_convolutions_cost_what_the_convolution_does() -> None:
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.sum(convolution._native(x, kernel, 1) ** 2)
+        return jnp.sum(convolution._native(x, kernel, 1, (1, 1)) ** 2)
 
     x, kernel = shape(4, 8, 8, 16), shape(3, 3, 16, 32)
     one = flops.count(loss, x, kernel)
