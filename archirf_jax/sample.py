@@ -25,6 +25,7 @@ COMMAND = Command(
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
+    Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
     Flag("image", "start from this image: a file, or the number of a training image"),
@@ -79,6 +80,9 @@ def check(args: types.SimpleNamespace, kind: str) -> None:
     image, edited = args.image is not None, args.image is not None or args.to_seed is not None
     if args.arr_0 and (kind != ".npz" or image):
         raise UserError("arr_0", message="belongs to an --out that ends in .npz, without --image")
+    if args.latents and (kind != ".npz" or args.arr_0 or edited):
+        what = "belongs to an --out that ends in .npz, without --arr_0, --image and --to_seed"
+        raise UserError("latents", message=what)
     if not image and (args.strength, args.mask, args.image_to) != (None, None, None):
         raise UserError("image", message="is missing, and --strength, --mask and --image_to need an image")
     if sum(value is not None for value in (args.strength, args.mask, args.image_to, args.to_seed)) > 1:
@@ -114,7 +118,8 @@ def main(args: types.SimpleNamespace) -> None:
     rows = sampling.rows(
         run, parse_labels(args.labels, names), args.per_class, args.seed, args.conditions, config.asks_null
     )
-    sheet = sheets.Sheet(run, config, rows, args.per_class, guides_of(args, run, config, rows), args.batch_size)
+    guides = guides_of(args, run, config, rows)
+    sheet = sheets.Sheet(run, config, rows, args.per_class, guides, args.batch_size, args.latents)
     check_room(out, kind, sheet)
     names = [] if args.conditions else [*names, "none"]
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):

@@ -23,7 +23,7 @@ from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
 from archirf_jax.files import append_line, atomic_write, cache
 from archirf_jax.interop import files, inception
-from archirf_jax.launch import sampling
+from archirf_jax.launch import latents, sampling
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import CHANNELS, Guides, Request
@@ -127,6 +127,8 @@ def evaluate_run(
     if "samples" in wanted and images is not None and images < FEWEST:
         raise UserError("images", images, f"are too few; at least {FEWEST} are needed")
     if "bits_per_dim" in wanted:
+        if run.config.first_stage.name != "image":
+            raise UserError("metrics", "bits_per_dim", "is of images, and this run diffuses latents; leave it out")
         if ode_steps % 2:
             raise UserError("ode_steps", ode_steps, "must be an even number")
         evaluating.check_levels(run.task.process, levels)  # type: ignore[attr-defined]
@@ -190,13 +192,13 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         UserError: no such set, or one of other classes.
     """
     names = ("name", "dir", "split", "label_key", "skip_unreadable", "value_range")
-    data = run.config.data.copy_and_resolve_references().unlock()
+    data = latents.images_of(run.config.data)
     data.update(changes)
     if data.channels not in CHANNELS:
         raise UserError("data.channels", data.channels, "cannot be compared with images, which have 1 or 3")
     if data.name == "imported":
         raise UserError("data.name", message="is missing; imported weights do not say which images they are of")
-    dataset: Dataset = run.data if run.data is not None and not changes else load(data)
+    dataset: Dataset = run.data if run.data is not None and data == run.config.data and not changes else load(data)
     found, known = dataset.num_classes, run.config.data.num_classes
     labelled = not isinstance(run.task, Diffusion) or "label" in run.task.needs
     if labelled and known > 1 and found != known:
