@@ -30,6 +30,7 @@ COMMAND = Command(
 )
 FORMATS = (".png", ".gif", ".npz")
 HALVES = ("left", "right", "top", "bottom")
+MOST = 10_000  # classes of a range
 STRENGTH = 0.6  # where --image is given without one
 
 
@@ -50,7 +51,10 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
         numbers = [first, last] if dash else [first, first]
         if not all(number.isdecimal() and len(number) < 9 for number in numbers) or int(numbers[1]) < int(first):
             raise UserError("labels", text, "is not a list such as 0-9, 0,3,7-8 or names of classes")
-        labels += range(int(first), int(numbers[1]) + 1)
+        named = range(int(first), int(numbers[1]) + 1)
+        if len(named) > MOST:
+            raise UserError("labels", text, f"names more than {MOST:_} classes; draw fewer at a time")
+        labels += named
     if len(set(labels)) < len(labels):
         raise UserError("labels", text, "names a class twice; --per_class draws more images of each")
     return labels
@@ -104,6 +108,8 @@ def main(args: types.SimpleNamespace) -> None:
         pictures.check_side("labels", len(rows.labels), run.config.data.image_size)
         pictures.check_side("per_class", args.per_class, run.config.data.image_size)
     pixels, shown = draw(args, sheet, task)
+    if args.out.suffix == ".npz":  # arrays are what was drawn; pictures also show what was given
+        pixels = pixels[:, drawn_columns(args)]
     sheets.write(pixels, shown, args.out)
     logging.info("images of step %d in %s", run.step, args.out)
 
@@ -123,6 +129,11 @@ def draw(args: types.SimpleNamespace, sheet: Any, task: Any) -> tuple[Any, list[
     if args.mask is not None:
         return sheets.filled(sheet, image, sheets.mask(args.mask, image.shape[0])), sheet.rows.labels
     return sheets.from_image(sheet, image), sheet.rows.labels
+
+
+def drawn_columns(args: types.SimpleNamespace) -> slice:
+    """The columns of a sheet without the images that were given."""
+    return slice(int(args.image is not None), -1 if args.image_to is not None else None)
 
 
 if __name__ == "__main__":

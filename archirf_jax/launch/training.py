@@ -129,7 +129,7 @@ def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
         "images": len(dataset),
         "data_digest": dataset.digest,
         "frozen": {name: run.digest() for name, run in runs.items()},
-        "random_generator": "threefry2x32",
+        "random_generator": "threefry2x32" if jax.config.jax_threefry_partitionable else "threefry2x32, in one piece",  # type: ignore[attr-defined]
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
     }
 
