@@ -142,6 +142,14 @@ def test_signals_are_taken_before_jax_is_imported(command: pathlib.Path) -> None
     assert done.returncode == 75, done.stderr
 
 
+def test_a_training_takes_signals_before_its_other_imports(tmp_path: pathlib.Path) -> None:
+    """A package that every command imports sends the signal."""
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    path = os.pathsep.join([str(tmp_path), str(running.REPOSITORY)])
+    done = running.process([sys.executable, "-m", "archirf_jax.main"], env=running.environment(PYTHONPATH=path))
+    assert done.returncode == 75, done.stderr
+
+
 def test_ctrl_c_ends_other_commands_as_a_persons_choice(command: pathlib.Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(command.parent / "short.py"), "--end=late"],
