@@ -249,6 +249,7 @@ BAD: dict[str, str] = {
     ),
     "--labels=": "--labels",
     "--out=x.jpg": "--out",
+    "--out=~nobody_has_this_name/x.png": "--out",
     "--out=README.md/x.png": "--out",
     "--step=7": "--step",
     "--steps=0": "--steps",

@@ -351,6 +351,15 @@ def test_a_best_metric_that_does_not_exist_is_refused_and_one_without_a_value_in
     assert len(read_metrics(tmp_path / "b")) == 4
 
 
+def test_a_network_need_not_have_a_dtype(tmp_path: pathlib.Path) -> None:
+    made = configured(Denoising, steps=2)
+    with made.unlocked():
+        del made.model.dtype
+    with sharing(Denoising, made):
+        Loop(Denoising(made), Feed(), made, tmp_path, None, "again", StopRequest(), Profile(tmp_path)).run()
+    assert len(read_metrics(tmp_path)) > 0
+
+
 def test_utilisation_counts_three_forward_passes_of_all_networks_against_the_peak_of_all_devices(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
