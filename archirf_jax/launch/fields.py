@@ -6,7 +6,6 @@ Fields of the groups in FREE_GROUPS belong to whatever is chosen there, which ch
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -192,7 +191,5 @@ def _check_groups(config: Any, groups: Iterable[str], complete: bool = True) -> 
 def _check_finite(name: str, value: Any) -> None:
     """Computations are in float32, where larger numbers are infinite."""
     for item in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(item, float) and not math.isfinite(item):
-            raise UserError(name, value, "must be finite")
         if isinstance(item, int | float) and not abs(item) <= LARGEST:
             raise UserError(name, value, "must be finite as a float32")

@@ -280,6 +280,19 @@ def test_nothing_is_written_into_a_directory_that_is_anothers_by_now(calls: int,
     assert "another run's" in str(caught.value) and len(made) == calls
 
 
+def test_a_directory_is_asked_for_before_a_checkpoint_is_saved(tmp_path: pathlib.Path) -> None:
+    made: list[int] = []
+
+    def still_ours() -> None:
+        made.append(len(made))
+        if len(made) == 2:  # the first time is at the start
+            raise UserError("it is another run's by now")
+
+    with pytest.raises(UserError):
+        trained(tmp_path, still_ours=still_ours, log__every_steps=1000, sample__every_steps=1000)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError) as caught:
         trained(tmp_path, Adversarial, Feed(bad=(8, 9)))
