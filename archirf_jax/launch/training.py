@@ -26,6 +26,7 @@ from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.devices import GIB
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.training.start import check_new
 from archirf_jax.training.upkeep import check_best
 from archirf_jax.visuals import pictures
 
@@ -69,7 +70,10 @@ def train_run(
     check_best(config, check_step(task, config))
     if change_config:
         like = jax.eval_shape(task.init, jax.random.key(0), _shapes(runs))
-        Checkpoints(workdir / "checkpoints").check_fits(like)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        checkpoints.check_fits(like)
+        if not checkpoints.steps():
+            check_new(workdir)
     with contextlib.ExitStack() as stack:
         more: dict[str, Any] = {}
         if jax.process_index() == 0:

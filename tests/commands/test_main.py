@@ -304,10 +304,11 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_first_start(
     copy = shortened(whole_run, tmp_path)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints").mkdir()
-    before = (copy / "metrics.jsonl").read_bytes()
-    refusal = running.refused("main", *running.small(copy, data_dir))
-    assert refusal.flag in ("", "--workdir") and str(copy) in refusal.line
-    assert (copy / "metrics.jsonl").read_bytes() == before
+    before = [(copy / name).read_bytes() for name in ("metrics.jsonl", "config.json")]
+    for more in ((), ("--config.seed=5",), ("--config.seed=5", "--change_config")):
+        refusal = running.refused("main", *running.small(copy, data_dir, *more))
+        assert refusal.flag in ("", "--workdir") and str(copy) in refusal.line
+        assert [(copy / name).read_bytes() for name in ("metrics.jsonl", "config.json")] == before
 
 
 @pytest.mark.parametrize("name", ["lr[1e-4]", "a*/run", "what?"])
