@@ -36,6 +36,7 @@ FORMATS = (".png", ".gif", ".npz")
 FOLDER = "/"
 BLOCK = 4096  # bytes that a small file takes on a disk
 HALVES = ("left", "right", "top", "bottom")
+MOST = 10_000  # classes of a range
 STRENGTH = 0.6  # where --image is given without one
 
 
@@ -56,7 +57,10 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
         numbers = [first, last] if dash else [first, first]
         if not all(number.isdecimal() and len(number) < 9 for number in numbers) or int(numbers[1]) < int(first):
             raise UserError("labels", text, "is not a list such as 0-9, 0,3,7-8 or names of classes")
-        labels += range(int(first), int(numbers[1]) + 1)
+        named = range(int(first), int(numbers[1]) + 1)
+        if len(named) > MOST:
+            raise UserError("labels", text, f"names more than {MOST:_} classes; draw fewer at a time")
+        labels += named
     if len(set(labels)) < len(labels):
         raise UserError("labels", text, "names a class twice; --per_class draws more images of each")
     return labels
@@ -126,6 +130,8 @@ def main(args: types.SimpleNamespace) -> None:
         outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
     else:
         pixels, shown = draw(args, kind, sheet, task)
+        if kind in (FOLDER, ".npz"):  # samples alone; pictures also show what was given
+            pixels = pixels[:, drawn_columns(args)]
         if kind == FOLDER:
             texts = outputs.texts_of(shown, pixels.shape[1], names)
             outputs.write_each([pixels.reshape(-1, *pixels.shape[2:])], texts, out)
@@ -179,6 +185,11 @@ def draw(args: types.SimpleNamespace, kind: str, sheet: Any, task: Any) -> tuple
     if args.mask is not None:
         return sheets.filled(sheet, image, sheets.mask(args.mask, image.shape[0])), sheet.rows.labels
     return sheets.from_image(sheet, image), sheet.rows.labels
+
+
+def drawn_columns(args: types.SimpleNamespace) -> slice:
+    """The columns of a sheet without the images that were given."""
+    return slice(int(args.image is not None), -1 if args.image_to is not None else None)
 
 
 if __name__ == "__main__":

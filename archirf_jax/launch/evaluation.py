@@ -21,7 +21,7 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
 from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
-from archirf_jax.files import append_line, atomic_write, cache
+from archirf_jax.files import append_line, atomic_write, cache, expand
 from archirf_jax.interop import files, inception
 from archirf_jax.launch import latents, sampling
 from archirf_jax.launch.features import of_file, of_run
@@ -206,7 +206,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         raise UserError("data.name", data.name, what)
     if labelled and known > 1:
         sampling.check_classes(run, dataset)
-    size = -(-batch_size // mesh.size) * mesh.size
+    size = -(-min(batch_size, len(dataset)) // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     return RealImages(dataset, known, size, place), {name: data.get(name) for name in names}
 
@@ -217,7 +217,7 @@ def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
     Raises:
         UserError: no such file or run, or one that does not take these images.
     """
-    path = pathlib.Path(text).expanduser()
+    path = expand(text, "features")
     if text == PIXELS:
         return features.pixels()
     if path.is_dir():
@@ -306,6 +306,7 @@ def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> di
     for name, value in values.items():
         if not np.isfinite(value):
             raise UserError("step", run.step, f"gives {name} = {value}; choose another checkpoint")
-    whole = dict(figures=values, errors=errors, halves=halves) | row
-    append_line(run.directory / FILE, json.dumps(whole))
+    known = {half: {name: value for name, value in of.items() if np.isfinite(value)} for half, of in halves.items()}
+    whole = dict(figures=values, errors=errors, halves=known) | row
+    append_line(run.directory / FILE, json.dumps(whole, allow_nan=False))
     return whole

@@ -19,7 +19,7 @@ RUN = (
     Flag("step", "checkpoint to use; default: the newest", int),
     Flag("ema", "average to use, such as decay_0.999; default: the one of config.ema.decay", str, "ema"),
     Flag("seed", "seed of the noise", int, 0, low=0, high=2**31 - 1),
-    Flag("batch_size", "images at a time", int, 128, low=1),
+    Flag("batch_size", "images at a time", int, 128, low=1, high=1_000_000),
 )
 # Defaults are those of the run's config.sample.
 SHORT = (

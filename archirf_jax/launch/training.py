@@ -30,6 +30,7 @@ from archirf_jax.training.devices import GIB
 from archirf_jax.training.initial_weights import Weights, fit
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.training.start import check_new
 from archirf_jax.training.upkeep import check_best
 from archirf_jax.visuals import pictures
 
@@ -78,6 +79,8 @@ def train_run(
     weights = None if saved.steps() else initial_weights(config, task)
     if change_config:
         saved.check_fits(jax.eval_shape(task.init, jax.random.key(0), _shapes(runs)))
+        if not saved.steps():
+            check_new(workdir)
     with contextlib.ExitStack() as stack:
         more: dict[str, Any] = {"weights": weights}
         if jax.process_index() == 0:
@@ -164,7 +167,7 @@ def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
         "images": len(dataset),
         "data_digest": dataset.digest,
         "frozen": {name: run.digest() for name, run in runs.items()},
-        "random_generator": "threefry2x32",
+        "random_generator": "threefry2x32" if jax.config.jax_threefry_partitionable else "threefry2x32, in one piece",  # type: ignore[attr-defined]
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
     }
 

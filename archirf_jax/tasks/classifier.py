@@ -62,6 +62,9 @@ class Classifier:
         self.module = self.model
         if not hasattr(self.model, "features"):
             raise UserError("model.name", config.model.name, "is not a classifier; take adm_classifier")
+        # A classifier's loss is its own: what an objective trains or draws besides times would be ignored.
+        if not hasattr(self.objective, "sample_times") or self.objective.wrap(self.model) is not self.model:
+            raise UserError("objective.name", config.objective.name, "does not train classifiers; take regression")
         self.fields = make_fields(config.data)
         self._shape = (config.data.image_size, config.data.image_size, config.data.channels)
         self._config = config
