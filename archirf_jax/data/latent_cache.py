@@ -14,7 +14,7 @@ from absl import logging
 from archirf_jax import untrusted
 from archirf_jax.data import passes
 from archirf_jax.data.dataset import Dataset
-from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, Header
+from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, Header, LatentSource
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
 
@@ -49,6 +49,9 @@ def make(folder: pathlib.Path, dataset: Dataset, encode: Encode, plan: Plan) -> 
         UserError: the folder holds something else, or a latent is not finite.
     """
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
+    kept = {name: described[name] for name in described if name != "batch_size"}
+    if (folder / HEADER).exists() and not (folder / PROGRESS).exists():
+        return _ready(folder, kept)
     done = _begun(folder, described)
     moments = _opened(folder / MOMENTS, (len(dataset), plan.views, *plan.shape), np.float16, new=done == 0)
     labels = _opened(folder / LABELS, (len(dataset),), np.int32, new=done == 0) if dataset.class_names else None
@@ -70,8 +73,10 @@ def make(folder: pathlib.Path, dataset: Dataset, encode: Encode, plan: Plan) -> 
         atomic_write(folder / PROGRESS, json.dumps({"plan": described, "done": done}))
         logging.log_every_n_seconds(logging.INFO, "encoded %d of %d images", 10, done, len(dataset))
     mean, std = statistics(moments, plan.distribution)
-    names, kept = list(dataset.class_names), {name: described[name] for name in described if name != "batch_size"}
-    header = Header(**kept, examples=len(dataset), class_names=names, images_digest=dataset.digest, mean=mean, std=std)
+    whole: dict[str, Any] = dict(
+        class_names=list(dataset.class_names), images_digest=dataset.digest, mean=mean, std=std
+    )
+    header = Header(**kept, examples=len(dataset), **whole)
     atomic_write(folder / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
     (folder / PROGRESS).unlink(missing_ok=True)
     return header
@@ -94,6 +99,18 @@ def statistics(moments: np.ndarray, distribution: bool) -> tuple[list[float], li
     return mean.tolist(), np.sqrt(np.maximum(square / count - mean**2, 0)).tolist()
 
 
+def _ready(folder: pathlib.Path, kept: dict[str, Any]) -> Header:
+    """The header of a whole cache.
+
+    Raises:
+        UserError: it is another one than that of the plan.
+    """
+    header = LatentSource(folder).header
+    if named := [name for name, value in kept.items() if getattr(header, name) != value]:
+        raise UserError("out", str(folder), f"holds another cache ({', '.join(named)} differ); give a new folder")
+    return header
+
+
 def _begun(folder: pathlib.Path, described: dict[str, Any]) -> int:
     """How many examples of this plan are encoded already.
 
@@ -106,6 +123,7 @@ def _begun(folder: pathlib.Path, described: dict[str, Any]) -> int:
     except OSError as e:
         raise UserError("out", str(folder), f"cannot be a folder for latents: {e.strerror}") from e
     if not found:
+        atomic_write(folder / PROGRESS, json.dumps({"plan": described, "done": 0}))
         return 0
     if PROGRESS not in found:
         raise UserError("out", str(folder), "is not empty, and not the beginning of a latent cache; give a new folder")
