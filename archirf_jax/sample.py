@@ -136,7 +136,7 @@ def main(args: types.SimpleNamespace) -> None:
             texts = outputs.texts_of(shown, pixels.shape[1], names)
             outputs.write_each([pixels.reshape(-1, *pixels.shape[2:])], texts, out)
         else:
-            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES)
+            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES, names)
     logging.info("images of step %d in %s", run.step, out)
 
 

@@ -17,10 +17,10 @@ from archirf_jax.contracts import Batch, Frozen, Task
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes, unflipped
-from archirf_jax.errors import UserError, nearest
+from archirf_jax.errors import UserError, listed, nearest
 from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
-from archirf_jax.launch import latents, run_directory
+from archirf_jax.launch import latents, outputs, run_directory
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
@@ -90,6 +90,10 @@ def train_run(
             more["still_ours"] = held.check
         sharding.agreed(0)  # the other processes wait for the copies
         frozen = {name: run.params for name, run in frozen_runs.named(config, workdir).items()}
+        if names := outputs.named_rows(dataset.class_names, range(len(dataset.class_names))):
+            logging.info("classes: %s", listed([f"{i} {name}" for i, name in enumerate(names)]))
+            if hasattr(task, "row_names"):
+                task.row_names = names
         if hasattr(task, "examples"):
             task.examples = examples(dataset, config)
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,7 @@ class Classifier:
     """
 
     main = CLASSIFIER  # the module that is exported
+    row_names: Sequence[str] = ()  # of the classes, which previews have one row each of
     use = "--workdir=RUN --classifier={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
