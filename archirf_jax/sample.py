@@ -125,7 +125,7 @@ def main(args: types.SimpleNamespace) -> None:
     guides = guides_of(args, run, config, rows)
     sheet = sheets.Sheet(run, config, rows, args.per_class, guides, args.batch_size, args.latents)
     check_room(out, kind, sheet)
-    names = [] if args.conditions else [*names, "none"]
+    names = [] if args.conditions else [*names, outputs.NONE]
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
         outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
     else:

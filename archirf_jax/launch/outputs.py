@@ -17,6 +17,7 @@ from archirf_jax.visuals import pictures
 
 NAMES = ("images", "labels")  # of the arrays
 GUIDED_DIFFUSION = ("arr_0", "arr_1")  # those that the evaluator of openai/guided-diffusion reads
+NONE = "none"  # what the label of no class is called
 LONGEST = 60  # characters of a label in the name of a file
 DIGITS = 6
 REPORT_SECONDS = 10
@@ -76,7 +77,7 @@ def file_name(text: str) -> str:
 def named_rows(names: Sequence[str], labels: Iterable[int]) -> list[str]:
     """The names of these labels; none where they say no more than the numbers."""
     texts = texts_of(labels, 1, names)
-    return texts if any(text != str(number) for number, text in enumerate(names)) else []
+    return texts if any(text not in (str(number), NONE) for number, text in enumerate(names)) else []
 
 
 def texts_of(labels: Iterable[int], columns: int, names: Sequence[str]) -> list[str]:
