@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from archirf_jax.interop import files
 from archirf_jax.launch.runs import open_run
 from configs import autoencoder
 from tests import running
 from tests.commands import saved
+from tests.golden import cases
 
+GOLDEN = pathlib.Path(cases.__file__).parent
 TINY = {"model.block_out_channels": (8, 16), "model.norm_num_groups": 4, "model.latent_channels": 4}
 CONFIG = f"--config={running.REPOSITORY / 'configs' / 'dit_latent_rf.py'}"
 SMALL = (
@@ -126,3 +129,23 @@ def test_bad_input_is_one_line(
     pixels = ("--config.data.name=digits", f"--config.data.dir={data_dir}")
     statistics = running.refused("main", *arguments(tmp_path / "a", decoder, tmp_path, 8), *pixels)
     assert statistics.flag == "config.first_stage.mean" and "prepare_data" in statistics.line
+
+
+def test_an_imported_network_of_latents_is_given_an_imported_decoder(tmp_path: pathlib.Path, run: pathlib.Path) -> None:
+    for name, source, *flags in (
+        ("dit_learn_sigma", "dit", "--num_heads=3", "--image_size=8"),
+        ("vae_sd", "vae", "--norm_num_groups=16"),
+    ):
+        weights = tmp_path / f"{name}.safetensors"
+        files.write(cases.load(GOLDEN / f"{name}.npz").params, weights)
+        place = (f"--checkpoint={weights}", f"--workdir={tmp_path / source}")
+        running.call("import_weights", f"--source={source}", *place, *flags)
+    few, decoder = ("--grid=2", "--solver=ddim", "--labels=0-1", "--per_class=1"), f"--autoencoder={tmp_path / 'vae'}"
+    draw(tmp_path / "dit", tmp_path / "x.npz", *few, decoder)
+    draw(tmp_path / "dit", tmp_path / "z.npz", *few)
+    images, latents = (np.load(tmp_path / name)["images"] for name in ("x.npz", "z.npz"))
+    assert images.shape == (2, 32, 32, 3) and latents.shape == (2, 8, 8, 4)
+    vae = open_run(tmp_path / "vae")
+    np.testing.assert_allclose(images.astype(int), vae.decode(latents / 0.18215), atol=1)
+    refusal = running.refused("sample", f"--workdir={run}", decoder, f"--out={tmp_path / 'y.png'}")
+    assert refusal.flag == "--autoencoder"
