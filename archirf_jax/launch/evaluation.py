@@ -149,7 +149,7 @@ def evaluate_run(
         row["bits_per_dim"] = ode = dict(levels=levels, steps=ode_steps, probes=probes)
         figures |= evaluating.bits_per_dim(sampling.diffusion(run), params, frozen, real, count, key, **ode)
     if kinds := [name for name in wanted if name in likeness.KINDS]:
-        figures |= _of_reconstructions(run, kinds, real, count, features, row, mesh, save_images)
+        figures |= _of_reconstructions(run, kinds, real, count, features, row, (params, frozen), mesh, save_images)
     if "samples" in wanted:
         seeds = range(seed, seed + repeats)
         labels, sets = draw(run, how, guides, real, count, seeds, extractor, conditions)
@@ -165,16 +165,17 @@ def _of_reconstructions(
     count: int,
     features: str,
     row: dict[str, Any],
+    placed: tuple[Any, Any],
     mesh: Any,
     save_images: pathlib.Path | None,
 ) -> Figures:
-    batches = list(likeness.reconstruct(run.task, run.params, run.frozen, real, count))
+    batches = list(likeness.reconstruct(run.task, *placed, real, count))
     extractor = make_extractor(features, run, mesh) if "frechet" in wanted else None
     row |= {} if extractor is None else {"features": extractor.name}
     distance = None
     if LPIPS in wanted:
         task: Any = run.task
-        distance = functools.partial(task.perceptual, run.frozen)
+        distance = functools.partial(jax.jit(task.perceptual), placed[1])
     if save_images is not None:
         arrays = {"images": [batch.images for batch in batches], "reconstructions": [batch.made for batch in batches]}
         whole: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
