@@ -199,7 +199,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         raise UserError("data.name", message="is missing; imported weights do not say which images they are of")
     dataset: Dataset = run.data if run.data is not None and not changes else load(data)
     found, known = dataset.num_classes, run.config.data.num_classes
-    labelled = not isinstance(run.task, Diffusion) or "label" in run.task.needs
+    labelled = "label" in run.task.needs if isinstance(run.task, Diffusion) else not hasattr(run.task, "reconstruct")
     if labelled and known > 1 and found != known:
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)

@@ -247,6 +247,16 @@ def test_weights_are_exported_under_diffusers_names_and_imported_again(
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_an_imported_autoencoder_is_measured_on_images_that_are_named(
+    kl: saved.Saved, imported: tuple[pathlib.Path, dict[str, np.ndarray]], data_dir: pathlib.Path
+) -> None:
+    """The same as of the run that it was exported from, which knows its images."""
+    run = imported[0]
+    assert running.refused("evaluate", f"--workdir={run}", *FEW, "--metrics=psnr").flag == "--data"
+    found = evaluate(run, "--metrics=psnr,ssim", "--data=digits", f"--data_dir={data_dir}")["figures"]
+    assert found == evaluate(kl.workdir, "--metrics=psnr,ssim")["figures"]
+
+
 def test_an_imported_autoencoder_is_trained_further(
     imported: tuple[pathlib.Path, dict[str, np.ndarray]], data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
