@@ -65,7 +65,8 @@ def train(args: types.SimpleNamespace, profile: object) -> int:
         return RESUME
     made = [
         *sorted((args.workdir / "samples").glob("*.png"))[-1:],
-        *(args.workdir / name for name in ("progress.gif", "denoising.gif", "loss.png")),
+        *(args.workdir / name for name in ("progress.gif", "denoising.gif")),
+        *sorted(args.workdir.glob("*.png")),
     ]
     logging.info("done; look at %s", ", ".join(str(path) for path in made if path.exists()))
     use = getattr(open_run(args.workdir).task, "use", "").format(workdir=shlex.quote(str(args.workdir)))

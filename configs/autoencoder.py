@@ -33,7 +33,9 @@ def get_config(variant: str = "digits") -> ConfigDict:
         model.mid_block_add_attention = True  # attention at the coarsest level
         model.latent_channels = 4
         model.bound = "clip"  # of the latents: clip to [-1, 1], tanh or none
-        model.straight_through = True  # gradients pass a clip as if it were not there
+        model.straight_through = (
+            False  # True: gradients pass a clip as if it were not there, and latents become -1 or 1
+        )
         model.gain = "exp"  # what keeps the learned gain of the latents positive: exp or softplus
         model.dtype = "float32"
 
@@ -48,7 +50,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         objective.std_weight = 0.01  # of the distance of each channel's standard deviation from std_target
         objective.mean_weight = 0.01  # of the distance of its mean from 0
         objective.std_target = 0.718  # of a unit Gaussian that is clipped to [-1, 1]
-        objective.std_measured = "after"  # before or after latents are bounded
+        objective.std_measured = "before"  # the bound, which brings clipped latents back, or after it
         objective.perturbation = 0.0  # noise on latents before they are decoded
         objective.adversarial_weight = 0.0
         objective.adversarial_start = 0  # step from which the discriminator counts and is trained

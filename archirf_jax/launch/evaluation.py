@@ -151,7 +151,7 @@ def evaluate_run(
         row["bits_per_dim"] = ode = dict(levels=levels, steps=ode_steps, probes=probes)
         figures |= evaluating.bits_per_dim(sampling.diffusion(run), params, frozen, real, count, key, **ode)
     if kinds := [name for name in wanted if name in likeness.KINDS]:
-        figures |= _of_reconstructions(run, kinds, real, count, features, row, mesh, save_images)
+        figures |= _of_reconstructions(run, kinds, real, count, features, row, (params, frozen), mesh, save_images)
     if "samples" in wanted:
         seeds = range(seed, seed + repeats)
         labels, sets = draw(run, how, guides, real, count, seeds, extractor, conditions)
@@ -167,16 +167,17 @@ def _of_reconstructions(
     count: int,
     features: str,
     row: dict[str, Any],
+    placed: tuple[Any, Any],
     mesh: Any,
     save_images: pathlib.Path | None,
 ) -> Figures:
-    batches = list(likeness.reconstruct(run.task, run.params, run.frozen, real, count))
+    batches = list(likeness.reconstruct(run.task, *placed, real, count))
     extractor = make_extractor(features, run, mesh) if "frechet" in wanted else None
     row |= {} if extractor is None else {"features": extractor.name}
     distance = None
     if LPIPS in wanted:
         task: Any = run.task
-        distance = functools.partial(task.perceptual, run.frozen)
+        distance = functools.partial(jax.jit(task.perceptual), placed[1])
     if save_images is not None:
         arrays = {"images": [batch.images for batch in batches], "reconstructions": [batch.made for batch in batches]}
         whole: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
@@ -200,7 +201,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         raise UserError("data.name", message="is missing; imported weights do not say which images they are of")
     dataset: Dataset = run.data if run.data is not None and data == run.config.data and not changes else load(data)
     found, known = dataset.num_classes, run.config.data.num_classes
-    labelled = not isinstance(run.task, Diffusion) or "label" in run.task.needs
+    labelled = "label" in run.task.needs if isinstance(run.task, Diffusion) else not hasattr(run.task, "reconstruct")
     if labelled and known > 1 and found != known:
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)

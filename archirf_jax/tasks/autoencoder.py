@@ -7,7 +7,7 @@ at the same parameters, and is done for both or for none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,6 +145,15 @@ class Autoencoder(Reconstructing):
         columns = min(len(images), self.config.sample.classes)
         rows = [each[: len(images) // columns * columns].reshape(-1, columns, *self._shape) for each in seen]
         return np.stack(rows, axis=1).reshape(-1, columns, *self._shape)
+
+    def plots(self, state: TrainState, frozen: Frozen, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Figures: latents of the preview's images, channel by channel, and what metrics say of them over the steps."""
+        del frozen
+        figures = {"latents_over_time": latents.over_time(rows)} if latents.shown(rows) else {}
+        if self.examples is not None:
+            z = self._shown(state.networks[MODEL].averages["ema"], self.examples["image"])[1]
+            figures["latents"] = latents.histograms(sharding.fetch(z))
+        return figures
 
     def _latent_shape(self) -> tuple[int, ...]:
         def encoded(key: jax.Array) -> jax.Array:

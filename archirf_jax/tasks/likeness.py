@@ -57,7 +57,7 @@ def measure(
         "ms_ssim": jax.jit(lambda a, b: structural.ms_ssim(a, b, BLACK_TO_WHITE)),
     }
     if lpips is not None:
-        pairs["lpips"] = jax.jit(lambda a, b: lpips(2 * a / BLACK_TO_WHITE - 1, 2 * b / BLACK_TO_WHITE - 1))
+        pairs["lpips"] = lambda a, b: lpips(2 * a / BLACK_TO_WHITE - 1, 2 * b / BLACK_TO_WHITE - 1)
     figures: Figures = {}
     for name in wanted:
         if name == "psnr":

@@ -82,9 +82,10 @@ def train(
             logging.info("%s: saved step %d of %d; go on by: %s", stop.name, int(state.step), config.steps, again)
             return False
         frames = task.preview(state, loop.runner.frozen, loop.preview_key, 1)
+        figures = closing.figures(task, state, loop.runner.frozen, workdir)
         if loop.first:
             still_ours()
-            closing.write(frames, workdir)
+            closing.write(frames, figures, workdir)
     return True
 
 

@@ -19,7 +19,7 @@ MARKS = {"steepest": ("C2", "v"), "lowest": ("C4", "o"), "edge": ("C3", "X")}
 
 def save_loss(steps: Sequence[float], losses: Sequence[float], path: pathlib.Path) -> None:
     """Plot the loss against the step as a PNG."""
-    _save(loss_figure(steps, losses), path)
+    save(loss_figure(steps, losses), path)
 
 
 def loss_figure(steps: Sequence[float], losses: Sequence[float]) -> Any:
@@ -33,7 +33,8 @@ def loss_figure(steps: Sequence[float], losses: Sequence[float]) -> Any:
     return figure
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def save(figure: Any, path: pathlib.Path) -> None:
+    """Write a matplotlib figure as a PNG."""
     atomic_write(path, lambda file: figure.savefig(file, dpi=120, format="png"))
 
 
@@ -67,7 +68,7 @@ def save_range_test(
     axes.set_ylim(*_window(smoothed, first))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _window(smoothed: np.ndarray, first: float) -> tuple[float, float]:
@@ -115,7 +116,7 @@ def save_schedule(steps: np.ndarray, rates: np.ndarray, warmup: int, batch_size:
         )
     axes.set_ylim(-0.03 * np.max(rates), 1.18 * np.max(rates))
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def schedule_notes(steps: np.ndarray, rates: np.ndarray, warmup: int) -> list[tuple[int, float, str]]:

@@ -26,7 +26,7 @@ from configs import default
 FOLDER = pathlib.Path(default.__file__).parent
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "default")}
 DESIGNS = "dit_designs_rf"
-OTHER_TASKS = ("autoencoder",)  # which share nothing but the data with dit_rf
+OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
 LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
 VARIANTS = {name: list(MODULATIONS if name == DESIGNS else default.DATA) for name in FILES}
 CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
