@@ -5,6 +5,11 @@ Train what the configuration describes; the same command goes on where it stoppe
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the imports below take a tenth of a second, in which a signal may come already
+    from archirf_jax.launch.signals import leave_at_once
+
+    leave_at_once(resumable=True)
+
 import pathlib
 import shlex
 import types

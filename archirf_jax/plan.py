@@ -28,7 +28,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Check, plan, report."""
     from absl import logging
 
-    from archirf_jax.launch import fields, runs
+    from archirf_jax.launch import fields, latents, runs
     from archirf_jax.tasks import footprint, planning
     from archirf_jax.tasks.building import resolve
     from archirf_jax.training import devices
@@ -39,7 +39,9 @@ def main(args: types.SimpleNamespace) -> None:
     if config.data.num_classes is None:
         logging.info("taking %d classes, as --num_classes says", args.num_classes)
     resolve(config, config.data.num_classes or args.num_classes)
-    plan = planning.make(config, device, args.devices, runs.named(config, pathlib.Path()))
+    named = runs.named(config, pathlib.Path())
+    latents.fit(config, named)
+    plan = planning.make(config, device, args.devices, named)
     for line in planning.lines(plan, args.utilisation):
         logging.info("%s", line)
     if args.json:

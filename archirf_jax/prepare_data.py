@@ -7,6 +7,10 @@ Download and write a TFDS data set in array_record, once, so that training reads
 also averages the features of a network over the images of each class, for --config.model.context=class_table. The
 network is that of a classifier's run, or features(images) of a Python file: images (B, H, W, C) float32 in [-1, 1] ->
 (B, tokens, dim) or (B, h, w, dim).
+
+    python -m archirf_jax.prepare_data --name=openmoji --autoencoder=runs/ae --out=data/latents
+
+encodes every image once; --config.data.name=latents:data/latents trains on that.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ COMMAND = Command(
     ),
     Flag("dir", "folder for prepared data sets", pathlib.Path, "data", field="data.dir"),
     Flag("class_embeddings", ".npz file to write: mean features of each class", pathlib.Path),
+    Flag("autoencoder", "run of an autoencoder, which encodes every image into --out", pathlib.Path),
+    Flag("out", "folder of the latents", pathlib.Path),
+    Flag("flip", "encode the mirrored images as well, for --config.data.flip", bool, False),
     Flag("features", "run of a classifier, or a Python file that defines features(images)", pathlib.Path),
     *OPTIONS,
     device=False,
@@ -121,14 +128,54 @@ def _of_run(workdir: pathlib.Path, options: dict[str, Any]) -> tuple[Features, d
     return lambda x: compute(run.params, x), images
 
 
+def encode_images(args: types.SimpleNamespace) -> None:
+    """Make the latent cache of --out."""
+    import ml_collections
+    from absl import logging
+
+    from archirf_jax.data.library import SETTINGS
+    from archirf_jax.data.preparation import prepare
+    from archirf_jax.data.sources import FOLDER
+    from archirf_jax.launch import latents
+
+    if args.out is None:
+        raise UserError("out", message="is missing: the folder of the latents")
+    run = latents.autoencoder(args.autoencoder, "autoencoder")
+    if not args.name.startswith(FOLDER):
+        prepare(args.name, str(args.dir))
+    images = {name: run.config.data[name] for name in latents.SAME}
+    for name, known in images.items():
+        if (asked := getattr(args, name)) is not None:
+            if name == "channels" and asked != known:
+                raise UserError(f"data.{name}", asked, f"is not the {known} that the autoencoder takes")
+            images[name] = asked
+    given = {name: getattr(args, name) for name in ("name", "split", "label_key", "skip_unreadable")}
+    levels = run.config.data.get("value_range") if args.value_range is None else value_range(args.value_range)
+    given |= {"dir": str(args.dir), "value_range": levels}
+    data = ml_collections.ConfigDict(SETTINGS | given | images)
+    latents.make_cache(run, data, args.out, args.flip, args.batch_size)
+    logging.info(
+        "next: train with --config.data.name=latents:%s --config.frozen.autoencoder=%s", args.out, run.directory
+    )
+
+
 def main(args: types.SimpleNamespace) -> None:
-    """Prepare a set, or average features over its classes."""
+    """Prepare a set, encode its images, or average features over its classes."""
     from archirf_jax.data.preparation import prepare
 
-    if args.class_embeddings is None:
-        for flag in ("features", *(option.name for option in OPTIONS)):
+    belonging = {"class_embeddings": ("features",), "autoencoder": ("out", "flip")}
+    for other, flags in belonging.items():
+        for flag in flags if getattr(args, other) is None else ():
             if flag in args.given:
-                raise UserError(f"--{flag}: belongs to --class_embeddings, the file to write; add that")
+                raise UserError(f"--{flag}: belongs to --{other}; add that")
+    if args.autoencoder is not None:
+        if args.class_embeddings is not None:
+            raise UserError("--autoencoder: and --class_embeddings are two things; give them one after the other")
+        return encode_images(args)
+    if args.class_embeddings is None:
+        for option in OPTIONS:
+            if option.name in args.given:
+                raise UserError(f"--{option.name}: belongs to --class_embeddings or --autoencoder; add one of them")
         return prepare(args.name, str(args.dir))
     if args.features is None:
         what = "is missing; give the run of a classifier or a Python file with features(images)"

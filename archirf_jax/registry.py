@@ -119,7 +119,7 @@ def _check_fields(group: str, name: str, known: Mapping[str, inspect.Parameter],
     takes_any = any(value.kind is inspect.Parameter.VAR_KEYWORD for value in known.values())
     for key, value in given.items():
         if key not in plain and not takes_any:
-            has = f"{name} has no such field; it has {', '.join(plain)}{nearest(key, plain)}"
+            has = f"{name} has no such field; it has {', '.join(plain) or 'none'}{nearest(key, plain)}"
             raise UserError(f"{prefix}{key}", value, f"is given, but {has}")
     for key, parameter in plain.items():
         if parameter.default is parameter.empty and key not in given:

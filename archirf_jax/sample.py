@@ -25,6 +25,7 @@ COMMAND = Command(
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
+    Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
     Flag("image", "start from this image: a file, or the number of a training image"),
@@ -35,6 +36,7 @@ FORMATS = (".png", ".gif", ".npz")
 FOLDER = "/"
 BLOCK = 4096  # bytes that a small file takes on a disk
 HALVES = ("left", "right", "top", "bottom")
+MOST = 10_000  # classes of a range
 STRENGTH = 0.6  # where --image is given without one
 
 
@@ -55,7 +57,10 @@ def parse_labels(text: str | None, names: list[str]) -> list[int] | None:
         numbers = [first, last] if dash else [first, first]
         if not all(number.isdecimal() and len(number) < 9 for number in numbers) or int(numbers[1]) < int(first):
             raise UserError("labels", text, "is not a list such as 0-9, 0,3,7-8 or names of classes")
-        labels += range(int(first), int(numbers[1]) + 1)
+        named = range(int(first), int(numbers[1]) + 1)
+        if len(named) > MOST:
+            raise UserError("labels", text, f"names more than {MOST:_} classes; draw fewer at a time")
+        labels += named
     if len(set(labels)) < len(labels):
         raise UserError("labels", text, "names a class twice; --per_class draws more images of each")
     return labels
@@ -79,6 +84,9 @@ def check(args: types.SimpleNamespace, kind: str) -> None:
     image, edited = args.image is not None, args.image is not None or args.to_seed is not None
     if args.arr_0 and (kind != ".npz" or image):
         raise UserError("arr_0", message="belongs to an --out that ends in .npz, without --image")
+    if args.latents and (kind != ".npz" or args.arr_0 or edited):
+        what = "belongs to an --out that ends in .npz, without --arr_0, --image and --to_seed"
+        raise UserError("latents", message=what)
     if not image and (args.strength, args.mask, args.image_to) != (None, None, None):
         raise UserError("image", message="is missing, and --strength, --mask and --image_to need an image")
     if sum(value is not None for value in (args.strength, args.mask, args.image_to, args.to_seed)) > 1:
@@ -114,18 +122,21 @@ def main(args: types.SimpleNamespace) -> None:
     rows = sampling.rows(
         run, parse_labels(args.labels, names), args.per_class, args.seed, args.conditions, config.asks_null
     )
-    sheet = sheets.Sheet(run, config, rows, args.per_class, guides_of(args, run, config, rows), args.batch_size)
+    guides = guides_of(args, run, config, rows)
+    sheet = sheets.Sheet(run, config, rows, args.per_class, guides, args.batch_size, args.latents)
     check_room(out, kind, sheet)
-    names = [] if args.conditions else [*names, "none"]
+    names = [] if args.conditions else [*names, outputs.NONE]
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
         outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
     else:
         pixels, shown = draw(args, kind, sheet, task)
+        if kind in (FOLDER, ".npz"):  # samples alone; pictures also show what was given
+            pixels = pixels[:, drawn_columns(args)]
         if kind == FOLDER:
             texts = outputs.texts_of(shown, pixels.shape[1], names)
             outputs.write_each([pixels.reshape(-1, *pixels.shape[2:])], texts, out)
         else:
-            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES)
+            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES, names)
     logging.info("images of step %d in %s", run.step, out)
 
 
@@ -174,6 +185,11 @@ def draw(args: types.SimpleNamespace, kind: str, sheet: Any, task: Any) -> tuple
     if args.mask is not None:
         return sheets.filled(sheet, image, sheets.mask(args.mask, image.shape[0])), sheet.rows.labels
     return sheets.from_image(sheet, image), sheet.rows.labels
+
+
+def drawn_columns(args: types.SimpleNamespace) -> slice:
+    """The columns of a sheet without the images that were given."""
+    return slice(int(args.image is not None), -1 if args.image_to is not None else None)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,22 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
         raise Unreadable(e) from e
 
 
+def map_array(path: pathlib.Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The array of an .npy file, which stays on disk.
+
+    Raises:
+        Unreadable: not a regular file, damaged, or of another shape or type.
+    """
+    try:
+        _check_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGE as e:
+        raise Unreadable(e) from e
+    if array.shape != shape or array.dtype != dtype:
+        raise Unreadable(f"it holds {array.dtype} of shape {array.shape} and not {np.dtype(dtype)} of {shape}")
+    return array
+
+
 def read_arrays(path: pathlib.Path, most: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name.
 

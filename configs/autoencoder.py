@@ -8,7 +8,7 @@
 | digits     | 1,797 grey 8x8         | 4x4x4   | tiny; L1                                                       |
 | mnist      | 60,000 grey 28x28      | 7x7x4   | 0.9 M parameters; L1                                           |
 | cifar10    | 50,000 colour 32x32    | 8x8x4   | 0.9 M parameters; L1                                           |
-| openmoji   | 3,402 colour 64x64     | 8x8x16  | 3.6 M parameters; L1 and L2                                    |
+| openmoji   | 3,402 colour 64x64     | 8x8x16  | 6.1 M parameters; L1 and L2                                    |
 | imagenet64 | 1,281,167 colour 64x64 | 8x8x16  | ArchiRF's: L1, LPIPS and a discriminator from step 50,000 on;  |
 |            |                        |         | imports LPIPS's weights into runs/lpips before                 |
 
@@ -80,9 +80,9 @@ def _small(config: ConfigDict) -> None:
 
 
 def _openmoji(config: ConfigDict) -> None:
-    config.update(steps=4500, batch_size=16)
+    config.update(steps=3000, batch_size=16)
     config.data.split = "train"
-    config.model.update(block_out_channels=(32, 64, 128, 128), latent_channels=16, layers_per_block=1)
+    config.model.update(block_out_channels=(16, 48, 96, 192), latent_channels=16)
     config.objective.l2_weight = 1.0
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"

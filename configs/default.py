@@ -170,3 +170,15 @@ def get_config(data_set: str = "") -> ConfigDict:
     if data_set:
         config.update_from_flattened_dict(DATA[data_set])
     return config.lock()
+
+
+def in_latents(config: ConfigDict, variant: str) -> None:
+    """Train in the latents that an autoencoder made of a set's images beforehand, by prepare_data --autoencoder."""
+    config.data.name = f"latents:data/latents_{variant}"
+    config.data.flip = False  # True needs the latents of mirrored images, prepare_data --flip
+    config.frozen.autoencoder = f"runs/ae_{variant}"
+    config.first_stage = stage = ConfigDict({"name": "autoencoder"})
+    stage.mean = None  # of the latents, one a channel; None = as the cache says
+    stage.std = None  # likewise
+    stage.sample = True  # draw latents from their distributions, where the autoencoder has them
+    stage.decode_batch = 16  # images decoded at a time

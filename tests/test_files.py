@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from archirf_jax.errors import UserError
-from archirf_jax.files import atomic_write, expand
+from archirf_jax.files import atomic_write, check_output, expand
 
 
 @pytest.mark.parametrize("content", ["text", b"text", lambda file: file.write(b"text")])
@@ -52,6 +52,17 @@ def test_arrays_are_written_through_it(tmp_path: pathlib.Path) -> None:
 def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: pathlib.Path) -> None:
     with pytest.raises(OSError):
         atomic_write(tmp_path / "absent" / "file", "text")
+
+
+def test_an_output_that_cannot_be_written_is_known_before(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    check_output(tmp_path / "new" / "x.png", "out", ".png", ".gif")
+    assert list((tmp_path / "new").iterdir()) == []
+    for name in ("x.jpg", "folder.png", "file/x.png", f"{251 * 'x'}.png"):  # what is written first has a longer name
+        with pytest.raises(UserError) as caught:
+            check_output(tmp_path / name, "out", ".png", ".gif")
+        assert caught.value.field == "out"
 
 
 def test_a_tilde_is_the_home_directory() -> None:

@@ -18,8 +18,9 @@ from archirf_jax.data import fields as field_functions
 from archirf_jax.data.checks import Checks
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import ResidentFeed, StreamFeed, make_feed
-from archirf_jax.data.fields import Arrays, Fields, make_fields
+from archirf_jax.data.fields import LATENTS, Arrays, Fields, make_fields
 from archirf_jax.data.images import UNREADABLE, check_channels
+from archirf_jax.data.latent_source import LatentSource
 from archirf_jax.data.sources import Source, open_source
 from archirf_jax.errors import UserError
 
@@ -37,9 +38,31 @@ def load(data: ConfigDict) -> Dataset:
             unless data.skip_unreadable.
     """
     check_channels(data.channels)
+    take_latents(data)
     fields = make_fields(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     return load_source(source, fields, data)
+
+
+def take_latents(data: ConfigDict) -> LatentSource | None:
+    """The latent cache that `config.data` names, whose field is added to `data.fields`; None for other sets.
+
+    Raises:
+        UserError: as `LatentSource`, or it is of other images than the configuration says.
+    """
+    if not data.name.startswith(LATENTS):
+        return None
+    source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
+    assert isinstance(source, LatentSource), "by its name"
+    for field in ("image_size", "channels"):
+        there = source.header.images.get(field)
+        if data[field] != there:
+            raise UserError(f"data.{field}", data[field], f"is not the {there} of the images in {data.name!r}")
+    if data.label_key is not None and not source.class_names:
+        raise UserError("data.label_key", data.label_key, f"is not in {data.name!r}, whose images have no labels: None")
+    with data.unlocked():
+        data.fields.update(ConfigDict(source.fields(data.flip)))
+    return source
 
 
 def load_source(source: Source, fields: Fields, data: ConfigDict) -> Dataset:

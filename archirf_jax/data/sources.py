@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from archirf_jax.data.digests import digest
+from archirf_jax.data.fields import LATENTS
 from archirf_jax.data.folder_source import FolderSource
+from archirf_jax.data.latent_source import LatentSource
 from archirf_jax.data.tfds_source import TfdsSource
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
@@ -45,7 +47,8 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
     """The set called `name`.
 
     Args:
-        name: a TFDS name such as "cifar10" or "imagenet_resized/64x64", or "folder:PATH".
+        name: a TFDS name such as "cifar10" or "imagenet_resized/64x64", "folder:PATH", or "latents:PATH", a latent
+            cache.
         directory: where prepared TFDS sets lie.
         split: TFDS split or part of one, such as "train[:80%]"; a folder has "train" and parts of it in percent.
         label_key: TFDS feature that holds the label, or any name for the class folders of a folder; None = no labels.
@@ -55,6 +58,8 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
     """
     if name == ARRAYS:
         raise UserError("data.name", name, "were given in memory and cannot be opened again; give the arrays")
+    if name.startswith(LATENTS):
+        return LatentSource(expand(name.removeprefix(LATENTS), "data.name"))
     if name.startswith(FOLDER):
         return FolderSource(expand(name.removeprefix(FOLDER), "data.name"), label_key is not None, split)
     return TfdsSource(name, str(expand(directory, "data.dir")), split, label_key)

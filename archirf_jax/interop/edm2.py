@@ -42,6 +42,8 @@ INNER: dict[Path, tuple[str, Layout]] = {
     ("out", "kernel"): ("attn_proj.weight", POINT),
 }
 
+# Of Stable Diffusion's latents, not scaled, as the networks of ImageNet-512 take them: deviation 0.5, mean 0.
+LATENTS = dict(mean=(5.81, 3.25, 0.12, -2.15), std=(4.17 / 0.5, 4.62 / 0.5, 3.71 / 0.5, 3.28 / 0.5))
 _PROCESS = dict(sigma_data=0.5, sigma_min=0.002, sigma_max=80.0, time_scale=1.0)
 _SIZES = {"img512": ("XS", "S", "M", "L", "XL", "XXL"), "img64": ("S", "M", "L", "XL")}
 _DATA = {

@@ -40,6 +40,7 @@ class Source:
         tensor_name: a tensor's name in this network; None where it belongs to another in the same file.
         task: what samples from it: a file of archirf_jax/tasks.
         uncertain: whether the network also answers the loss that it expects.
+        latents: mean and std of the latents that it diffuses, where the autoencoder's own scaling is another.
         images: how many batches of images a network is called with whose task is "network"; 0 of other tasks.
     """
 
@@ -50,6 +51,7 @@ class Source:
     task: str = "diffusion"
     uncertain: bool = False
     images: int = 0
+    latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _describe_dit(shapes: Shapes, hints: Hints) -> Groups:
@@ -218,7 +220,7 @@ SOURCES = {
     "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
-    "edm2": Source(_describe_edm2, edm2.rename, uncertain=True),
+    "edm2": Source(_describe_edm2, edm2.rename, uncertain=True, latents=edm2.LATENTS),
     **{name: _autoencoder(*kind) for name, kind in autoencoders.AUTOENCODERS.items()},
     "taesd": Source(autoencoders.describe_tiny, lambda model, size: rename_taesd(model), task="autoencoder"),
     "lpips": Source(

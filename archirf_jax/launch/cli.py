@@ -157,9 +157,10 @@ def _silence_closed_event_loops() -> None:
 
 
 def _set_up_jax() -> None:
-    """Compute in 32 bits always, and keep compiled programs (JAX_COMPILATION_CACHE_DIR says where)."""
+    """Compute with the same numbers always, and keep compiled programs (JAX_COMPILATION_CACHE_DIR says where)."""
     import jax
 
     jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_threefry_partitionable", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache("xla")))

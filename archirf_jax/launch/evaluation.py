@@ -21,9 +21,9 @@ from archirf_jax.evaluation.features import Extractor
 from archirf_jax.evaluation.inception import Inception
 from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
-from archirf_jax.files import append_line, atomic_write, cache
+from archirf_jax.files import append_line, atomic_write, cache, expand
 from archirf_jax.interop import files, inception
-from archirf_jax.launch import sampling
+from archirf_jax.launch import latents, sampling
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import CHANNELS, Guides, Request
@@ -127,6 +127,8 @@ def evaluate_run(
     if "samples" in wanted and images is not None and images < FEWEST:
         raise UserError("images", images, f"are too few; at least {FEWEST} are needed")
     if "bits_per_dim" in wanted:
+        if run.config.first_stage.name != "image":
+            raise UserError("metrics", "bits_per_dim", "is of images, and this run diffuses latents; leave it out")
         if ode_steps % 2:
             raise UserError("ode_steps", ode_steps, "must be an even number")
         evaluating.check_levels(run.task.process, levels)  # type: ignore[attr-defined]
@@ -191,13 +193,13 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         UserError: no such set, or one of other classes.
     """
     names = ("name", "dir", "split", "label_key", "skip_unreadable", "value_range")
-    data = run.config.data.copy_and_resolve_references().unlock()
+    data = latents.images_of(run.config.data)
     data.update(changes)
     if data.channels not in CHANNELS:
         raise UserError("data.channels", data.channels, "cannot be compared with images, which have 1 or 3")
     if data.name == "imported":
         raise UserError("data.name", message="is missing; imported weights do not say which images they are of")
-    dataset: Dataset = run.data if run.data is not None and not changes else load(data)
+    dataset: Dataset = run.data if run.data is not None and data == run.config.data and not changes else load(data)
     found, known = dataset.num_classes, run.config.data.num_classes
     labelled = "label" in run.task.needs if isinstance(run.task, Diffusion) else not hasattr(run.task, "reconstruct")
     if labelled and known > 1 and found != known:
@@ -205,7 +207,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         raise UserError("data.name", data.name, what)
     if labelled and known > 1:
         sampling.check_classes(run, dataset)
-    size = -(-batch_size // mesh.size) * mesh.size
+    size = -(-min(batch_size, len(dataset)) // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     return RealImages(dataset, known, size, place), {name: data.get(name) for name in names}
 
@@ -216,7 +218,7 @@ def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
     Raises:
         UserError: no such file or run, or one that does not take these images.
     """
-    path = pathlib.Path(text).expanduser()
+    path = expand(text, "features")
     if text == PIXELS:
         return features.pixels()
     if path.is_dir():
@@ -305,6 +307,7 @@ def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> di
     for name, value in values.items():
         if not np.isfinite(value):
             raise UserError("step", run.step, f"gives {name} = {value}; choose another checkpoint")
-    whole = dict(figures=values, errors=errors, halves=halves) | row
-    append_line(run.directory / FILE, json.dumps(whole))
+    known = {half: {name: value for name, value in of.items() if np.isfinite(value)} for half, of in halves.items()}
+    whole = dict(figures=values, errors=errors, halves=known) | row
+    append_line(run.directory / FILE, json.dumps(whole, allow_nan=False))
     return whole

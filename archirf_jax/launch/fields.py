@@ -6,7 +6,6 @@ Fields of the groups in FREE_GROUPS belong to whatever is chosen there, which ch
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,10 +16,11 @@ FREE_GROUPS = (
     *("model", "process", "objective", "first_stage", "conditioners", "frozen", "networks"),
     *("data.fields", "sample.solver", "sample.grid", "sample.guidance"),
 )
-GROUPS = ("data", "conditioners", "frozen", "data.fields")
-HOLD_GROUPS = ("conditioners", "data.fields")
+GROUPS = ("data", "conditioners", "frozen", "networks", "data.fields")
+HOLD_GROUPS = ("conditioners", "networks", "data.fields")
 NAMED = ("model", "process", "objective", "first_stage", "sample.solver", "sample.grid", "sample.guidance")
 INT32 = 2**31 - 1
+BELOW_ONE = 0.9999999  # the largest that is below 1 as a float32
 LARGEST = 3.4028234e38  # float32
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", tuple: "a list such as (0.2, 0.8)"}
 
@@ -62,19 +62,19 @@ FIELDS: dict[str, Field] = {
     "data.device_cache_mib": Field(int, 0, INT32),
     "data.skip_unreadable": Field(bool),
     "optimizer.name": Field(str),
-    "optimizer.learning_rate": Field(float),
-    "optimizer.b1": Field(float),
-    "optimizer.b2": Field(float),
-    "optimizer.eps": Field(float),
+    "optimizer.learning_rate": Field(float, 0, LARGEST),
+    "optimizer.b1": Field(float, 0, BELOW_ONE),
+    "optimizer.b2": Field(float, 0, BELOW_ONE),
+    "optimizer.eps": Field(float, 1e-30, LARGEST),
     "optimizer.moment_dtype": Field(str),
-    "optimizer.muon_momentum": Field(float),
-    "optimizer.weight_decay": Field(float),
+    "optimizer.muon_momentum": Field(float, 0, BELOW_ONE),
+    "optimizer.weight_decay": Field(float, 0, LARGEST),
     "optimizer.weight_decay_mask": Field(str),
     "optimizer.clip_norm": Field(float, optional=True),
     "schedule.name": Field(str),
     "schedule.warmup_steps": Field(int, 0, INT32),
     "schedule.reference_steps": Field(int, 1, INT32),
-    "ema.decay": Field(float, 0, 0.9999999),  # the largest that is below 1 as a float32
+    "ema.decay": Field(float, 0, BELOW_ONE),
     "ema.more_decays": Field(tuple),
     "ema.sigma_rel": Field(tuple),
     "ema.snapshot_steps": Field(int, 1, INT32),
@@ -193,7 +193,5 @@ def _check_groups(config: Any, groups: Iterable[str], complete: bool = True) -> 
 def _check_finite(name: str, value: Any) -> None:
     """Computations are in float32, where larger numbers are infinite."""
     for item in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(item, float) and not math.isfinite(item):
-            raise UserError(name, value, "must be finite")
         if isinstance(item, int | float) and not abs(item) <= LARGEST:
             raise UserError(name, value, "must be finite as a float32")

@@ -17,12 +17,19 @@ from archirf_jax.visuals import pictures
 
 NAMES = ("images", "labels")  # of the arrays
 GUIDED_DIFFUSION = ("arr_0", "arr_1")  # those that the evaluator of openai/guided-diffusion reads
+NONE = "none"  # what the label of no class is called
 LONGEST = 60  # characters of a label in the name of a file
 DIGITS = 6
 REPORT_SECONDS = 10
 
 
-def write(pixels: np.ndarray, labels: Sequence[int], out: pathlib.Path, names: tuple[str, str] = NAMES) -> None:
+def write(
+    pixels: np.ndarray,
+    labels: Sequence[int],
+    out: pathlib.Path,
+    names: tuple[str, str] = NAMES,
+    classes: Sequence[str] = (),
+) -> None:
     """Save a sheet in the format that the name of the file says; a .gif shows states, or else columns.
 
     Args:
@@ -30,17 +37,19 @@ def write(pixels: np.ndarray, labels: Sequence[int], out: pathlib.Path, names: t
         labels: of each row.
         out: ends in .png, .gif or .npz.
         names: of images (N, H, W, C) and labels (N,) int32 in an .npz, row after row.
+        classes: the name of each label; an .npz keeps them as `class_names`, and a picture has those of its rows.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         each = np.repeat(np.asarray(labels, np.int32), pixels.shape[1])
         arrays: dict[str, Any] = dict(zip(names, (pixels.reshape(-1, *pixels.shape[2:]), each), strict=True))
+        arrays |= {"class_names": np.asarray(classes)} if classes and names == NAMES else {}
         atomic_write(out, lambda file: np.savez(file, **arrays))
     elif out.suffix == ".gif":
         frames = pixels if pixels.ndim == 6 else pixels.swapaxes(0, 1)[:, :, None]
-        pictures.save_gif([pictures.grid(frame) for frame in frames], out)
+        pictures.save_gif([pictures.grid(frame, named_rows(classes, labels)) for frame in frames], out)
     else:
-        pictures.save_png(pictures.grid(pixels), out)
+        pictures.save_png(pictures.grid(pixels, named_rows(classes, labels)), out)
 
 
 def write_each(batches: Iterable[np.ndarray], texts: Sequence[str], folder: pathlib.Path) -> None:
@@ -63,6 +72,12 @@ def write_each(batches: Iterable[np.ndarray], texts: Sequence[str], folder: path
 def file_name(text: str) -> str:
     """A text as a part of the name of a file: letters, digits and . - _ alone, and not too long."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:LONGEST] or "unnamed"
+
+
+def named_rows(names: Sequence[str], labels: Iterable[int]) -> list[str]:
+    """The names of these labels; none where they say no more than the numbers."""
+    texts = texts_of(labels, 1, names)
+    return texts if any(text not in (str(number), NONE) for number, text in enumerate(names)) else []
 
 
 def texts_of(labels: Iterable[int], columns: int, names: Sequence[str]) -> list[str]:

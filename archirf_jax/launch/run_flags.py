@@ -19,7 +19,7 @@ RUN = (
     Flag("step", "checkpoint to use; default: the newest", int),
     Flag("ema", "average to use, such as decay_0.999; default: the one of config.ema.decay", str, "ema"),
     Flag("seed", "seed of the noise", int, 0, low=0, high=2**31 - 1),
-    Flag("batch_size", "images at a time", int, 128, low=1),
+    Flag("batch_size", "images at a time", int, 128, low=1, high=1_000_000),
 )
 # Defaults are those of the run's config.sample.
 SHORT = (
@@ -49,6 +49,7 @@ SAMPLING = (
     Flag("sample", "any field of how to sample, such as --sample.solver.churn_max=40", dict),
     Flag("weak_workdir", "autoguidance: run of the weaker network; default: this run", pathlib.Path),
     Flag("weak_step", "autoguidance: checkpoint of the weaker network", int),
+    Flag("autoencoder", "run that decodes what a network of latents draws, where it has none of its own", pathlib.Path),
     Flag("classifier", "guide by the noisy classifier of this run", pathlib.Path),
     Flag("conditions", ".npz of what a network takes besides labels; --labels are its rows", pathlib.Path),
 )
@@ -94,10 +95,12 @@ def pair(field: str, text: str, example: str) -> tuple[float, float]:
 
 
 def opened(args: types.SimpleNamespace) -> Run:
-    """The run of --workdir, its --step and its --ema."""
+    """The run of --workdir, its --step, its --ema and its --autoencoder."""
+    from archirf_jax.launch import latents
     from archirf_jax.launch.runs import open_run
 
-    return open_run(args.workdir, args.step, args.ema)
+    run = open_run(args.workdir, args.step, args.ema)
+    return run if args.autoencoder is None else latents.with_autoencoder(run, args.autoencoder)
 
 
 def guides_of(args: types.SimpleNamespace, run: Run, config: SamplerConfig, rows: Rows | None = None) -> Guides:

@@ -17,6 +17,7 @@ import numpy as np
 
 from archirf_jax import registry
 from archirf_jax.contracts import Frozen, Params, Task
+from archirf_jax.data.images import to_float, to_uint8
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
@@ -94,6 +95,32 @@ class Run:
         from archirf_jax.launch import sampling
 
         return sampling.sample_run(self, labels, per_class, seed, **how)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """What the run diffuses of uint8 images (N, H, W, C), by the modes of their distributions, float32.
+
+        Of an autoencoder's run: its latents, not normalized.
+        """
+        return self._through("encode", to_float(jnp.asarray(images)))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """uint8 images (N, H, W, C) of what `encode` gives, or of `sample(..., latents=True)`."""
+        return to_uint8(self._through("decode", jnp.asarray(latents, jnp.float32)))
+
+    def _through(self, way: str, x: jax.Array) -> np.ndarray:
+        task: Any = self.task
+        if hasattr(task, "latent"):
+            return np.asarray(jax.jit(getattr(task, way))(self.params, x))
+        if not hasattr(task, "first_stage"):
+            what = f"is the run of the task {self.config.task}, which neither encodes nor decodes images"
+            raise UserError(self.field, str(self.directory), what)
+        stage = task.first_stage
+        if way == "decode":
+            return np.asarray(jax.jit(stage.decode)(self.frozen, x))
+        if hasattr(stage, "sample"):
+            stage = dataclasses.replace(stage, sample=False)
+        keys = jax.random.split(jax.random.key(0), len(x))
+        return np.asarray(jax.jit(stage.encode)(self.frozen, {"image": x}, keys))
 
     def evaluate(self, **what: Any) -> dict[str, float]:
         """Figures by name, such as "loss" and "frechet"; see `evaluation.evaluate_run`."""

@@ -46,11 +46,13 @@ class Request:
         config: how to sample.
         edit: one of EDITS; None = fresh images.
         stride: of the states that are returned too; 0 = none.
+        latents: return what is diffused, float32, and not the images that it is decoded to.
     """
 
     config: SamplerConfig
     edit: str | None = None
     stride: int = 0
+    latents: bool = False
 
 
 class Guides(NamedTuple):
@@ -123,7 +125,7 @@ def sample_images(
         if not np.all(np.isfinite(images)):
             what = "the images hold nan or infinity; try a lower guidance scale, another solver or another checkpoint"
             raise UserError(what)
-        images = to_uint8(images) if images.shape[-1] in CHANNELS else images
+        images = to_uint8(images) if images.shape[-1] in CHANNELS and not request.latents else images
         yield images[..., : total - first, :, :, :]
 
 
@@ -135,6 +137,7 @@ def sample_run(
     *,
     conditions: str | pathlib.Path | None = None,
     batch_size: int = 128,
+    latents: bool = False,
     **how: Any,
 ) -> np.ndarray:
     """Fresh images of a run.
@@ -146,14 +149,15 @@ def sample_run(
         seed: of the noise.
         conditions: .npz file of what the network takes besides labels.
         batch_size: images at a time.
+        latents: give what is diffused, and not the images that it is decoded to.
         how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see
             `SamplerConfig.replace`.
 
     Returns:
-        (N, H, W, C) uint8; float32 for data that is not an image.
+        (N, H, W, C) uint8; float32 for latents and data that is not an image.
     """
     task = diffusion(run)
-    request = Request(task.sampling.replace(**how))
+    request = Request(task.sampling.replace(**how), latents=latents)
     drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null)
     parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)
     return np.concatenate(list(parts))
@@ -303,7 +307,7 @@ def _program(task: Diffusion, request: Request, weak: Diffusion | None, classifi
         condition = task.conditioner(frozen, batch, keys)
         how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(log_p))
         x0 = _draw(task, request, keys, denoise, condition, how, arrays | shared)
-        return task.decode(frozen, x0)
+        return x0 if request.latents else task.decode(frozen, x0)
 
     return jax.jit(run)
 

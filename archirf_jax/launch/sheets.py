@@ -16,7 +16,7 @@ from archirf_jax.data.images import read_image, to_uint8
 from archirf_jax.data.sources import open_source
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import sampling
+from archirf_jax.launch import latents, sampling
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import Guides, Request, Rows
 from archirf_jax.samplers import edits
@@ -37,6 +37,7 @@ class Sheet(NamedTuple):
         columns: images a row.
         guides: runs that guide.
         batch_size: images at a time.
+        latents: of fresh images: what is diffused, as it is.
     """
 
     run: Run
@@ -45,11 +46,12 @@ class Sheet(NamedTuple):
     columns: int
     guides: Guides
     batch_size: int
+    latents: bool = False
 
 
 def fresh(sheet: Sheet, stride: int = 0) -> np.ndarray:
     """Fresh images; with a stride (states, rows, columns, H, W, C)."""
-    return _drawn(sheet, sheet.rows.keys, Request(sheet.config, stride=stride))
+    return _drawn(sheet, sheet.rows.keys, Request(sheet.config, stride=stride, latents=sheet.latents))
 
 
 def between_noises(sheet: Sheet, to_seed: int) -> np.ndarray:
@@ -74,7 +76,8 @@ def between_images(sheet: Sheet, image: jax.Array, other: jax.Array, seed: int) 
     )
     row = sheet._replace(rows=Rows([task.num_classes], null, sheet.rows.keys, None))
     keys = jnp.broadcast_to(purpose_key(seed, "sample"), (sheet.columns,))
-    arrays = {"images": jnp.stack([image, other]), "weights": jnp.linspace(0.0, 1.0, sheet.columns)}
+    both = jnp.stack([_encoded(sheet, each) for each in (image, other)])
+    arrays = {"images": both, "weights": jnp.linspace(0.0, 1.0, sheet.columns)}
     drawn = _drawn(row, keys, Request(sheet.config, "between_images"), **arrays)
     return np.concatenate([_column(image, 1), drawn, _column(other, 1)], axis=1)
 
@@ -86,8 +89,12 @@ def from_image(sheet: Sheet, image: jax.Array) -> np.ndarray:
 
 
 def filled(sheet: Sheet, image: jax.Array, mask: jax.Array) -> np.ndarray:
-    """The image (H, W, C) with its hole, where mask (H, W, 1) is 1, grey; then images that equal it elsewhere."""
-    arrays = {"image": _encoded(sheet, image), "mask": mask}
+    """The image (H, W, C) with its hole, where mask (H, W, 1) is 1, grey; then images that equal it elsewhere.
+
+    Of latents those are made whose pixels the mask touches; the others are decoded, and equal the image nearly.
+    """
+    encoded = _encoded(sheet, image)
+    arrays = {"image": encoded, "mask": _coarser(mask, encoded.shape)}
     drawn = _drawn(sheet, sheet.rows.keys, Request(sheet.config, "fill"), **arrays)
     return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
 
@@ -116,6 +123,7 @@ def image(run: Run, field: str, value: str) -> jax.Array:
     how: Any = data.image_size, data.channels, field, data.get("value_range")
     if not value.isdecimal():
         return jnp.asarray(read_image(expand(value, field), *how))
+    data = latents.images_of(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
     if int(value) >= len(source):
         raise UserError(field, int(value), f"is out of range; the training images are 0-{len(source) - 1}")
@@ -163,6 +171,12 @@ def _encoded(sheet: Sheet, image: jax.Array) -> jax.Array:
     keys = jax.random.split(jax.random.key(0), 1)
     task = sampling.diffusion(sheet.run)
     return task.first_stage.encode(sheet.run.frozen, {"image": image[None]}, keys)[0]
+
+
+def _coarser(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A mask (H, W, 1) for what is diffused, of `shape` (h, w, D): 1 where it is anywhere in the block of pixels."""
+    rows, columns = mask.shape[0] // shape[0], mask.shape[1] // shape[1]
+    return jnp.max(mask.reshape(shape[0], rows, shape[1], columns, 1), axis=(1, 3))
 
 
 def _column(image: jax.Array, rows: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from archirf_jax.contracts import Batch, Frozen, Task
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes, unflipped
-from archirf_jax.errors import UserError, nearest
+from archirf_jax.errors import UserError, listed, nearest
 from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
-from archirf_jax.launch import run_directory
+from archirf_jax.launch import latents, outputs, run_directory
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
@@ -30,6 +30,7 @@ from archirf_jax.training.devices import GIB
 from archirf_jax.training.initial_weights import Weights, fit
 from archirf_jax.training.loop import train
 from archirf_jax.training.profiling import Profile
+from archirf_jax.training.start import check_new
 from archirf_jax.training.upkeep import check_best
 from archirf_jax.visuals import pictures
 
@@ -67,6 +68,7 @@ def train_run(
     """
     resolve(config, dataset.num_classes or 1)
     runs = frozen_runs.named(config, workdir)
+    latents.fit(config, runs)
     with registry.refuse_below(workdir, config.data.dir):
         task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
@@ -77,6 +79,8 @@ def train_run(
     weights = None if saved.steps() else initial_weights(config, task)
     if change_config:
         saved.check_fits(jax.eval_shape(task.init, jax.random.key(0), _shapes(runs)))
+        if not saved.steps():
+            check_new(workdir)
     with contextlib.ExitStack() as stack:
         more: dict[str, Any] = {"weights": weights}
         if jax.process_index() == 0:
@@ -86,6 +90,10 @@ def train_run(
             more["still_ours"] = held.check
         sharding.agreed(0)  # the other processes wait for the copies
         frozen = {name: run.params for name, run in frozen_runs.named(config, workdir).items()}
+        if names := outputs.named_rows(dataset.class_names, range(len(dataset.class_names))):
+            logging.info("classes: %s", listed([f"{i} {name}" for i, name in enumerate(names)]))
+            if hasattr(task, "row_names"):
+                task.row_names = names
         if hasattr(task, "examples"):
             task.examples = examples(dataset, config)
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
@@ -163,7 +171,7 @@ def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
         "images": len(dataset),
         "data_digest": dataset.digest,
         "frozen": {name: run.digest() for name, run in runs.items()},
-        "random_generator": "threefry2x32",
+        "random_generator": "threefry2x32" if jax.config.jax_threefry_partitionable else "threefry2x32, in one piece",  # type: ignore[attr-defined]
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
     }
 

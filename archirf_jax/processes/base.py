@@ -116,12 +116,9 @@ def ask(
     needed = process.output_channels(x.shape[-1])
     if output.shape != (*x.shape[:-1], needed):
         # Without this check one channel would silently broadcast against two of the network.
-        learned = needed > x.shape[-1]
-        raise UserError(
-            "model.learn_sigma",
-            message=f"the network gives {output.shape[-1]} channels, and the process needs {needed} for {x.shape[-1]}; "
-            f"set it to {learned}: {'' if learned else 'only '}a learned variance takes twice the channels",
-        )
+        what = f"gives {output.shape[-1]} channels, and the process needs {needed} for {x.shape[-1]}"
+        how = "a learned variance takes twice the channels; choose another process.variance, or learn_sigma"
+        raise UserError("model", message=f"{what}; {how} of a network that has this field")
     return output, extras
 
 

@@ -109,7 +109,15 @@ class Autoencoder(Reconstructing):
 
     def encode(self, params: Params, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
         """Latents (B, h, w, D) of images (B, H, W, C) in [-1, 1]; noise like them samples their distributions."""
-        encoded, _ = binding.call(self.model, params[MODEL], images, method="encode")
+        return self.latent(params, self.encoded(params, images), noise)
+
+    def encoded(self, params: Params, images: jax.Array) -> jax.Array:
+        """What latents are made of (B, h, w, D'): of normal distributions means and logarithms of variances."""
+        found: jax.Array = binding.call(self.model, params[MODEL], images, method="encode")[0]
+        return found
+
+    def latent(self, params: Params, encoded: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+        """Latents (B, h, w, D) of what is encoded; noise like them samples their distributions."""
         z: jax.Array = binding.call(self.model, params[MODEL], encoded, noise, method="latent")[0]
         return z
 

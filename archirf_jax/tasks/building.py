@@ -19,7 +19,7 @@ from archirf_jax.models.conditions import read_table
 from archirf_jax.processes.base import Process
 
 DTYPES = ("float32", "bfloat16", "float16")
-LARGEST = 1_000_000  # number in the fields of a network
+LARGEST = 1_000_000  # number in the fields of a network or process
 DROPOUT = zlib.crc32(b"dropout")  # far from the small numbers that other draws of a step are split by
 Runs = Mapping[str, Any]
 
@@ -69,7 +69,7 @@ def make_model(config: Any, given: nn.Module | None = None, **decided: Any) -> n
 
 
 def _check_sizes(name: str, value: Any) -> None:
-    """Raise a UserError for a number with which not even the shapes of a network can be worked out."""
+    """Raise a UserError for a number with which not even shapes and tables can be worked out."""
     if isinstance(value, dict):
         for key, each in value.items():
             _check_sizes(f"{name}.{key}", each)
@@ -80,9 +80,9 @@ def _check_sizes(name: str, value: Any) -> None:
 
 def make_process(config: Any) -> Process:
     """The process of `config.process`; raises as `make_model`."""
-    process: Process = registry.build(
-        processes, "process.name", config.process.name, plain(config.process), kind=Process
-    )
+    fields = plain(config.process)
+    _check_sizes("process", fields)
+    process: Process = registry.build(processes, "process.name", config.process.name, fields, kind=Process)
     return process
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,7 @@ class Classifier:
     """
 
     main = CLASSIFIER  # the module that is exported
+    row_names: Sequence[str] = ()  # of the classes, which previews have one row each of
     use = "--workdir=RUN --classifier={workdir}"  # the arguments of `sample` for a run
 
     def __init__(self, config: Any, runs: building.Runs) -> None:
@@ -62,6 +63,9 @@ class Classifier:
         self.module = self.model
         if not hasattr(self.model, "features"):
             raise UserError("model.name", config.model.name, "is not a classifier; take adm_classifier")
+        # A classifier's loss is its own: what an objective trains or draws besides times would be ignored.
+        if not hasattr(self.objective, "sample_times") or self.objective.wrap(self.model) is not self.model:
+            raise UserError("objective.name", config.objective.name, "does not train classifiers; take regression")
         self.fields = make_fields(config.data)
         self._shape = (config.data.image_size, config.data.image_size, config.data.channels)
         self._config = config

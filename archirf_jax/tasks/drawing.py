@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +76,7 @@ class Drawing:
     sampling: SamplerConfig
     examples: Batch | None
     config: Any
+    row_names: Sequence[str] = ()  # of the classes, which previews have one row each of
 
     def model_fn(
         self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False

@@ -38,6 +38,8 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     # What the file calls otherwise than by the prefix and the network's own names.
     renamed = [[inner, name] for name, inner in names.items() if name != f"{prefix}{inner}"]
     config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants), renamed=renamed)
+    if kind.latents and len(kind.latents["mean"]) == config["data"]["channels"]:
+        config["imported"]["latents"] = dict(kind.latents)
     return config, {network.main: params}
 
 

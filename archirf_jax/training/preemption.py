@@ -7,34 +7,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
-
-from absl import logging
 
 from archirf_jax import sharding
 
 # Ctrl-C, the end of a lease or a job, and what SLURM's --signal=USR1 sends before that.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ELSEWHERE = "a signal to another process"
-
-
-@contextlib.contextmanager
-def leaving_at_once(code: int) -> Iterator[None]:
-    """End this process with an exit code at a signal where no `StopRequest` is entered: there is nothing to save."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        logging.info("%s: start the same command again", signal.Signals(number).name)
-        os._exit(code)
-
-    previous = {sig: signal.signal(sig, leave) for sig in SIGNALS}
-    try:
-        yield
-    finally:
-        for sig, handler in previous.items():
-            signal.signal(sig, handler)
 
 
 class StopRequest:

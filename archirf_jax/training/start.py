@@ -51,7 +51,7 @@ def start(
     if state is not None:
         logging.info("going on from the checkpoint of step %d", int(state.step))
         return dataclasses.replace(state, step=jax.device_put(state.step, sharding.whole(mesh)))
-    _check_new(workdir)
+    check_new(workdir)
     state = fresh(task, seed, frozen, mesh, weights)
     params = {name: network.params for name, network in like.networks.items()}
     shown = params if len(params) > 1 else next(iter(params.values()))
@@ -87,7 +87,7 @@ def had_checkpoints(workdir: pathlib.Path) -> bool:
     return (workdir / MARK).exists() or any((workdir / "damaged").glob("*"))
 
 
-def _check_new(workdir: pathlib.Path) -> None:
+def check_new(workdir: pathlib.Path) -> None:
     """Raise a UserError where a run had a checkpoint once, and none is left to go on from."""
     if sharding.anywhere(had_checkpoints(workdir)):
         raise UserError(

@@ -101,7 +101,11 @@ class Upkeep:
 
     def _write_preview(self, images: np.ndarray | None, step: int) -> None:
         if self.first and images is not None:
-            pictures.save_png(pictures.grid(images), self.workdir / "samples" / f"{step:08}.png")
+            names = getattr(self.task, "row_names", ())[: len(images)]
+            pictures.save_png(
+                pictures.grid(images, names if len(names) == len(images) else ()),
+                self.workdir / "samples" / f"{step:08}.png",
+            )
 
     def _report(self, step: int, row: Row) -> None:
         if self.first:

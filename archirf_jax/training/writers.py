@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -56,7 +57,8 @@ class MetricsFile:
 
     def write(self, step: int, row: Row) -> None:
         """Append one row."""
-        append_line(self._path, json.dumps({"step": step, **row}))
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}  # JSON has no others
+        append_line(self._path, json.dumps({"step": step, **finite}, allow_nan=False))
 
     def close(self) -> None:
         """Nothing is open between two rows."""

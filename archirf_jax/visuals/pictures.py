@@ -8,22 +8,41 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
 
 TILE = 40  # pixels that a tiny image is enlarged to
 MAX_FRAMES = 30
+FONT, LONGEST = 12, 40  # pixels of the letters of names, and letters of the longest
 LARGEST_SIDE = 65_535  # pixels of a GIF
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """(rows, columns, H, W, C) uint8 -> one image, tiny images enlarged by whole pixels, one white pixel between."""
+def grid(images: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """(rows, columns, H, W, C) uint8 -> one image, tiny images enlarged by whole pixels, one white pixel between.
+
+    Args:
+        images: 1 or 3 channels.
+        names: of the rows, written to the left of them; none where there are no names.
+    """
     scale = max(1, TILE // max(images.shape[2:4]))
     images = images.repeat(scale, axis=2).repeat(scale, axis=3)
     framed = np.pad(images, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255)
-    return rearrange(framed, "r s h w c -> (r h) (s w) c")[:-1, :-1]
+    whole = rearrange(framed, "r s h w c -> (r h) (s w) c")[:-1, :-1]
+    return np.concatenate([_margin(names, framed.shape[2], whole), whole], axis=1) if names else whole
+
+
+def _margin(names: Sequence[str], height: int, whole: np.ndarray) -> np.ndarray:
+    """The names of rows of this height, black on white, as wide as the longest of them."""
+    texts = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in names]
+    font = ImageFont.load_default(FONT)
+    width = max(round(font.getlength(text)) for text in texts) + FONT
+    drawn = Image.new("L", (width, whole.shape[0]), 255)
+    for row, text in enumerate(texts):
+        middle = row * height + height // 2
+        ImageDraw.Draw(drawn).text((width - FONT // 2, middle), text, fill=0, font=font, anchor="rm")
+    return np.repeat(np.asarray(drawn)[..., None], whole.shape[-1], axis=-1)
 
 
 def check_side(field: str, images: int, size: int) -> None:

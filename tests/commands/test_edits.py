@@ -28,6 +28,14 @@ def three_as_a_file(three: np.ndarray, tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "three.png"
 
 
+def shown(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> list[np.ndarray]:
+    """The images (8, 8) of a picture's first row."""
+    sample(workdir, f"--out={out / 'x.png'}", *arguments)
+    with Image.open(out / "x.png") as opened:
+        row = np.asarray(opened).astype(int)[:40]
+    return [row[::5, left : left + 40 : 5] for left in range(0, row.shape[1], 41)]
+
+
 def distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.sqrt(np.mean((first - second) ** 2)))
 
@@ -51,10 +59,11 @@ def test_a_way_between_two_images_begins_and_ends_with_them_and_next_to_them_the
 ) -> None:
     more = ("--image_to=17", "--per_class=4", "--steps=16")  # decoding undoes encoding to the order of a step
     way, labels = arrays(whole_run, tmp_path, *PLAIN, "--image=3", *more)
-    assert way.shape == (6, 8, 8, 1) and labels.tolist() == [10] * 6
-    np.testing.assert_array_equal(way[0], three)
-    assert np.max(np.abs(way[1] - way[0])) <= 2 and np.max(np.abs(way[4] - way[5])) <= 2
-    assert distance(way[0], way[5]) > 30
+    assert way.shape == (4, 8, 8, 1) and labels.tolist() == [10] * 4  # what was given is not a sample
+    assert np.max(np.abs(way[0] - three)) <= 2 and distance(way[0], way[3]) > 30
+    columns = shown(whole_run, tmp_path, *PLAIN, "--image=3", *more)
+    np.testing.assert_array_equal(columns[0], three[..., 0])
+    assert len(columns) == 6 and np.max(np.abs(columns[4] - columns[5])) <= 2
     np.testing.assert_array_equal(way, arrays(whole_run, tmp_path, *PLAIN, f"--image={three_as_a_file}", *more)[0])
 
 
@@ -63,10 +72,8 @@ def test_the_more_of_a_image_becomes_noise_the_less_is_left_of_it(
 ) -> None:
     def begun(*strength: str) -> np.ndarray:
         images, labels = arrays(whole_run, tmp_path, *PLAIN, "--image=3", "--labels=0,8", "--per_class=4", *strength)
-        assert labels.tolist() == [0] * 5 + [8] * 5
-        rows = images.reshape(2, 5, 8, 8, 1)
-        np.testing.assert_array_equal(rows[:, 0], np.stack([three, three]))
-        return rows[:, 1:]
+        assert labels.tolist() == [0] * 4 + [8] * 4  # what was given is not a sample
+        return images.reshape(2, 4, 8, 8, 1)
 
     kept = [begun(f"--strength={strength}") for strength in (0.25, 0.6, 1)]
     far = [distance(images, three) for images in kept]
@@ -98,11 +105,12 @@ def test_a_hole_is_filled_and_every_other_pixel_stays(
     images, labels = arrays(
         whole_run, tmp_path, *solver, "--image=3", f"--mask={mask}", "--labels=0,8", "--per_class=4"
     )
-    assert labels.tolist() == [0] * 5 + [8] * 5
-    np.testing.assert_array_equal(images[:, ~made], np.broadcast_to(three[~made], (10, (~made).sum(), 1)))
-    rows = images.reshape(2, 5, 8, 8, 1)
-    np.testing.assert_array_equal(rows[:, 0, made], 128)
-    filled = rows[:, 1:].reshape(8, 8, 8, 1)[:, made]
+    assert labels.tolist() == [0] * 4 + [8] * 4  # what was given is not a sample
+    np.testing.assert_array_equal(images[:, ~made], np.broadcast_to(three[~made], (8, (~made).sum(), 1)))
+    if mask == "left":
+        given = shown(whole_run, tmp_path, *solver, "--image=3", "--mask=left", "--labels=0", "--per_class=1")[0]
+        np.testing.assert_array_equal(given, np.where(made, 128, three[..., 0]))
+    filled = images[:, made]
     assert min(distance(a, b) for i, a in enumerate(filled) for b in filled[:i]) > 5
 
 

@@ -209,6 +209,7 @@ def test_what_a_classifier_and_other_runs_do_not_have_is_refused(
 def test_a_set_whose_classes_have_other_numbers_is_refused(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     real = photos(tmp_path / "real", 14)
     (real / "3").rename(real / "x")
+    saved.change(run, {"identity": {"class_names": [*map(str, range(10))]}})
     for metric in ("loss", "samples"):
         refusal = refused(run, f"--data=folder:{real}", f"--metrics={metric}", "--images=14")
         assert refusal.flag == "--data" and "'3'" in refusal.line and "'4'" in refusal.line

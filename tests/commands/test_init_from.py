@@ -67,6 +67,7 @@ def test_an_imported_network_is_tuned_to_a_folder(
     still = "--config.optimizer.learning_rate=0.0"
     said = tune(tmp_path / "still", photos, imported, 1, still, "--config.model.positions=rotary")
     begun = next(line for line in said if str(imported) in line)
+    assert "classes: 0 cat, 1 dog" in said
     assert "label_embedding/embedding (6, 64) there, (3, 64) here" in begun and "patch_embedding" not in begun
     theirs = flat(open_run(imported).params)
     ours = flat(open_run(tmp_path / "still").params)
@@ -78,6 +79,10 @@ def test_an_imported_network_is_tuned_to_a_folder(
     assert all(np.any(tuned[name] != theirs[name]) for name in taken if name.endswith("kernel"))
     pictures = open_run(tmp_path / "tuned").sample(labels=[0, 1], per_class=1, steps=2)
     assert pictures.shape == (2, 16, 16, 3)
+    out = tmp_path / "x.npz"
+    running.call("sample", f"--workdir={tmp_path / 'tuned'}", f"--out={out}", "--labels=dog", "--steps=2")
+    with np.load(out) as arrays:
+        assert list(arrays["class_names"][:2]) == ["cat", "dog"] and set(arrays["labels"]) == {1}
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_from(

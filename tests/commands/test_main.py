@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import resource
+import shlex
 import shutil
 import signal
 import time
@@ -68,6 +69,15 @@ def test_a_finished_run_started_again_trains_no_further(
         assert running.train(copy, data_dir) == 0
     assert any("checkpoint of step 60" in line for line in said)
     running.assert_same_run(whole_run, copy)
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path_is(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(whole_run, tmp_path / "my 'first' run; $HOME")
+    with running.messages() as said:
+        assert running.train(copy, data_dir) == 0
+    assert f"--workdir={copy}" in shlex.split(said[-1])
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, *map(slow, (signal.SIGINT, signal.SIGKILL))])
@@ -294,10 +304,11 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_first_start(
     copy = shortened(whole_run, tmp_path)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints").mkdir()
-    before = (copy / "metrics.jsonl").read_bytes()
-    refusal = running.refused("main", *running.small(copy, data_dir))
-    assert refusal.flag in ("", "--workdir") and str(copy) in refusal.line
-    assert (copy / "metrics.jsonl").read_bytes() == before
+    before = [(copy / name).read_bytes() for name in ("metrics.jsonl", "config.json")]
+    for more in ((), ("--config.seed=5",), ("--config.seed=5", "--change_config")):
+        refusal = running.refused("main", *running.small(copy, data_dir, *more))
+        assert refusal.flag in ("", "--workdir") and str(copy) in refusal.line
+        assert [(copy / name).read_bytes() for name in ("metrics.jsonl", "config.json")] == before
 
 
 @pytest.mark.parametrize("name", ["lr[1e-4]", "a*/run", "what?"])
@@ -350,6 +361,13 @@ BAD = {
     "--config.model.patch_size=3": "config.model.patch_size",
     "--config.model.num_heads=5": "config.model.num_heads",
     "--config.model.dtype=float8": "config.model.dtype",
+    "--config.model.depth=1.5": "config.model.depth",
+    "--config.model.low_res=True": "config.condition",
+    "--config.model.learn_sigma=True": "config.model",
+    "--config.model.conditioning=cross_attention --config.model.context_width=7": "config.condition",
+    "--config.process.time_scale=1e12": "config.process.time_scale",
+    "--config.optimizer.b1=1": "config.optimizer.b1",
+    "--config.checkpoint.keep_best=1 --config.checkpoint.best_metric=los": "config.checkpoint.best_metric",
     "--config.process.name=rectified": "config.process.name",
     "--config.objective.time_distribution=normal": "config.objective.time_distribution",
     "--config.objective.logit_mean=nan": "config.objective.logit_mean",

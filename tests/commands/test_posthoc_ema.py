@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shlex
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -124,6 +125,11 @@ def test_every_width_becomes_a_run_whose_average_is_the_weighted_sum(shape: Any,
     assert len(lines) == 4 and lines[-1] == f"next: python -m archirf_jax.sample --workdir={places[0]}"
     assert all(line.endswith(str(path)) for line, path in zip(lines, places, strict=False))
     assert lines[1].startswith("std 0.075 at step 300 from 6 averages, profile missed by 4.52%")
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path_is(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    place = run.rename(tmp_path / "my run")
+    assert f"--workdir={place / 'posthoc' / 'std_0.050_step_00000300'}" in shlex.split(average(place, "--std=0.05")[-1])
 
 
 def test_a_stored_width_at_a_stored_step_is_that_snapshot(shape: Any, run: pathlib.Path) -> None:

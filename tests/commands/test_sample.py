@@ -296,12 +296,26 @@ BAD: dict[str, str] = {
     **dict.fromkeys(
         [
             "--labels=" + text
-            for text in ("0-10", "10", "a", "1,,2", "5-3", "-1", "1-2-3", "²", "3,3", "0-2,1", "0-99999999999")
+            for text in (
+                "0-10",
+                "10",
+                "a",
+                "1,,2",
+                "5-3",
+                "-1",
+                "1-2-3",
+                "²",
+                "3,3",
+                "0-2,1",
+                "0-99999999999",
+                "0-99999999",
+            )
         ],
         "--labels",
     ),
     "--labels=": "--labels",
     "--out=x.jpg": "--out",
+    "--out=~nobody_has_this_name/x.png": "--out",
     "--out=README.md/x.png": "--out",
     "--step=7": "--step",
     "--steps=0": "--steps",

@@ -157,6 +157,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "a label that does not exist": ("upsampler", dict(label=np.asarray([0, 1, 2, 11])), "11"),
     "a label below 0": ("upsampler", dict(label=np.asarray([0, 1, 2, -1])), "-1"),
     "nan": ("upsampler", dict(low_res=np.full((ROWS, 8, 8, 1), np.nan)), "nan"),
+    "infinite as float32": ("upsampler", dict(low_res=np.full((ROWS, 8, 8, 1), 1e300)), "float32"),
+    "a null of nan": ("texts", dict(null_tokens=np.full((3, 5), np.nan)), "nan"),
     "a field that nobody takes": ("texts", dict(mood=random(0, ROWS, 2)), "mood"),
 }
 

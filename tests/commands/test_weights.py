@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shlex
 
 import jax
 import numpy as np
@@ -114,6 +115,12 @@ def test_an_import_names_its_network_and_the_next_command(run: pathlib.Path) -> 
     assert second == f"next: python -m archirf_jax.sample --workdir={run} --out=samples.npz"
     config = json.loads((run / "config.json").read_text())
     assert config["imported"]["source"] == "dit" and config["data"]["num_classes"] == 5
+
+
+def test_the_next_command_can_be_pasted_whatever_the_path_is(given: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with running.messages() as said:
+        imported(tmp_path / "my run", f"--checkpoint={given}", *IMAGES)
+    assert f"--workdir={tmp_path / 'my run'}" in shlex.split(said[-1])
 
 
 def test_images_are_drawn_from_an_imported_run(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

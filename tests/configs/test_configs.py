@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from archirf_jax import processes, registry
 from archirf_jax.data.fields import shapes
@@ -25,6 +27,7 @@ FOLDER = pathlib.Path(default.__file__).parent
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "default")}
 DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
+LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
 VARIANTS = {name: list(MODULATIONS if name == DESIGNS else default.DATA) for name in FILES}
 CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.
@@ -60,8 +63,17 @@ def built(name: str, variant: str) -> tuple[Any, Any]:
     fields.check(config)
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
-    task = make_task(config, dict.fromkeys(config.frozen))
-    return task, jax.eval_shape(task.init, jax.random.key(0), {})
+    task = make_task(config, _latents(config, variant) if name in LATENT else dict.fromkeys(config.frozen))
+    return task, jax.eval_shape(task.init, jax.random.key(0), getattr(task, "frozen_shapes", {}))
+
+
+def _latents(config: Any, variant: str) -> dict[str, Any]:
+    """The run of the autoencoder; the configuration gets what a cache decides."""
+    task, state = built("autoencoder", variant)
+    with config.unlocked(), config.ignore_type():
+        config.data.fields = ConfigDict({"moments": {"name": "latents", "shape": task.latent_shape}})
+        config.first_stage.mean = config.first_stage.std = (1.0,) * task.latent_shape[-1]
+    return {"autoencoder": types.SimpleNamespace(task=task, shapes=state.networks["model"].params)}
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
@@ -74,7 +86,8 @@ def test_it_loads_locks_and_builds(name: str, variant: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_it_gives_a_loss(name: str) -> None:
     task, state = built(name, VARIANTS[name][0])
-    after, metrics = jax.eval_shape(task.step, state, {}, shapes(task.fields, 2), jax.random.key(0))
+    frozen = getattr(task, "frozen_shapes", {})
+    after, metrics = jax.eval_shape(task.step, state, frozen, shapes(task.fields, 2), jax.random.key(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert {(leaf.shape, leaf.dtype.name) for leaf in metrics.values()} == {((2,), "float32")}
 
@@ -93,7 +106,7 @@ def test_the_others_differ_from_dit_rf_in_what_their_names_say_alone(name: str, 
 
 
 def test_every_configuration_is_compared_with_dit_rf() -> None:
-    assert DIFFERING.keys() | {"dit_rf", DESIGNS, *OTHER_TASKS} == FILES.keys()
+    assert DIFFERING.keys() | {"dit_rf", DESIGNS, *OTHER_TASKS, *LATENT} == FILES.keys()
 
 
 @pytest.mark.parametrize("design", MODULATIONS)

@@ -150,6 +150,20 @@ def test_what_is_not_a_regular_file_is_unreadable_and_never_waited_for(tmp_path:
     assert caught.value.field == "image" and "x.png" in str(caught.value)
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_program_under_the_name_of_an_image_is_not_run(
+    as_file: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ran(*arguments: Any, **more: Any) -> None:
+        pytest.fail("PostScript was run")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran)
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(UNREADABLE):
+        decode(tmp_path / "x.png" if as_file else content, 8, 1)
+
+
 def test_floats_and_bytes_are_each_others_inverse_and_reach_minus_one_and_one() -> None:
     levels = np.arange(256, dtype=np.uint8)
     x = to_float(levels)

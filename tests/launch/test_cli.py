@@ -35,6 +35,11 @@ def main(args):
             time.sleep(0.1)
     if args.end == "code":
         return 75
+    if args.end == "numbers":
+        import jax
+        from archirf_jax.training.state import purpose_key
+        drawn = jax.random.normal(jax.random.fold_in(purpose_key(3, "step"), 1), (4, 3))
+        sys.stdout.write(f"{drawn.dtype} {numpy.asarray(drawn).tobytes().hex()}")
     if args.json:
         write_json({"a": numpy.float32(1.5), "b": {"c": float("nan")}, "d": numpy.arange(2)})
 
@@ -95,6 +100,14 @@ def test_a_device_that_is_not_there_is_one_line(command: pathlib.Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nonsense" in done.stderr
 
 
+def test_no_setting_of_jax_changes_the_numbers_of_a_run(command: pathlib.Path) -> None:
+    settings = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    numbers = run(command, "--end=numbers").stdout
+    assert numbers.startswith("float32 ")
+    for name, value in settings.items():
+        assert run(command, "--end=numbers", **{name: value}).stdout == numbers, name
+
+
 def test_closed_streams_do_no_harm(command: pathlib.Path) -> None:
     start = f"exec {sys.executable} {command}"
     for streams in ("2>&-", ">&- 2>&-"):
@@ -126,6 +139,14 @@ def test_signals_are_taken_before_jax_is_imported(command: pathlib.Path) -> None
     )
     path = os.pathsep.join([str(fake), str(running.REPOSITORY)])
     done = running.process([sys.executable, str(command)], env=running.environment(PYTHONPATH=path))
+    assert done.returncode == 75, done.stderr
+
+
+def test_a_training_takes_signals_before_its_other_imports(tmp_path: pathlib.Path) -> None:
+    """A package that every command imports sends the signal."""
+    (tmp_path / "absl.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    path = os.pathsep.join([str(tmp_path), str(running.REPOSITORY)])
+    done = running.process([sys.executable, "-m", "archirf_jax.main"], env=running.environment(PYTHONPATH=path))
     assert done.returncode == 75, done.stderr
 
 

@@ -174,6 +174,9 @@ def files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     np.savez(paths["other"], features=TABLE)
     np.savez(paths["objects"], table=np.asarray([{}, None], object))
     np.savez(paths["flat"], table=TABLE[0])
+    for name, value in {"nan": np.nan, "infinite": np.inf, "large": 1e300, "complex": 1j, "words": "a"}.items():
+        paths[name] = folder / f"{name}.npz"
+        np.savez(paths[name], table=np.full(TABLE.shape, value))
     paths["cut"].write_bytes(paths["other"].read_bytes()[:200])
     paths["empty"].write_bytes(b"")
     paths["text"].write_text("no table")

@@ -245,6 +245,8 @@ def test_previews_show_the_averages_gradient_from_the_same_noise_in_every_row(
         (dict(model__num_head_channels=20), "model.num_head_channels"),
         (dict(model__dtype="float8"), "model.dtype"),
         (dict(model__widht=3), "model.widht"),
+        (dict(objective={"name": "ddpm_hybrid", "time_sampling": "loss_second_moment"}), "objective.name"),
+        (dict(objective={"name": "uncertainty"}), "objective.name"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_step_is_made(changes: dict[str, Any], field: str) -> None:

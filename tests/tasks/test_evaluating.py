@@ -136,6 +136,22 @@ def test_bits_per_dim_are_of_each_image_once_and_ddpm_has_a_bound(task: Diffusio
     assert set(bound) == {"bits_per_dim_bound"} and bound["bits_per_dim_bound"].error > 0
 
 
+def test_bits_per_dim_ask_for_attention_that_has_derivatives(
+    task: Diffusion, params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash attention, which a GPU would take for training, has none of the forward mode."""
+    asked: list[bool] = []
+    make = Diffusion.model_fn
+
+    def noted(self: Diffusion, params: Any, *rest: Any, higher_derivatives: bool = False) -> Any:
+        asked.append(higher_derivatives)
+        return make(self, params, *rest, higher_derivatives=higher_derivatives)
+
+    monkeypatch.setattr(Diffusion, "model_fn", noted)
+    evaluating.bits_per_dim(task, params, {}, real(), 4, KEY, levels=17, steps=2, probes=2)
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("resident", [True, False])
 def test_labels_are_as_frequent_as_the_data_has_them(resident: bool) -> None:
     found = real(resident=resident).labels(22)

@@ -280,6 +280,19 @@ def test_nothing_is_written_into_a_directory_that_is_anothers_by_now(calls: int,
     assert "another run's" in str(caught.value) and len(made) == calls
 
 
+def test_a_directory_is_asked_for_before_a_checkpoint_is_saved(tmp_path: pathlib.Path) -> None:
+    made: list[int] = []
+
+    def still_ours() -> None:
+        made.append(len(made))
+        if len(made) == 2:  # the first time is at the start
+            raise UserError("it is another run's by now")
+
+    with pytest.raises(UserError):
+        trained(tmp_path, still_ours=still_ours, log__every_steps=1000, sample__every_steps=1000)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
 def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError) as caught:
         trained(tmp_path, Adversarial, Feed(bad=(8, 9)))
@@ -349,6 +362,15 @@ def test_a_best_metric_that_does_not_exist_is_refused_and_one_without_a_value_in
     assert caught.value.field == "checkpoint.best_metric" and "'loss'" in str(caught.value)
     looped(tmp_path / "b", Adversarial, **best, checkpoint__best_metric="critic/loss").run()
     assert len(read_metrics(tmp_path / "b")) == 4
+
+
+def test_a_network_need_not_have_a_dtype(tmp_path: pathlib.Path) -> None:
+    made = configured(Denoising, steps=2)
+    with made.unlocked():
+        del made.model.dtype
+    with sharing(Denoising, made):
+        Loop(Denoising(made), Feed(), made, tmp_path, None, "again", StopRequest(), Profile(tmp_path)).run()
+    assert len(read_metrics(tmp_path)) > 0
 
 
 def test_utilisation_counts_three_forward_passes_of_all_networks_against_the_peak_of_all_devices(

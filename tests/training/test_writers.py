@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 
@@ -90,6 +91,11 @@ def test_a_row_is_whole_whatever_stood_before_it(tmp_path: pathlib.Path) -> None
         file.write('{"step": 20, "lo')
     metrics.write(30, {"loss": 3.0, "seconds_per_step": 0.1})
     assert rows_without_times(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 30, "loss": 3.0}]
+
+
+def test_rows_are_json_whatever_the_numbers_are(tmp_path: pathlib.Path) -> None:
+    MetricsFile(tmp_path, 0).write(10, {"loss": 1.0, "a": math.inf, "b": math.nan, "c": -math.inf})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {"step": 10, "loss": 1.0}
 
 
 def test_nothing_is_written_through_a_symbolic_link(tmp_path: pathlib.Path) -> None:

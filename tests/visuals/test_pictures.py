@@ -133,3 +133,14 @@ def test_a_long_gif_is_thinned_evenly_from_its_first_to_its_last_frame(tmp_path:
     shown = film(tmp_path / "a.gif")[0][:, 0, 0, 0].astype(int)
     assert len(shown) == pictures.MAX_FRAMES and (shown[0], shown[-1]) == (0, len(frames) - 1)
     assert set(np.diff(shown)) <= {2, 3}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_names_stand_to_the_left_of_their_rows(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, channels), np.uint8)
+    plain, named = pictures.grid(images), pictures.grid(images, ["cat", "", "a" * 100])
+    margin = named.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(named[:, margin:], plain)
+    height = (plain.shape[0] + 1) // 3
+    dark = [np.any(named[row * height : (row + 1) * height, :margin] < 128) for row in range(3)]
+    assert dark == [True, False, True] and margin < 400

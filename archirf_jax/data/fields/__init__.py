@@ -46,6 +46,7 @@ class Field(Protocol):
         """What the batch holds of decoded arrays (B, ...), inside jit; key decides augmentations."""
 
 
+LATENTS = "latents:"  # begins the names of latent caches, which hold no images
 Fields = dict[str, Field]
 FIELD = ("draws", "shapes", "decode", "finish")
 
@@ -53,12 +54,16 @@ FIELD = ("draws", "shapes", "decode", "finish")
 def make_fields(data: Any) -> Fields:
     """The fields of `config.data` by name: image, label where there are labels, then `data.fields`.
 
+    A latent cache has its latents instead of images, a field that `pipeline.load` adds to `data.fields`.
+
     Raises:
         UserError: no such field or option, or two fields that give the same name.
     """
     room = sys.modules[__name__]
     own = {name: data[name] for name in ("image_size", "channels", "flip")} | {"value_range": data.get("value_range")}
-    made: Fields = {"image": registry.build(room, "data.name", "image", own)}
+    made: Fields = {}
+    if not data.name.startswith(LATENTS):
+        made["image"] = registry.build(room, "data.name", "image", own)
     if data.label_key is not None:
         made["label"] = registry.build(room, "data.name", "label")
     for name, options in data.fields.items():
@@ -102,8 +107,8 @@ def finish(fields: Fields, arrays: Mapping[str, jax.Array], key: jax.Array) -> d
 
 def unflipped(fields: Fields) -> Fields:
     """The fields of a data set, whose images are not mirrored at random."""
-    image: Any = fields["image"]
-    return fields | {"image": dataclasses.replace(image, flip=False)}
+    kept = {name: field for name, field in fields.items() if getattr(field, "flip", False)}
+    return fields | {name: dataclasses.replace(field, flip=False) for name, field in kept.items()}  # type: ignore[type-var]
 
 
 def _number(name: str) -> int:
