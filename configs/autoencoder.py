@@ -13,6 +13,7 @@
 |            |                        |         | imports LPIPS's weights into runs/lpips before                 |
 
 Cost: digits 2 minutes on 2 CPU cores; the others are not measured.
+Expect: digits, PSNR 36.7 of the training images, 0.5 % of the latents clipped; the others are not measured.
 """
 
 from ml_collections import ConfigDict
