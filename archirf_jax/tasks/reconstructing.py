@@ -108,6 +108,8 @@ class Reconstructing:
 
         # The pass is the one that has been done, which the compiler sees; only the last layer's slopes are new.
         _, slopes = jax.vjp(images, _at(params[MODEL], LAST))
+        if self.objective.learned_variance:
+            of_distance = of_distance / jnp.exp(params[LOG_VARIANCE]["value"])
         weight = self.objective.adversarial_weight
         return adversarial.adaptive_weight(slopes(of_distance)[0], slopes(of_opinion)[0], weight)
 

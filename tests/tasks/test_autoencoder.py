@@ -122,7 +122,8 @@ def test_the_discriminator_waits_for_its_start() -> None:
 
 def test_the_adaptive_weight_is_the_quotient_of_the_slopes_at_the_last_layer() -> None:
     task, _, state = task_of(**JUDGED)
-    params, judge = state.networks["model"].params, state.networks["discriminator"].params
+    learned = {"log_variance": {"value": jnp.float32(0.7)}}
+    params, judge = state.networks["model"].params | learned, state.networks["discriminator"].params
     drawn, losses = task.losses(state.replace(step=jnp.int32(1)), {}, BATCH, KEY, "model")
 
     def with_last(kernel: jax.Array) -> jax.Array:
@@ -133,7 +134,7 @@ def test_the_adaptive_weight_is_the_quotient_of_the_slopes_at_the_last_layer() -
         return task.model.apply({"params": module}, z, method="decode")
 
     kernel = params["model"]["decoder"]["conv_out"]["kernel"]
-    distance = jax.grad(lambda k: jnp.mean(jnp.abs(with_last(k) - drawn.images)))(kernel)
+    distance = jax.grad(lambda k: jnp.mean(jnp.abs(with_last(k) - drawn.images)) / jnp.exp(0.7))(kernel)
     opinion = jax.grad(lambda k: -jnp.mean(task.discriminator.apply({"params": judge["discriminator"]}, with_last(k))))(
         kernel
     )
