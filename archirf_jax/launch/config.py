@@ -118,7 +118,7 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
     if not (workdir / FILE).exists():
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
-    old, new = _flat(load(workdir).to_dict()), _flat(json.loads(json.dumps(now)))
+    old, new = flat(load(workdir).to_dict()), flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
     found = [
         f"{name}: {_shown(old.get(name, ABSENT))} there, {_shown(new.get(name, ABSENT))} now"
@@ -134,7 +134,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields by dotted name; elements of lists of text have their number, so that the one that differs is named."""
     flat: dict[str, Any] = {}
     for name, value in leaves(values):

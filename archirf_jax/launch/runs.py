@@ -18,7 +18,7 @@ import numpy as np
 from archirf_jax import registry
 from archirf_jax.contracts import Frozen, Params, Task
 from archirf_jax.data.images import to_float, to_uint8
-from archirf_jax.errors import UserError
+from archirf_jax.errors import UserError, listed
 from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import run_directory
@@ -28,6 +28,7 @@ from archirf_jax.training.checkpoints import Checkpoints
 GIVEN = "given"  # the name of a network that has to be given when the run is opened
 FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 EMA = "ema"
+HOW = ("model.dtype", "model.remat", "model.scan", "first_stage.sample", "first_stage.decode_batch")
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,12 +84,30 @@ class Run:
         checkpoints = Checkpoints(self.directory / "checkpoints")
         try:
             shapes = self.shapes or checkpoints.average_shapes(self.at, self.average)
-            return checkpoints.restore_average(shapes, self.at, self.average)
+            step, params = checkpoints.restore_average(shapes, self.at, self.average)
+            self._check_same(step, checkpoints.config(step))
+            return step, params
         except UserError as e:
             field = self.field if self.at is None else self.field.removesuffix("workdir") + "step"
             raise e if e.field else UserError(field, message=str(e)) from e
         finally:
             checkpoints.close()
+
+    def _check_same(self, step: int, saved: dict[str, Any]) -> None:
+        """Raise a UserError where config.json says of the network something else than the checkpoint does."""
+        there, here = (configuration.flat(_architecture(each)) for each in (saved, self._written()))
+        differing = [name for name, value in there.items() if name in here and here[name] != value and _decides(name)]
+        if differing:
+            what = listed([f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing], most=4)
+            raise UserError(
+                self.field,
+                str(self.directory),
+                f"has a config.json that differs from that of its checkpoint of step {step} ({what}); mend it, or go "
+                "on with the training to its next checkpoint",
+            )
+
+    def _written(self) -> dict[str, Any]:
+        return configuration.load(self.directory, self.field).to_dict()
 
     def sample(self, labels: Any = None, per_class: int = 8, seed: int = 0, **how: Any) -> np.ndarray:
         """uint8 images (N, H, W, C), classes in the order asked, `per_class` each; see `sampling.sample`."""
@@ -142,7 +161,7 @@ class Run:
 
     def digest(self) -> str:
         """A digest of the configuration and every byte of the parameters."""
-        hashed = hashlib.sha256(json.dumps(_architecture(self.config), sort_keys=True).encode())
+        hashed = hashlib.sha256(json.dumps(_architecture(self.config.to_dict()), sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             hashed.update(jax.tree_util.keystr(path).encode())
             hashed.update(np.ascontiguousarray(leaf).tobytes())
@@ -201,7 +220,12 @@ def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
         part.replace(place)
 
 
-def _architecture(config: Any) -> dict[str, Any]:
-    """The part of a frozen run's configuration that decides what it computes."""
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's configuration that decides what it computes."""
     groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
-    return {name: group for name, group in config.to_dict().items() if name in groups}
+    return {name: group for name, group in config.items() if name in groups}
+
+
+def _decides(name: str) -> bool:
+    """Whether a field changes what the trained network computes, and not only how, or how it was trained."""
+    return not name.startswith("objective.") and name not in HOW

@@ -24,7 +24,7 @@ from archirf_jax.files import check_run_directory
 from archirf_jax.training import checksums, copies, items, retention
 from archirf_jax.training.items import Items
 
-METRICS, NETWORKS = "metrics_state", "networks"
+METRICS, NETWORKS, CONFIG = "metrics_state", "networks", "config"
 NONE = -1  # no step
 
 
@@ -97,7 +97,7 @@ class Checkpoints:
         if not self.directory.is_dir():  # Orbax would make another, without what the run has in it
             raise self._failed(FileNotFoundError("it is gone"))
         saved = {name: ocp.args.StandardSave(tree) for name, tree in copies.of_cpu(items.of_state(state)).items()}
-        saved |= {"config": ocp.args.JsonSave(config), NETWORKS: ocp.args.JsonSave({"names": list(state.networks)})}
+        saved |= {CONFIG: ocp.args.JsonSave(config), NETWORKS: ocp.args.JsonSave({"names": list(state.networks)})}
         if metrics != NO_METRICS:
             saved[METRICS] = ocp.args.JsonSave(metrics._asdict())
         self._rows[int(state.step)] = metrics.row
@@ -213,6 +213,10 @@ class Checkpoints:
         if damage := checksums.find_damage(folder, [item]):
             raise UserError(f"{str(folder)!r} is damaged or does not have {item!r}: {damage}")
         return self._read(step, {item: like})[item]
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The run's configuration when the checkpoint of `step` was made; {} where it cannot be read."""
+        return self._json(step, CONFIG) or {}
 
     def metrics_state(self, step: int) -> MetricsState:
         """The metrics of the run at the checkpoint of `step`; NO_METRICS where they are not known."""

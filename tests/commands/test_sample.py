@@ -280,6 +280,24 @@ def test_a_weaker_network_of_another_process_or_other_images_is_refused(
     assert refused(whole_run, *auto).flag == "--weak_workdir"  # it has no checkpoint
 
 
+@pytest.mark.parametrize("field", ["process.time_scale", "process.path"])
+def test_a_configuration_that_says_something_else_than_the_checkpoint_is_refused(
+    field: str, whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    values = {"process.time_scale": 500.0, "process.path": "gvp"}
+    copy = saved.change(shutil.copytree(whole_run, tmp_path / "copy"), {field: values[field]})
+    refusal = refused(copy, *PLAIN, "--per_class=1")
+    assert refusal.flag == "--workdir" and field in refusal.line and str(values[field]) in refusal.line
+
+
+def test_how_a_network_is_computed_and_sampled_may_be_changed_afterwards(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    changes = {"sample.steps": 3, "model.remat": True, "objective.condition_dropout": 0.2}
+    copy = saved.change(shutil.copytree(whole_run, tmp_path / "copy"), changes)
+    running.call("sample", f"--workdir={copy}", f"--out={tmp_path / 'x.npz'}", "--labels=0", "--per_class=1")
+
+
 NAMES = ["ant", "3", "bee"]
 
 
