@@ -13,6 +13,7 @@ from PIL import Image
 
 from archirf_jax.data.images import UNREADABLE, decode, read_image, to_float, to_uint8
 from archirf_jax.errors import UserError
+from tests.mutations import mutated
 
 IMAGE_WIDTH, DESCRIPTION, ORIENTATION = 0x0100, 0x010E, 0x0112
 GREY, RED = (100, 100, 100), (255, 0, 0)
@@ -295,3 +296,18 @@ def test_eight_bits_are_not_taken_for_the_dark_end_of_a_range_of_twelve() -> Non
 def test_levels_that_a_format_does_not_explain_are_refused_with_the_field_that_would(levels: np.ndarray) -> None:
     with pytest.raises(UNREADABLE, match=r"data\.value_range"):
         decode(pictures_of(levels, "floats"), 8, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
+def test_a_changed_picture_is_decoded_or_refused(kind: str) -> None:
+    """A thousand changes of each kind end in an image or in an error that says so, and in nothing else."""
+    pixels, file = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    decoded = 0
+    for changed in mutated(file.getvalue(), seed=1):
+        try:
+            decoded += decode(changed, 8, 3).shape == (8, 8, 3)
+        except UNREADABLE:
+            continue
+    assert 0 < decoded < 1000
