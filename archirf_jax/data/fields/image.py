@@ -26,7 +26,7 @@ class Image:
         channels: 1 (grey) or 3 (RGB); others, such as those of latents, are shapes that no image is decoded to.
         flip: mirror each image with probability 1/2.
         value_range: levels (lo, hi) of the files, which become -1 and 1 linearly; levels outside of them are clipped,
-            and 256 are told apart. None = what the format says.
+            and 256 stay apart. None = what the format says.
     """
 
     image_size: int
