@@ -136,6 +136,8 @@ def evaluate_run(
     count, key = images or min(len(real.dataset), MOST), purpose_key(seed, "evaluate")
     row: dict[str, Any] = dict(step=run.step, ema=run.average, data=source, images=count, seed=seed)
     row["batch_size"] = real.batch_size
+    if names := run.config.get("identity", {}).get("class_names"):
+        row["class_names"] = list(names)
     params, frozen = jax.device_put((run.params, run.frozen), sharding.whole(mesh))
     figures: Figures = {}
     halves: Halves = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 
@@ -79,6 +80,8 @@ def test_an_imported_network_is_tuned_to_a_folder(
     assert all(np.any(tuned[name] != theirs[name]) for name in taken if name.endswith("kernel"))
     pictures = open_run(tmp_path / "tuned").sample(labels=[0, 1], per_class=1, steps=2)
     assert pictures.shape == (2, 16, 16, 3)
+    running.call("evaluate", f"--workdir={tmp_path / 'tuned'}", "--metrics=loss")
+    assert json.loads((tmp_path / "tuned" / "evaluations.jsonl").read_text())["class_names"] == ["cat", "dog"]
     out = tmp_path / "x.npz"
     running.call("sample", f"--workdir={tmp_path / 'tuned'}", f"--out={out}", "--labels=dog", "--steps=2")
     with np.load(out) as arrays:
