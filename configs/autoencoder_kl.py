@@ -35,6 +35,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         model.norm_num_groups = 32 if large else 8  # groups of channels that are normalized together
         model.attention_levels = ()  # levels whose blocks are followed by attention
         model.mid_block_add_attention = True  # attention at the coarsest level
+        model.patch_size = 1  # squares of pixels that the first level takes for one
         model.latent_channels = 16 if variant in ("openmoji", "imagenet64") else 4
         model.use_quant_conv = True  # a 1x1 convolution after the encoder
         model.use_post_quant_conv = True  # and one before the decoder

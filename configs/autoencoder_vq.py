@@ -36,6 +36,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         model.norm_num_groups = 32 if large else 8  # groups of channels that are normalized together
         model.attention_levels = ()  # levels whose blocks are followed by attention
         model.mid_block_add_attention = True  # attention at the coarsest level
+        model.patch_size = 1  # squares of pixels that the first level takes for one
         model.latent_channels = 4
         model.num_vq_embeddings = CODES[variant]  # vectors of the codebook
         model.vq_embed_dim = None  # their length; None = latent_channels

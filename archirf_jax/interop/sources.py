@@ -207,6 +207,8 @@ def _size(known: Mapping[str, Any], hints: Hints) -> int:
 
 def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
     def names(model: Any, size: int) -> Rename:
+        if model.patch_size != 1:
+            raise UserError("model.patch_size", model.patch_size, "is not published; networks with 1 are")
         return rename_autoencoder(model, spelling)
 
     return Source(describe, names, tensor_name=autoencoders.tensor_name, task="autoencoder")

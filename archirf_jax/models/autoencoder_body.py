@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from einops import rearrange
 
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
@@ -18,6 +19,7 @@ from archirf_jax.models.autoencoder_layers import CODE_GROUPS, Downsample, Norm,
 from archirf_jax.models.autoencoder_layers import conv as _conv
 
 MOST_LEVELS = 16  # each halves the image
+WIDEST_PATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Body:
         norm_num_groups: groups of channels that are normalized together; must divide every width.
         attention_levels: levels whose residual blocks are each followed by attention.
         mid_block_add_attention: whether there is attention between the two blocks of the coarsest map.
+        patch_size: side of the squares of pixels whose channels are one pixel of the finest level.
         dtype: compute dtype; norms, softmax and the last layer of each half stay float32.
         remat: keep no activations of blocks for the backward pass.
     """
@@ -39,6 +42,7 @@ class Body:
     norm_num_groups: int
     attention_levels: tuple[int, ...]
     mid_block_add_attention: bool
+    patch_size: int
     dtype: Any
     remat: bool
 
@@ -56,7 +60,7 @@ class Body:
     @property
     def factor(self) -> int:
         """How many times smaller the latent's sides are."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
 
     def block(self, width: int, name: str) -> ResidualBlock:
         """A residual block; only inside a compact module."""
@@ -82,7 +86,9 @@ class Body:
     def _check(self, norm_type: str) -> None:
         rule = f"must name 1 to {MOST_LEVELS} levels"
         layers.require(self, lambda widths: 0 < len(widths) <= MOST_LEVELS, rule, "block_out_channels")
-        layers.require(self, lambda value: value > 0, "must be above 0", "layers_per_block", "norm_num_groups")
+        fields = ("layers_per_block", "norm_num_groups", "patch_size")
+        layers.require(self, lambda value: value > 0, "must be above 0", *fields)
+        layers.require(self, lambda value: value <= WIDEST_PATCH, f"must be at most {WIDEST_PATCH}", "patch_size")
         layers.require(
             self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", "layers_per_block"
         )
@@ -107,8 +113,8 @@ class Body:
             raise UserError(
                 "model.block_out_channels",
                 self.block_out_channels,
-                f"halves the image {len(self.block_out_channels) - 1} times, which an image of {height}x{width} does "
-                f"not allow; both sides must be multiples of {self.factor}",
+                f"with patch_size={self.patch_size} makes latents {self.factor} times smaller than images, which an "
+                f"image of {height}x{width} does not allow; both sides must be multiples of {self.factor}",
             )
 
 
@@ -132,6 +138,7 @@ class Encoder(nn.Module):
         """
         body = self.body
         body.check_image(images)
+        images = folded(images, body.patch_size)
         h = _conv(body.block_out_channels[0], "conv_in", body.dtype)(images)
         for level, width in enumerate(body.block_out_channels):
             for i in range(body.layers_per_block):
@@ -167,4 +174,14 @@ class Decoder(nn.Module):
                     h = body.attention(f"up_{level}_attention_{i}")(h, code)
             if level:
                 h = Upsample(body.dtype, name=f"up_{level}_resample")(h)
-        return body.out(h, self.features, code)
+        return unfolded(body.out(h, self.features * body.patch_size**2, code), body.patch_size)
+
+
+def folded(images: jax.Array, size: int) -> jax.Array:
+    """Images (B, H, W, C) -> (B, H / size, W / size, size size C): squares of pixels become channels."""
+    return rearrange(images, "b (r p) (s q) c -> b r s (p q c)", p=size, q=size)
+
+
+def unfolded(h: jax.Array, size: int) -> jax.Array:
+    """The inverse of `folded`."""
+    return rearrange(h, "b r s (p q c) -> b (r p) (s q) c", p=size, q=size)

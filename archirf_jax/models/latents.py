@@ -102,8 +102,8 @@ class ConvolutionalAutoencoder(Autoencoder):
     """An autoencoder with the body of `autoencoder_body`.
 
     Attributes:
-        block_out_channels, layers_per_block, norm_num_groups, attention_levels, mid_block_add_attention, remat: as
-            in `Body`.
+        block_out_channels, layers_per_block, norm_num_groups, attention_levels, mid_block_add_attention, patch_size,
+            remat: as in `Body`.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -111,12 +111,13 @@ class ConvolutionalAutoencoder(Autoencoder):
     norm_num_groups: int = 32
     attention_levels: tuple[int, ...] = ()
     mid_block_add_attention: bool = True
+    patch_size: int = 1
     remat: bool = False
 
     @property
     def factor(self) -> int:
         """How many times smaller the latents' sides are than the images'."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return self.body().factor
 
     def body(self) -> Body:
         """The fields of both halves.

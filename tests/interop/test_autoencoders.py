@@ -93,6 +93,14 @@ def test_what_is_imported_is_exported_bit_for_bit_and_under_its_names(name: str)
     )
 
 
+def test_squares_of_pixels_are_not_published() -> None:
+    config, params = load("vae", tensors("vae_sd"), CASES["vae_sd"][1])
+    config["model"]["patch_size"] = 2
+    with pytest.raises(UserError) as caught:
+        exported(config, params)
+    assert caught.value.field == "model.patch_size"
+
+
 @pytest.mark.parametrize("spelling", [DIFFUSERS, COMPVIS], ids=["diffusers", "compvis"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_field_that_shapes_show_is_known_in_both_spellings(name: str, spelling: Any) -> None:

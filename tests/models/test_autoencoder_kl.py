@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from archirf_jax.errors import UserError
+from archirf_jax.models.autoencoder_body import folded, unfolded
 from archirf_jax.models.autoencoder_kl import PRESETS, AutoencoderKL
 from archirf_jax.models.latents import Gaussian
 
@@ -80,6 +81,22 @@ def test_in_bfloat16_parameters_and_images_stay_float32(params: Any) -> None:
     assert found.dtype == jnp.float32 and 0 < np.max(np.abs(found - exact)) < 0.1 * np.max(np.abs(exact))
 
 
+def test_a_pixel_of_the_finest_level_is_a_square_of_pixels_row_by_row() -> None:
+    model = AutoencoderKL(**FIELDS | dict(block_out_channels=(8,)), patch_size=2)
+    plain = model.clone(patch_size=1, out_channels=12)
+    squares = np.stack(
+        [[X[:, i : i + 2, j : j + 2].reshape(2, 12) for j in (0, 2, 4)] for i in (0, 2)]
+    )  # (2, 3, B, 12)
+    squares = np.moveaxis(squares, 2, 0)
+    np.testing.assert_array_equal(folded(X, 2), squares)
+    np.testing.assert_array_equal(unfolded(squares, 2), X)
+    params = jax.jit(model.init)(jax.random.key(0), X)["params"]
+    assert model.factor == 2 and apply(model, params, X, method="encode").shape == (2, 2, 3, 4)
+    np.testing.assert_allclose(
+        apply(model, params, X), unfolded(apply(plain, params, squares), 2), rtol=1e-6, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -88,6 +105,8 @@ def test_in_bfloat16_parameters_and_images_stay_float32(params: Any) -> None:
         (dict(block_out_channels=(8, 0)), "model.block_out_channels"),
         (dict(norm_num_groups=5), "model.norm_num_groups"),
         (dict(layers_per_block=0), "model.layers_per_block"),
+        (dict(patch_size=0), "model.patch_size"),
+        (dict(patch_size=4), "model.block_out_channels"),  # 6 columns
         (dict(latent_channels=0), "model.latent_channels"),
         (dict(attention_levels=(2,)), "model.attention_levels"),
         (dict(block_out_channels=(8, 8, 8, 8)), "model.block_out_channels"),  # images do not halve so often
