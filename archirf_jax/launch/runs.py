@@ -216,13 +216,14 @@ def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
             continue
         part = place.with_name(f"{name}.part")
         keep(run.runs, part)
-        run_directory.write(part, run.config.to_dict(), run.params, run.step)
+        attached = run_directory.attached(run.directory)
+        run_directory.write(part, run.config.to_dict(), run.params, run.step, attached)
         part.replace(place)
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's configuration that decides what it computes."""
-    groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
+    groups = ("task", "model", "process", "objective", "conditioners", "first_stage", "tokenizer")
     return {name: group for name, group in config.items() if name in groups}
 
 
