@@ -67,6 +67,11 @@ class Tokenizer:
         return hashlib.sha256(f"{self.length} {self.padding} {self.content}".encode()).hexdigest()
 
     @property
+    def file_digest(self) -> str:
+        """Of the file alone, which a run keeps as `config.tokenizer.digest`."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    @property
     def empty(self) -> list[int]:
         """Ids of a text without characters, without padding."""
         return list(self._whole.encode("").ids)
@@ -138,7 +143,7 @@ def of_run(directory: pathlib.Path, group: Mapping[str, Any], length: int | None
     if length is not None and length > group["length"]:
         raise UserError("tokenizer.length", length, f"is more than the {group['length']} tokens that the encoder takes")
     tokenizer = read(directory / FILE, length or group["length"], group["pad_id"])
-    if _digest(tokenizer.content) != group["digest"]:
+    if tokenizer.file_digest != group["digest"]:
         raise UserError(FIELD, str(directory / FILE), "is not the file that this run was imported with; put that back")
     return tokenizer
 
@@ -157,11 +162,7 @@ def described(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         what = f"has ids up to {max(tokenizer.largest, tokenizer.padding)}, and the network has {vocab_size}"
         raise UserError(FIELD, tokenizer.place, f"{what}; give the file of the same model")
     known = dict(length=tokenizer.length, pad_id=tokenizer.padding, empty=tokenizer.empty)
-    return known | dict(digest=_digest(tokenizer.content))
-
-
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
+    return known | dict(digest=tokenizer.file_digest)
 
 
 def _backend(content: str, place: str) -> Any:

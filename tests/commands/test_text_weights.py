@@ -166,6 +166,11 @@ def test_a_network_is_trained_on_texts_of_a_frozen_encoder(tmp_path: pathlib.Pat
     run = open_run(tmp_path / "run")
     assert (tmp_path / "run" / "frozen" / "text" / tokenizer.FILE).is_file()
     assert run.task.null_names == {"label", "tokens", "mask"}  # type: ignore[attr-defined]
+    out = tmp_path / "x.npz"
+    guided = ("--labels=3", "--per_class=2", "--steps=2", "--guidance_scale=2")
+    running.call("sample", f"--workdir={tmp_path / 'run'}", f"--out={out}", *guided)
+    with np.load(out) as found:
+        assert found["images"].shape == (2, 8, 8, 1) and np.std(found["images"]) > 0
 
 
 # Two sentences that mean nearly the same, and a third that does not.

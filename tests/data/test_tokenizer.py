@@ -56,8 +56,14 @@ def test_a_long_text_keeps_its_beginning_and_the_token_that_ends_it(begins: bool
 def test_what_the_file_says_of_lengths_and_padding_is_not_taken() -> None:
     """Published files hold those of another use."""
     cut = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    given = Tokenizer(tokenizer_json(truncation=cut), 12, 0)([LONG])
-    assert given["mask"].sum() == len(ids_of(LONG)) + 2
+    fill = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    fill |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+    count = len(ids_of(LONG)) + 2
+    given = Tokenizer(tokenizer_json(truncation=cut, padding=fill), 12, 0)
+    assert given([LONG])["mask"].sum() == count and given.empty == [BEGIN, END]
+    with running.messages() as said:
+        Tokenizer(given.content, 5, 0)([LONG])
+    assert f"up to {count}" in said[0]
 
 
 def test_no_texts_are_no_rows() -> None:

@@ -24,16 +24,15 @@ from tests.interop.test_sources import described
 GOLDEN = pathlib.Path(cases.__file__).parent
 CASES = {"clip_text_projection_gelu": "clip-text", "t5_v11_gated_gelu": "t5", "minilm": "minilm"}
 HINTS = dict(num_heads=2, activation="gelu")
-# Published network -> (source, network, id of padding, longest text).
+# Published network -> (source, network, id of padding, longest text). Blocks decide a field of CLIP alone.
 PUBLISHED: dict[str, tuple[str, Any, int | None, int]] = {
     "CLIP L of SD and SDXL": ("clip-text", CLIPText.preset("L"), None, 77),
-    "CLIP L without projection": ("clip-text", CLIPText.preset("L", projection_size=None), None, 77),
     "CLIP H of SD 2": ("clip-text", CLIPText.preset("H", depth=23, projection_size=None), 0, 77),
     "CLIP bigG": ("clip-text", CLIPText.preset("bigG"), 0, 77),
-    "T5 1.1 XXL": ("t5", T5Encoder.preset("v1.1-XXL"), 0, 512),
-    "T5 1.0": ("t5", T5Encoder(depth=3, gated=False, activation="relu", mlp_size=3072), 0, 512),
+    "T5 1.1 XXL": ("t5", T5Encoder.preset("v1.1-XXL", depth=2), 0, 512),
+    "T5 1.0": ("t5", T5Encoder(depth=2, gated=False, activation="relu", mlp_size=3072), 0, 512),
     "MiniLM": ("minilm", BERT.preset("MiniLM-L6"), 0, 256),
-    "BERT without pooler": ("minilm", BERT.preset("base", pooler=False), 0, 256),
+    "BERT without pooler": ("minilm", BERT.preset("base", depth=2, pooler=False), 0, 256),
 }
 
 

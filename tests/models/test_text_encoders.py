@@ -13,6 +13,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.models.bert import BERT
 from archirf_jax.models.clip_text import CLIPText
 from archirf_jax.models.t5_encoder import T5Encoder, relative_buckets
+from tests.golden.case import programs
 
 SMALL = dict(vocab_size=50, hidden_size=16, depth=2, num_heads=2, mlp_size=24)
 MODELS: dict[str, Any] = {
@@ -35,11 +36,13 @@ every_one = pytest.mark.parametrize("name", MODELS)
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return {name: jax.jit(model.init)(jax.random.key(1), IDS)["params"] for name, model in MODELS.items()}
+    return {name: programs(model)[0](jax.random.key(1), IDS)["params"] for name, model in MODELS.items()}
 
 
 def encoded(name: str, params: dict[str, Any], ids: Any = IDS, mask: Any = None) -> dict[str, np.ndarray]:
-    found = jax.jit(MODELS[name].apply)({"params": params[name]}, ids, mask)
+    """By the same program with a mask and without one, where all tokens are seen."""
+    seen = np.ones(ids.shape, bool) if mask is None else mask
+    found = programs(MODELS[name])[1]({"params": params[name]}, ids, seen)
     return {key: np.asarray(value) for key, value in found.items()}
 
 
@@ -99,10 +102,10 @@ def test_kinds_of_distances_are_shift_invariant_and_monotone() -> None:
 
 def test_t5_knows_positions_by_their_distance_alone(params: dict[str, Any]) -> None:
     """A text behind padding is the text, as long as the padding is hidden."""
-    moved = np.concatenate([np.zeros((2, 3), np.int32), IDS], axis=1)
-    mask = np.concatenate([np.zeros((2, 3), bool), np.ones(IDS.shape, bool)], axis=1)
-    found = encoded("t5_encoder", params, moved, mask)["tokens"][:, 3:]
-    np.testing.assert_allclose(found, encoded("t5_encoder", params)["tokens"], atol=2e-5)
+    moved, mask = np.roll(IDS, 3, axis=1), np.arange(8)[None] >= 3
+    found = encoded("t5_encoder", params, moved, np.repeat(mask, 2, axis=0))["tokens"][:, 3:]
+    text = encoded("t5_encoder", params, IDS, np.repeat(mask[:, ::-1], 2, axis=0))["tokens"][:, :5]
+    np.testing.assert_allclose(found, text, atol=2e-5)
     backwards = encoded("t5_encoder", params, IDS[:, ::-1])["tokens"]
     assert not np.allclose(backwards[:, ::-1], encoded("t5_encoder", params)["tokens"], atol=1e-3)
 
@@ -110,11 +113,11 @@ def test_t5_knows_positions_by_their_distance_alone(params: dict[str, Any]) -> N
 @pytest.mark.parametrize("gated", [True, False])
 def test_t5_in_float16_computes_what_is_beyond_its_numbers_in_float32(gated: bool) -> None:
     model = T5Encoder(**SMALL, head_size=4, gated=gated, activation="gelu_tanh" if gated else "relu")
-    params = jax.jit(model.init)(jax.random.key(1), IDS)["params"]
+    params = programs(model)[0](jax.random.key(1), IDS)["params"]
     for block in ("block_0", "block_1"):
         params[block]["mlp"]["out"]["kernel"] *= 1e5
     half = model.clone(dtype="float16")
-    wide, narrow = (jax.jit(each.apply)({"params": params}, IDS)["tokens"] for each in (model, half))
+    wide, narrow = (programs(each)[1]({"params": params}, IDS)["tokens"] for each in (model, half))
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, wide, atol=0.02)
 
