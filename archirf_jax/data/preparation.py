@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 from absl import logging
 
+from archirf_jax.data.folder_source import CAPTION
 from archirf_jax.data.sources import FOLDER
-from archirf_jax.data.tfds_source import how_to_prepare, load_builder, one_line, read_first
+from archirf_jax.data.tfds_source import TfdsSource, how_to_prepare, load_builder, one_line, read_first, text_features
+from archirf_jax.data.tokenizer import FILE
+from archirf_jax.data.vocabulary import of_words
 from archirf_jax.errors import UserError
-from archirf_jax.files import expand
+from archirf_jax.files import atomic_write, expand
 
 
 def prepare(name: str, directory: str) -> None:
@@ -30,6 +34,7 @@ def prepare(name: str, directory: str) -> None:
             raise
         raise UserError("data.name", name, reason) from e
     _check_prepared(name, folder)
+    _make_tokenizer(builder, name, folder)
     splits = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     logging.info("%s is ready in %s: %s", name, builder.data_path, splits)
 
@@ -46,6 +51,20 @@ def _check_prepared(name: str, directory: str) -> None:
     for split, info in builder.info.splits.items():
         if info.num_examples:
             read_first(builder, split, name, directory)
+
+
+def _make_tokenizer(builder: Any, name: str, directory: str) -> None:
+    """Write the tokenizer of the words of a set's captions beside it, unless one is there already."""
+    path = pathlib.Path(builder.data_path, FILE)
+    if path.exists() or CAPTION not in text_features(builder.info.features):
+        return
+    split = "train" if "train" in builder.info.splits else next(iter(builder.info.splits))
+    source = TfdsSource(name, directory, split, None)
+    texts = [text for index in range(len(source)) for text in source.captions(index, CAPTION)]
+    try:
+        atomic_write(path, of_words(texts).content)
+    except OSError as e:
+        logging.warning("the tokenizer of the captions is not kept in %s: %s", path.parent, e.strerror or e)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

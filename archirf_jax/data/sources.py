@@ -9,7 +9,7 @@ import numpy as np
 
 from archirf_jax.data.digests import digest
 from archirf_jax.data.fields import LATENTS
-from archirf_jax.data.folder_source import FolderSource
+from archirf_jax.data.folder_source import CAPTION, FolderSource
 from archirf_jax.data.latent_source import LatentSource
 from archirf_jax.data.tfds_source import TfdsSource
 from archirf_jax.errors import UserError
@@ -35,6 +35,13 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": encoded bytes, path or array; "label": int where there are labels; other features as they come}."""
+
+    def captions(self, index: int, feature: str = CAPTION) -> list[str]:
+        """Texts of an example, as they were written; [] where it has none.
+
+        Raises:
+            UserError: the set does not have such a feature.
+        """
 
     def describe(self, index: int) -> str:
         """The example's name, for messages."""
@@ -66,13 +73,20 @@ def open_source(name: str, *, directory: str, split: str, label_key: str | None)
 
 
 class ArraySource:
-    """Images, and perhaps labels, that are in memory."""
+    """Images, and perhaps labels and captions, that are in memory."""
 
     checked = True
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str]) -> None:
-        """images (N, H, W, C) uint8, labels (N,) below len(class_names)."""
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        class_names: Sequence[str],
+        captions: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """images (N, H, W, C) uint8, labels (N,) below len(class_names), captions (N,) of any number each."""
         self.class_names = list(class_names)
+        self._captions = captions
         self._images, self._labels = images, labels
 
     def __len__(self) -> int:
@@ -81,6 +95,12 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         raw: dict[str, Any] = {"image": self._images[index]}
         return raw if self._labels is None else raw | {"label": int(self._labels[index])}
+
+    def captions(self, index: int, feature: str = CAPTION) -> list[str]:
+        """The texts of the image."""
+        if self._captions is None or feature != CAPTION:
+            raise UserError("data.fields", feature, f"is not there; arrays have their texts as {CAPTION!r}, if any")
+        return list(self._captions[index])
 
     def describe(self, index: int) -> str:
         """The number of the example."""

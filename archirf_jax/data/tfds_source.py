@@ -63,6 +63,7 @@ class TfdsSource:
 
     Attributes:
         image_shape: (H, W, C), with None where images differ.
+        folder: of the prepared set.
     """
 
     checked = True
@@ -76,6 +77,8 @@ class TfdsSource:
         features = builder.info.features
         self.class_names = list(features[label_key].names) if label_key is not None else []
         self.image_shape: tuple[int | None, ...] = features["image"].shape
+        self.folder = pathlib.Path(builder.data_path)
+        self._texts = text_features(features)
         self._name, self._split, self._label_key = name, split, label_key
         self._digest = digest([builder.info.full_name, split, count, self.class_names])
         self._records, first = read_first(builder, split, name, directory)
@@ -88,6 +91,14 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         return record if self._label_key is None else record | {"label": int(record[self._label_key])}
+
+    def captions(self, index: int, feature: str = "caption") -> list[str]:
+        """The text of an example, or its several texts."""
+        if feature not in self._texts:
+            what = f"is not a text of {self._name!r}; it has {', '.join(self._texts) or 'none'}"
+            raise UserError("data.fields", feature, what)
+        found = self._records[index][feature]
+        return [text.decode("utf-8", "replace") for text in ([found] if isinstance(found, bytes) else found)]
 
     def describe(self, index: int) -> str:
         """Set, split and number of the example."""
@@ -118,6 +129,14 @@ def read_first(builder: Any, split: str, name: str, directory: str) -> tuple[Any
         ) from e
     except ImportError as e:
         raise UserError("data.name", name, f"needs a package that is not installed to be read: {one_line(e)}") from e
+
+
+def text_features(features: Any) -> list[str]:
+    """The features that hold a text, or several, by name."""
+    import tensorflow_datasets as tfds
+
+    inner = {name: getattr(one, "feature", one) for name, one in features.items()}  # of a sequence what it consists of
+    return [name for name, one in inner.items() if isinstance(one, tfds.features.Text)]
 
 
 def how_to_prepare(name: str, directory: str) -> str:

@@ -7,17 +7,18 @@ import os.path
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.interop import adm, autoencoders, dit, edm2, sd3
+from archirf_jax.interop import adm, autoencoders, dit, edm2, sd3, text_encoders, text_names
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
 from archirf_jax.interop.autoencoder_names import Spelling, rename_autoencoder
 from archirf_jax.interop.imported_data import data_group
 from archirf_jax.interop.lpips_names import lpips_constants, lpips_tensor_name, rename_lpips
 from archirf_jax.interop.taesd_names import rename_taesd
-from archirf_jax.interop.weights import Rename, Shapes
+from archirf_jax.interop.weights import Rename, Shapes, require
 from archirf_jax.models.uncertainty import Uncertain
 
 Hints = Mapping[str, Any]
@@ -41,7 +42,8 @@ class Source:
         task: what samples from it: a file of archirf_jax/tasks.
         uncertain: whether the network also answers the loss that it expects.
         latents: mean and std of the latents that it diffuses, where the autoencoder's own scaling is another.
-        images: how many batches of images a network is called with whose task is "network"; 0 of other tasks.
+        inputs: `config.data` -> shapes of what a network is called with whose task is "network".
+        aliases: another name of a tensor in this network -> its name; files may hold it under either or both.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -50,7 +52,8 @@ class Source:
     tensor_name: Callable[[str], str | None] = lambda name: name
     task: str = "diffusion"
     uncertain: bool = False
-    images: int = 0
+    inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]] = lambda data: ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -81,7 +84,7 @@ def _describe_repa(shapes: Shapes, hints: Hints) -> Groups:
 
 def _labelled_dit(shapes: Shapes, hints: Hints, what: str) -> Groups:
     """The groups that all class-conditional DiT have in common."""
-    _require(shapes, what, "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
+    require(shapes, what, "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
     fields = dit.fields(shapes, hints)
     # Published for 256 pixels, in latents of 32x32, where no table of positions shows the size.
     largest = round(shapes[dit.POSITIONS][1] ** 0.5) * fields["patch_size"] if dit.POSITIONS in shapes else 32
@@ -98,7 +101,7 @@ def _labelled_dit(shapes: Shapes, hints: Hints, what: str) -> Groups:
 
 
 def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
-    _require(shapes, "Stable Diffusion 3", "x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight")
+    require(shapes, "Stable Diffusion 3", "x_embedder.proj.weight", "joint_blocks.0.x_block.attn.qkv.weight")
     fields = sd3.fields(shapes, hints)
     largest = (fields["position_size"] or 0) * fields["patch_size"] or 128
     size = hints.get("image_size") or min(128, largest)  # published: 1024 pixels, in latents of 128x128
@@ -166,12 +169,6 @@ def _describe_edm2(shapes: Shapes, hints: Hints) -> Groups:
     )
 
 
-def _require(shapes: Shapes, what: str, *names: str) -> None:
-    absent = [name for name in names if name not in shapes]
-    if absent:
-        raise UserError(CHECKPOINT, message=f"holds no tensors of {what}: there is no {absent[0]}")
-
-
 def _data(size: int, channels: int, fields: dict[str, Any]) -> dict[str, Any]:
     return data_group(size, channels, fields.pop("num_classes"))
 
@@ -205,6 +202,17 @@ def _size(known: Mapping[str, Any], hints: Hints) -> int:
     return hints.get("image_size") or known.get("image_size", IMAGE_SIZE)
 
 
+def _two_images(data: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return (jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), np.float32),) * 2
+
+
+def _text(describe: autoencoders.Describe, rename: Any, tensor_name: Any, **fields: Any) -> Source:
+    """A text encoder, which is called with ids and a mask."""
+    inputs = (jax.ShapeDtypeStruct((1, 1), np.int32), jax.ShapeDtypeStruct((1, 1), np.bool_))
+    fields |= dict(task="network", inputs=lambda data: inputs)
+    return Source(describe, lambda model, size: rename(model), tensor_name=tensor_name, **fields)
+
+
 def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
     def names(model: Any, size: int) -> Rename:
         if model.patch_size != 1:
@@ -231,12 +239,26 @@ SOURCES = {
         lambda model, size: lpips_constants(),
         lpips_tensor_name,
         task="network",
-        images=2,
+        inputs=_two_images,
+    ),
+    "clip-text": _text(
+        text_encoders.describe_clip_text,
+        text_names.rename_clip_text,
+        text_names.clip_text_tensor,
+        constants=lambda model, size: text_names.position_ids(model),
+    ),
+    "t5": _text(text_encoders.describe_t5, text_names.rename_t5, text_names.t5_tensor, aliases=text_names.T5_ALIASES),
+    "minilm": _text(
+        text_encoders.describe_bert,
+        text_names.rename_bert,
+        text_names.bert_tensor,
+        constants=lambda model, size: text_names.position_ids(model),
     ),
 }
 MODELS = {
     **{"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"},
     **{"autoencoder_kl": "vae", "vq_model": "vq", "autoencoder_tiny": "taesd", "lpips": "lpips"},
+    **{"clip_text": "clip-text", "t5_encoder": "t5", "bert": "minilm"},
 }
 
 

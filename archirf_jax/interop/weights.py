@@ -101,6 +101,13 @@ def check(shapes: Shapes, expected: Shapes) -> None:
         raise UserError("checkpoint", message=f"the tensors do not fit the network; {'; '.join(parts)}")
 
 
+def require(shapes: Shapes, what: str, *names: str) -> None:
+    """Raise a UserError unless there are tensors of these names, which every network of the kind `what` has."""
+    absent = [name for name in names if name not in shapes]
+    if absent:
+        raise UserError("checkpoint", message=f"holds no tensors of {what}: there is no {absent[0]}")
+
+
 def count(names: Iterable[str], pattern: str) -> int:
     """1 + the largest number that the pattern's group catches at the start of a name; 0 without any.
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
 
 from archirf_jax.contracts import Network, Params, TrainState
+from archirf_jax.data import tokenizer
 from archirf_jax.errors import UserError
 from archirf_jax.files import check_run_directory
 from archirf_jax.launch import config as configuration
 from archirf_jax.training.checkpoints import Checkpoints
 
 NETWORK = "network"
+ATTACHED = (tokenizer.FILE,)  # files that a run may have besides its configuration and weights
 
 
-def write(workdir: pathlib.Path, config: dict[str, Any], params: dict[str, Params], step: int) -> None:
+def write(
+    workdir: pathlib.Path,
+    config: dict[str, Any],
+    params: dict[str, Params],
+    step: int,
+    attached: Mapping[str, bytes] | None = None,
+) -> None:
     """Make a run directory whose average "ema" is these parameters: all that `sample` and `evaluate` read of one.
 
     Args:
@@ -26,6 +35,7 @@ def write(workdir: pathlib.Path, config: dict[str, Any], params: dict[str, Param
         config: of the run, resolved.
         params: float32 arrays, by module.
         step: of the checkpoint.
+        attached: files that belong to the run, by name.
 
     Raises:
         UserError: the directory is not new or empty, or cannot be written.
@@ -36,6 +46,8 @@ def write(workdir: pathlib.Path, config: dict[str, Any], params: dict[str, Param
     try:
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
         part.mkdir(parents=True)
+        for name, content in (attached or {}).items():
+            (part / name).write_bytes(content)
         _fill(part, config, params, step)
         part.rename(target)
     except OSError as e:
@@ -53,3 +65,8 @@ def _fill(folder: pathlib.Path, config: dict[str, Any], params: dict[str, Params
     finally:
         checkpoints.close()
     configuration.save(ml_collections.ConfigDict(config), folder)
+
+
+def attached(workdir: pathlib.Path) -> dict[str, bytes]:
+    """The files of ATTACHED that a run has, by name."""
+    return {name: (workdir / name).read_bytes() for name in ATTACHED if (workdir / name).is_file()}

@@ -17,6 +17,8 @@ import numpy as np
 
 from archirf_jax import registry
 from archirf_jax.contracts import Frozen, Params, Task
+from archirf_jax.data import tokenizer
+from archirf_jax.data.captions import KIND
 from archirf_jax.data.images import to_float, to_uint8
 from archirf_jax.errors import UserError, listed
 from archirf_jax.files import expand
@@ -190,9 +192,19 @@ def open_run(
         UserError: there is no run, or it does not build.
     """
     config = configuration.load(directory, field)
+    _take_tokenizer(config, directory)
     runs = {name: open_run(directory / FOLDER / name, field=f"frozen.{name}") for name in config.get("frozen", {})}
     with registry.refuse_below(directory, config.data.get("dir", "data")):
         return Run(directory, config, make_task(config, runs, model), runs, step, average, field, data)
+
+
+def _take_tokenizer(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Let captions become tokens by the copy in the run, wherever the original is now."""
+    copy = directory / tokenizer.FILE
+    for options in config.data.get("fields", {}).values() if copy.is_file() else ():
+        if options.get("name") == KIND:
+            with config.unlocked():
+                options.tokenizer = str(copy)
 
 
 def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
@@ -216,13 +228,14 @@ def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
             continue
         part = place.with_name(f"{name}.part")
         keep(run.runs, part)
-        run_directory.write(part, run.config.to_dict(), run.params, run.step)
+        attached = run_directory.attached(run.directory)
+        run_directory.write(part, run.config.to_dict(), run.params, run.step, attached)
         part.replace(place)
 
 
 def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's configuration that decides what it computes."""
-    groups = ("task", "model", "process", "objective", "conditioners", "first_stage")
+    groups = ("task", "model", "process", "objective", "conditioners", "first_stage", "tokenizer")
     return {name: group for name, group in config.items() if name in groups}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from archirf_jax.data.fields import finish, unflipped
 from archirf_jax.data.images import to_uint8
 from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
+from archirf_jax.launch import prompts as texts
 from archirf_jax.launch.runs import Run
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
@@ -135,6 +136,7 @@ def sample_run(
     per_class: int = 8,
     seed: int = 0,
     *,
+    prompts: Sequence[str] | None = None,
     conditions: str | pathlib.Path | None = None,
     batch_size: int = 128,
     latents: bool = False,
@@ -147,6 +149,7 @@ def sample_run(
         labels: classes in the order of the images, or rows of `conditions`; None = all, at most ten.
         per_class: images each.
         seed: of the noise.
+        prompts: texts, each in the place of a class.
         conditions: .npz file of what the network takes besides labels.
         batch_size: images at a time.
         latents: give what is diffused, and not the images that it is decoded to.
@@ -158,7 +161,7 @@ def sample_run(
     """
     task = diffusion(run)
     request = Request(task.sampling.replace(**how), latents=latents)
-    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null)
+    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, prompts)
     parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)
     return np.concatenate(list(parts))
 
@@ -186,16 +189,20 @@ def rows(
     seed: int,
     conditions: str | pathlib.Path | None = None,
     needs_null: bool = False,
+    prompts: Sequence[str] | None = None,
 ) -> Rows:
     """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
 
-    A network that is conditioned on labels takes them; another one takes the rows of `conditions`, or, without such a
-    file, those of examples of each class from the run's data set.
+    A network that is conditioned on labels takes them; another one takes `prompts`, whose numbers are the labels, the
+    rows of `conditions`, or, without such a file, those of examples of each class from the run's data set.
 
     Raises:
-        UserError: a label or row that does not exist, or a file that the network does not need.
+        UserError: a label or row that does not exist, a file that the network does not need, or prompts that it does
+            not take.
     """
     task = diffusion(run)
+    if prompts is not None:
+        return _of_prompts(run, labels, per_class, seed, conditions, prompts)
     plain = task.needs <= {"label"}
     if conditions is not None and plain:
         raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
@@ -216,6 +223,23 @@ def rows(
         raise UserError("conditions", message=f"is missing: an .npz file with {', '.join(sorted(task.needs))}")
     batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
     return Rows(chosen, batch, keys, None)
+
+
+def _of_prompts(
+    run: Run,
+    labels: Iterable[int] | None,
+    per_class: int,
+    seed: int,
+    conditions: str | pathlib.Path | None,
+    prompts: Sequence[str],
+) -> Rows:
+    for field, given in (("labels", labels), ("conditions", conditions)):
+        if given is not None:
+            raise UserError(field, str(given), "does not go with prompts; leave one of them out")
+    table, task = texts.batch_of(run, prompts), diffusion(run)
+    _check_memory(task, len(prompts), per_class)
+    numbers, keys = class_grid(purpose_key(seed, "sample"), range(len(prompts)), per_class)
+    return Rows(list(range(len(prompts))), {name: rows[numbers] for name, rows in table.items()}, keys, None)
 
 
 def _check_memory(task: Diffusion, rows: int, per_class: int) -> None:

@@ -14,11 +14,12 @@ from absl import logging
 
 from archirf_jax import registry, sharding
 from archirf_jax.contracts import Batch, Frozen, Task
+from archirf_jax.data import tokenizer
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes, unflipped
 from archirf_jax.errors import UserError, listed, nearest
-from archirf_jax.files import expand
+from archirf_jax.files import atomic_write, expand
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import latents, outputs, run_directory
 from archirf_jax.launch import runs as frozen_runs
@@ -87,6 +88,7 @@ def train_run(
             found = identity(dataset, runs)
             held = stack.enter_context(configuration.claimed(config, workdir, change_config, found))
             frozen_runs.keep(runs, workdir)
+            _keep_tokenizer(dataset, workdir)
             more["still_ours"] = held.check
         sharding.agreed(0)  # the other processes wait for the copies
         frozen = {name: run.params for name, run in frozen_runs.named(config, workdir).items()}
@@ -97,6 +99,13 @@ def train_run(
         if hasattr(task, "examples"):
             task.examples = examples(dataset, config)
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
+
+
+def _keep_tokenizer(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Copy the tokenizer of the captions into the run, which then needs no data to turn texts into tokens."""
+    place = workdir / tokenizer.FILE
+    if dataset.tokenizer is not None and not place.exists():
+        atomic_write(place, dataset.tokenizer.content)
 
 
 def check_step(task: Task, config: Any) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Networks: pure Linen modules, one file each, found by the name of the file; each file ends in `build`.
 
 Networks of noisy images are called (x, t, condition) with network times t (B,) and a dict of conditions, and return one
-array; autoencoders have `encode`, `latent` and `decode`.
+array; autoencoders have `encode`, `latent` and `decode`; text encoders are called (ids, mask) and return a dict of
+arrays: "tokens" (B, L, D), and what else they know of a text.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ _HOMES = {
     "ADMUNet": ".adm_unet",
     "AutoencoderKL": ".autoencoder_kl",
     "AutoencoderTiny": ".autoencoder_tiny",
+    "BERT": ".bert",
     "BoundedAutoencoder": ".bounded_autoencoder",
+    "CLIPText": ".clip_text",
     "DiT": ".dit",
     "EDM2UNet": ".edm2_unet",
     "Gaussian": ".latents",
     "LPIPS": ".lpips",
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
+    "T5Encoder": ".t5_encoder",
     "Uncertain": ".uncertainty",
     "VQModel": ".vq_model",
     "bind": ".binding",

@@ -47,15 +47,19 @@ def attend(
     *,
     mask: jax.Array | None = None,
     key_lengths: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(width)) v, the softmax in float32; 0 where a query may attend to nothing.
+    """softmax(q k' / sqrt(width) + bias) v, the softmax in float32; 0 where a query may attend to nothing.
 
     Args:
         q: (B, N, heads, width).
         k, v: (B, M, heads, width).
         mask: bool, (B, M) or anything that broadcasts to (B, N, M); True = the key may be attended to.
         key_lengths: (B,) how many of the first keys may be attended to; flash attention takes these, but no mask.
+        bias: (heads, N, M) float32, such as one of relative positions; it is computed without flash attention.
     """
+    if bias is not None:
+        return plain(q, k, v, mask, key_lengths, bias)
     return (_chosen.get() or _by_platform)(q, k, v, mask, key_lengths)
 
 
@@ -65,11 +69,12 @@ def plain(
     v: jax.Array,
     mask: jax.Array | None = None,
     key_lengths: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """`attend` by two products with the weights in memory: it has forward-mode and second derivatives everywhere."""
     allowed = _allowed(k.shape[1], mask, key_lengths)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    logits = _logits(q, k)
+    logits = _logits(q, k) if bias is None else _logits(q, k) + bias
     if allowed is None:
         largest = jnp.max(logits, axis=-1, keepdims=True)
     else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -22,6 +22,7 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
         UserError: they are not of this source, or do not fit the network that they seem to be.
     """
     prefix, names = sources.split_prefix(tensors, source)
+    aliases = _take_aliases(sources.SOURCES[source].aliases, names, tensors)
     state = {inner: tensors[name] for name, inner in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     config = sources.configuration(source, shapes, hints)
@@ -38,6 +39,8 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     # What the file calls otherwise than by the prefix and the network's own names.
     renamed = [[inner, name] for name, inner in names.items() if name != f"{prefix}{inner}"]
     config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants), renamed=renamed)
+    if aliases:
+        config["imported"]["aliases"] = aliases
     if kind.latents and len(kind.latents["mean"]) == config["data"]["channels"]:
         config["imported"]["latents"] = dict(kind.latents)
     return config, {network.main: params}
@@ -59,7 +62,33 @@ def export(config: Any, task: Any, params: dict[str, Any]) -> dict[str, np.ndarr
     kept = imported.get("constants", list(constants))
     state |= {name: value for name, value in constants.items() if name in kept}
     prefix, renamed = imported.get("prefix", ""), dict(imported.get("renamed", ()))
-    return {renamed.get(name, f"{prefix}{name}"): value for name, value in state.items()}
+    found = {renamed.get(name, f"{prefix}{name}"): value for name, value in state.items()}
+    return found | {alias: state[name] for alias, name in imported.get("aliases", ())}
+
+
+def _take_aliases(known: Mapping[str, str], names: dict[str, str], tensors: dict[str, Any]) -> list[list[str]]:
+    """Leave one name of each tensor that a file holds under two: {name in the file: name in the network} is changed.
+
+    Returns:
+        (name in the file, name in the network) of those that were left out.
+
+    Raises:
+        UserError: the two are not equal.
+    """
+    inside, left = {inner: name for name, inner in names.items()}, []
+    for alias, inner in known.items():
+        if alias not in inside:
+            continue
+        if inner not in inside:
+            names[inside[alias]] = inner
+            continue
+        if not np.array_equal(np.asarray(tensors[inside[alias]]), np.asarray(tensors[inside[inner]])):
+            raise UserError(
+                "checkpoint", inside[alias], f"is not equal to {inside[inner]}, of which it is another name"
+            )
+        del names[inside[alias]]
+        left.append([inside[alias], inner])
+    return left
 
 
 class _Network(NamedTuple):
@@ -74,7 +103,6 @@ class _Network(NamedTuple):
 def _network(source: str, config: Any) -> _Network:
     task: Any = make_task(config)
     kind, key = sources.SOURCES[source], jax.random.key(0)
-    if kind.images:
-        images = [jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))] * kind.images
-        return _Network(task.main, task.model, task.module, jax.eval_shape(task.model.init, key, *images)["params"])
+    if inputs := kind.inputs(config.data):
+        return _Network(task.main, task.model, task.module, jax.eval_shape(task.model.init, key, *inputs)["params"])
     return _Network(task.main, task.model, task.module, jax.eval_shape(task.init_params, key, {})[task.main])

@@ -21,6 +21,7 @@ from tests.golden import (
     mmdit,
     patchgan,
     schedulers,
+    text,
 )
 from tests.golden.case import Case, UnsupportedSource
 from tests.golden.synthetic import synthetic
@@ -38,6 +39,9 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "diffusers 0.42.1 VQModel": (autoencoders.vq, 1e-4),
     **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
+    "transformers 5.24.0 CLIPTextModel": (text.clip, 1e-4),
+    "transformers 5.24.0 T5EncoderModel": (text.t5, 1e-4),
+    "transformers 5.24.0 BertModel": (text.minilm, 1e-4),
     "NVlabs/edm2 networks_edm2.py Precond": (edm2.run, 1e-4),
     "NVlabs/edm2 phema.py and training_loop.py": (edm2_training.run, 1e-6),
     "patch discriminator of pix2pix": (patchgan.run, 1e-4),

@@ -37,6 +37,16 @@ def test_attention_is_the_formula() -> None:
     np.testing.assert_allclose(attention.attend(Q, K, V), plain(Q, K, V), atol=1e-6)
 
 
+def test_a_bias_is_added_to_the_logits_and_keeps_flash_attention_away() -> None:
+    bias = np.random.default_rng(1).normal(size=(2, 3, 5)).astype(np.float32)
+    logits = np.einsum("bnhd,bmhd->bhnm", Q, K) / 2 + bias
+    logits[..., 4] = -np.inf
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    with attention.using(lambda *_: pytest.fail("flash attention takes no bias")):
+        ours = attention.attend(Q, K, V, mask=np.arange(5)[None] < 4, bias=bias)
+    np.testing.assert_allclose(ours, np.einsum("bhnm,bmhd->bnhd", weights, V), atol=1e-6)
+
+
 def test_the_softmax_is_in_float32_whatever_the_dtype() -> None:
     """Logits near 140 that differ by less than a bfloat16 resolves there keep their weights."""
     q = np.full((1, 1, 1, 4), 16.0)

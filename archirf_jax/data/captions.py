@@ -1,0 +1,147 @@
+"""Captions of a set become tokens once, when the set is opened."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from archirf_jax import registry
+from archirf_jax.data import fields, vocabulary
+from archirf_jax.data.digests import digest
+from archirf_jax.data.fields.caption import COUNT, IDS, MASK, TOKENS, Caption
+from archirf_jax.data.sources import Source
+from archirf_jax.data.tfds_source import TfdsSource, how_to_prepare
+from archirf_jax.data.tokenizer import FILE, Tokenizer
+from archirf_jax.errors import UserError, listed
+from archirf_jax.files import expand
+
+KIND = "caption"  # the file of the field
+SHOWN = 5  # images without a caption that a message names
+PART = 65_536  # captions at a time
+
+
+class CaptionedSource:
+    """A source whose examples hold the tokens of their captions as well.
+
+    Attributes:
+        inner: the source.
+        tokenizer: what made the tokens.
+        feature: the name of the captions in the set.
+    """
+
+    def __init__(self, inner: Source, tokenizer: Tokenizer, feature: str, tokens: dict[str, np.ndarray]) -> None:
+        """tokens: "ids" (N, captions, L) int32, "mask" likewise bool, and "caption_count" (N,) int32."""
+        self.inner, self.tokenizer, self.feature = inner, tokenizer, feature
+        self.class_names, self.checked = inner.class_names, inner.checked
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.inner[index] | {TOKENS: {name: array[index] for name, array in self._tokens.items()}}
+
+    def captions(self, index: int, feature: str | None = None) -> list[str]:
+        """Texts of an example, as they were written."""
+        return self.inner.captions(index, feature or self.feature)
+
+    def describe(self, index: int) -> str:
+        """The example's name, for messages."""
+        return self.inner.describe(index)
+
+    def digest(self) -> str:
+        """That of the source, the tokenizer and every token."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        tokens = (np.ascontiguousarray(array).data for array in self._tokens.values())
+        shapes = [array.shape for array in self._tokens.values()]
+        return digest([self.inner.digest(), self.tokenizer.digest, shapes, *tokens])
+
+
+def take_captions(data: ConfigDict, source: Source) -> Source:
+    """The source with the tokens of its captions, where `config.data` has a field of captions; else as it is.
+
+    What that field leaves open, such as the length, is filled in.
+
+    Raises:
+        UserError: images without a caption, unless data.fields.NAME.null_text, no such feature, or no tokenizer.
+    """
+    name = next((name for name, options in data.fields.items() if options.get("name") == KIND), None)
+    if name is None:
+        return source
+    about, given = f"data.fields.{name}", data.fields[name].to_dict()
+    options = {option: value for option, value in given.items() if option != "name"}
+    field: Caption = registry.build(fields, f"{about}.name", KIND, options)
+    texts = _texts(source, field, about)
+    tokenizer = _tokenizer(field, source, texts, about, data)
+    most = field.captions or max(1, max(map(len, texts)))
+    _report_more(texts, most)
+    with data.unlocked():
+        known = {"length": tokenizer.length, "pad_id": tokenizer.padding, "captions": most}
+        data.fields[name].update(ConfigDict(known))
+    tokens = _tokenized([row[:most] or [""] for row in texts], most, tokenizer)
+    return CaptionedSource(source, tokenizer, field.feature, tokens)
+
+
+def _texts(source: Source, field: Caption, about: str) -> list[list[str]]:
+    """The captions of every example that say something.
+
+    Raises:
+        UserError: an example has none, and the null text is not to take its place.
+    """
+    texts: list[list[str]] = []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for first in range(0, len(source), PART):
+            part = range(first, min(first + PART, len(source)))
+            rows = pool.map(lambda index: source.captions(index, field.feature), part)
+            texts += [[text.strip() for text in row if text.strip()] for row in rows]
+    missing = [index for index, row in enumerate(texts) if not row]
+    if not missing:
+        return texts
+    named = listed([source.describe(index) for index in missing[: SHOWN + 1]], most=SHOWN)
+    what = f"{len(missing)} of {len(texts)} images have no caption: {named}"
+    if not field.null_text:
+        raise UserError(about, message=f"{what}; write them, or set {about}.null_text=True to take the null text")
+    logging.warning("%s; they have the null text", what)
+    return texts
+
+
+def _tokenizer(field: Caption, source: Source, texts: Sequence[Sequence[str]], about: str, data: Any) -> Tokenizer:
+    """The tokenizer that the field names, or the set's own."""
+    if field.tokenizer is not None:
+        place = expand(field.tokenizer, f"{about}.tokenizer")
+        return vocabulary.opened(place, about, field.length, field.pad_id)
+    if not isinstance(source, TfdsSource):
+        return vocabulary.of_words([text for row in texts for text in row], field.length)
+    if not (source.folder / FILE).exists():
+        what = f"is missing; name a {FILE}, or, where the set has the texts {KIND!r}, for one of their words "
+        what += how_to_prepare(data.name, data.dir)
+        raise UserError(f"{about}.tokenizer", message=what)
+    return vocabulary.opened(source.folder, about, field.length, field.pad_id)
+
+
+def _report_more(texts: Sequence[Sequence[str]], most: int) -> None:
+    more = sum(len(row) > most for row in texts)
+    if more:
+        logging.warning("%d images have more than %d captions, and the first ones are taken", more, most)
+
+
+def _tokenized(texts: Sequence[Sequence[str]], most: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """{"ids": (N, most, L), "mask": likewise, "caption_count": (N,)} of 1 to `most` texts of each example."""
+    counts = np.asarray([len(row) for row in texts], np.int32)
+    every = [text for row in texts for text in row]
+    parts = [tokenizer(every[first : first + PART]) for first in range(0, len(every), PART)]
+    shape = len(texts), most, tokenizer.length
+    found = {IDS: np.full(shape, tokenizer.padding, np.int32), MASK: np.zeros(shape, bool)}
+    held = np.arange(shape[1]) < counts[:, None]
+    for name, array in found.items():
+        array[held] = np.concatenate([part[name] for part in parts])
+    return found | {COUNT: counts}
