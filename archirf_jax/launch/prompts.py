@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -47,6 +48,17 @@ def batch_of(run: Run, prompts: Sequence[str]) -> Batch:
         needs = ", ".join(sorted(run.task.needs)) or "nothing"  # type: ignore[attr-defined]
         raise UserError(FIELD, prompts[0], f"is for a run with text; this one is conditioned on {needs}")
     return {name: array for name, array in found.items() if name in run.task.needs}  # type: ignore[attr-defined]
+
+
+def check_tokenizer(config: Any, known: Tokenizer | None, runs: Mapping[str, Run]) -> None:
+    """Raise a UserError if captions became tokens by another tokenizer than that of the frozen encoder of texts."""
+    for group in config.conditioners.values():
+        run = runs.get(group.get("run", TEXT))
+        if known is None or run is None or group.get("name") != TEXT or group.get("prefix"):
+            continue
+        if run.config.tokenizer.digest != known.file_digest:
+            what = f"is not the tokenizer of the text encoder; name its run, {str(run.directory)!r}"
+            raise UserError("data.fields.caption.tokenizer", known.place, what)
 
 
 def _tokenizers(run: Run) -> Iterator[tuple[str, Tokenizer]]:

@@ -10,10 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from archirf_jax.conditioners.text import build
 from archirf_jax.data import tokenizer
+from archirf_jax.data.vocabulary import of_words
+from archirf_jax.errors import UserError
 from archirf_jax.interop import files
+from archirf_jax.launch.prompts import check_tokenizer
 from archirf_jax.launch.runs import keep, open_run
 from tests import running
 from tests.data.words import BEGIN, END, tokenizer_json
@@ -171,6 +175,18 @@ def test_a_network_is_trained_on_texts_of_a_frozen_encoder(tmp_path: pathlib.Pat
     running.call("sample", f"--workdir={tmp_path / 'run'}", f"--out={out}", *guided)
     with np.load(out) as found:
         assert found["images"].shape == (2, 8, 8, 1) and np.std(found["images"]) > 0
+
+
+def test_captions_are_cut_by_the_tokenizer_of_their_encoder(tmp_path: pathlib.Path) -> None:
+    name = "clip_text_quick_gelu"
+    run = imported(published(name, tmp_path / "given"), tmp_path / "clip", *KINDS[name][0])
+    config = ConfigDict({"conditioners": {"words": {"name": "text"}}})
+    own = tokenizer.of_run(run.directory, run.config.tokenizer)
+    check_tokenizer(config, own, {"text": run})
+    check_tokenizer(config, None, {"text": run})  # what is cached needs none
+    with pytest.raises(UserError) as caught:
+        check_tokenizer(config, of_words(["a cat"]), {"text": run})
+    assert caught.value.field == "data.fields.caption.tokenizer"
 
 
 # Two sentences that mean nearly the same, and a third that does not.
