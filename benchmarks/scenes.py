@@ -87,14 +87,14 @@ def shares(asked: Sequence[Asked], seen: Sequence[tuple[Thing, ...]]) -> dict[st
         "digits": np.asarray([a.digit == b.digit for a, b in objects]),
         "colours": np.asarray([a.colour == b.colour for a, b in objects]),
     }
-    return {name: float(np.mean(values)) for name, values in kinds.items()}
+    return {name: float(np.mean(values)) for name, values in kinds.items() if len(values)}
 
 
 def _all_differ(things: tuple[Thing, ...]) -> bool:
     return things[0].colour != things[1].colour and things[0].digit != things[1].digit
 
 
-def real(judge: Judge, seed: int = 1) -> dict[str, float]:
+def real(judge: Judge) -> dict[str, float]:
     """The shares of real test scenes."""
     digits = load_digits()
     scenes = composition.compose("test", digits.target)

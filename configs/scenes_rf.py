@@ -18,8 +18,9 @@ WORDS = 12  # tokens of a caption
 WIDTH = 128
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "scenes") -> ConfigDict:
     """The only configuration."""
+    default.choose(variant, ("scenes",))
     config = default.get_config()
     with config.unlocked():
         config.update(steps=5000, batch_size=64)
@@ -46,7 +47,8 @@ def get_config() -> ConfigDict:
         text.num_heads = 4
         model.dtype = "float32"
 
-        config.process = ConfigDict({"name": "rectified_flow", "path": "linear", "prediction": "velocity"})
+        config.process = process = ConfigDict({"name": "rectified_flow", "path": "linear", "prediction": "velocity"})
+        process.update(time_scale=1000.0, towards="noise")
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
         config.optimizer.update(name="muon", learning_rate=2e-3)
         config.schedule.update(name="cosine", warmup_steps=100)

@@ -28,7 +28,9 @@ FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem no
 DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
 LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
-VARIANTS = {name: list(MODULATIONS if name == DESIGNS else default.DATA) for name in FILES}
+TEXT = ("scenes_rf",)  # on captions
+OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes"]}
+VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
 CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.
 NOISE = ("process.", "objective.", "sample.")
@@ -106,7 +108,7 @@ def test_the_others_differ_from_dit_rf_in_what_their_names_say_alone(name: str, 
 
 
 def test_every_configuration_is_compared_with_dit_rf() -> None:
-    assert DIFFERING.keys() | {"dit_rf", DESIGNS, *OTHER_TASKS, *LATENT} == FILES.keys()
+    assert DIFFERING.keys() | {"dit_rf", DESIGNS, *OTHER_TASKS, *LATENT, *TEXT} == FILES.keys()
 
 
 @pytest.mark.parametrize("design", MODULATIONS)

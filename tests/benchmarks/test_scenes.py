@@ -1,0 +1,45 @@
+"""The judge of scenes: it knows real ones, sees a wrong colour, digit or order, and asks for every pair equally."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from archirf_jax.data import composition
+from archirf_jax.data.composition import PAIRS, Thing
+from benchmarks import scenes
+
+
+@pytest.fixture(scope="module")
+def judge() -> scenes.Judge:
+    return scenes.Judge()
+
+
+def test_real_scenes_are_right_nearly_always_and_swapped_ones_never(judge: scenes.Judge) -> None:
+    found = scenes.real(judge)
+    assert found["single"] > 0.9 and found["two"] > 0.85 and found["colours"] > 0.99
+    assert found["two_swapped"] < 0.01
+
+
+def test_a_wrong_object_is_seen(judge: scenes.Judge) -> None:
+    digits = load_digits()
+    drawn = composition.compose("train", digits.target, count=60)  # digits that the judge knows
+    images = np.stack([composition.render(scene, digits.images) for scene in drawn])
+    arrangements = [scene.arrangement for scene in drawn]
+    seen = judge.objects(images, arrangements)
+    asked = [(scene.arrangement, scene.things) for scene in drawn]
+    assert min(scenes.shares(asked, seen)[kind] for kind in ("two", "single")) > 0.9
+    for change in (dict(colour="grey"), dict(digit=-1)):
+        wrong = [(kind, (Thing(*things[0])._replace(**change), *things[1:])) for kind, things in asked]
+        assert scenes.shares(wrong, seen)["two"] == scenes.shares(wrong, seen)["single"] == 0
+
+
+def test_prompts_ask_for_every_pair_and_say_what_they_ask_for() -> None:
+    found = scenes.prompts()
+    assert len(found) == 500 and sum(kind == "single" for _, (kind, _) in found) == 100
+    counts = collections.Counter(tuple(thing) for _, (_, things) in found for thing in things)
+    assert counts.keys() == set(PAIRS) and max(counts.values()) - min(counts.values()) <= 1
+    assert all(composition.parse(text) == asked for text, asked in found)
