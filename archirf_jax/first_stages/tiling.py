@@ -53,7 +53,7 @@ def axis(cells: int, tile: int, overlap: int, pixels: int = 1) -> Axis:
     for start, each in zip(starts, weights, strict=True):
         total[start * pixels :][: side * pixels] += each
     share = [each / total[start * pixels :][: side * pixels] for start, each in zip(starts, weights, strict=True)]
-    return Axis(starts, side, np.float32(share))
+    return Axis(starts, side, np.asarray(share, np.float32))
 
 
 def tiled(

@@ -20,9 +20,7 @@ SIZES = [(8, 2), (8, 4), (7, 3), (5, 1), (6, 5)]  # of a tile and its overlap
 @pytest.mark.parametrize(("tile", "overlap"), SIZES)
 @pytest.mark.parametrize("cells", [3, 8, 9, 20, 23])
 @pytest.mark.parametrize("pixels", [1, 4])
-def test_weights_add_up_to_1_and_vanish_at_the_edges_of_tiles(
-    cells: int, tile: int, overlap: int, pixels: int
-) -> None:
+def test_weights_add_up_to_1_and_vanish_at_the_edges_of_tiles(cells: int, tile: int, overlap: int, pixels: int) -> None:
     found = axis(cells, tile, overlap, pixels)
     total = np.zeros(cells * pixels)
     for start, weights in zip(found.starts, found.weights, strict=True):
