@@ -20,6 +20,7 @@ _HOMES = {
     "LPIPS": ".lpips",
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
+    "ProjectedDiscriminator": ".projected_discriminator",
     "Uncertain": ".uncertainty",
     "VQModel": ".vq_model",
     "bind": ".binding",
