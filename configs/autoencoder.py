@@ -59,7 +59,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         objective.adversarial_loss = "hinge"  # hinge or logistic
         objective.adaptive = True  # weigh by the slopes at the decoder's last layer
         objective.r1_weight = 0.0
-        objective.discriminator = None  # or {"name": "patchgan", ...}
+        objective.discriminator = None  # or {"name": "patchgan", ...}; projected_discriminator needs frozen.features
+        objective.augment = ()  # of what the discriminator sees: "color", "translation", "cutout"
 
         config.optimizer.update(name="adam", learning_rate=1e-4, clip_norm=1.0)
         config.schedule.warmup_steps = 100

@@ -51,6 +51,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         objective.l2_weight = 0.0  # mean square error
         objective.lpips_weight = 0.0  # needs config.frozen.lpips
         objective.codebook_weight = 1.0  # of the codebook's loss
+        objective.restart_below = 0.0  # usage below which a code is replaced by a latent; 1 = the mean of all codes
+        objective.restart_decay = 0.99  # of the moving average of usage
         objective.adversarial_weight = 0.0
         objective.adversarial_start = 0  # step from which the discriminator counts and is trained
         objective.discriminator = None  # or {"name": "patchgan", ...}

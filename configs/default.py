@@ -182,3 +182,5 @@ def in_latents(config: ConfigDict, variant: str) -> None:
     stage.std = None  # likewise
     stage.sample = True  # draw latents from their distributions, where the autoencoder has them
     stage.decode_batch = 16  # images decoded at a time
+    stage.decode_tile = None  # side of the tiles of latents that are decoded one after the other; None = whole images
+    stage.decode_overlap = None  # latents that neighbouring tiles share; None = a quarter of a tile

@@ -30,7 +30,10 @@ from archirf_jax.training.checkpoints import Checkpoints
 GIVEN = "given"  # the name of a network that has to be given when the run is opened
 FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 EMA = "ema"
-HOW = ("model.dtype", "model.remat", "model.scan", "first_stage.sample", "first_stage.decode_batch")
+HOW = (
+    *("model.dtype", "model.remat", "model.scan", "first_stage.sample", "first_stage.decode_batch"),
+    *("first_stage.decode_tile", "first_stage.decode_overlap"),
+)
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,6 +23,7 @@ _HOMES = {
     "LPIPS": ".lpips",
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
+    "ProjectedDiscriminator": ".projected_discriminator",
     "T5Encoder": ".t5_encoder",
     "Uncertain": ".uncertainty",
     "VQModel": ".vq_model",

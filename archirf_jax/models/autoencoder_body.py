@@ -130,8 +130,10 @@ class Encoder(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, levels: bool = False) -> Any:
         """Images (B, H, W, C) -> (B, H / factor, W / factor, features) float32.
+
+        With `levels` it gives in place of that the map of every level, before it is halved, the finest first.
 
         Raises:
             UserError: the sides of the images do not halve often enough.
@@ -140,14 +142,16 @@ class Encoder(nn.Module):
         body.check_image(images)
         images = folded(images, body.patch_size)
         h = _conv(body.block_out_channels[0], "conv_in", body.dtype)(images)
+        maps = []
         for level, width in enumerate(body.block_out_channels):
             for i in range(body.layers_per_block):
                 h = body.block(width, f"down_{level}_block_{i}")(h)
                 if level in body.attention_levels:
                     h = body.attention(f"down_{level}_attention_{i}")(h)
+            maps.append(h)
             if level + 1 < len(body.block_out_channels):
                 h = Downsample(body.dtype, name=f"down_{level}_resample")(h)
-        return body.out(body.middle(h), self.features)
+        return maps if levels else body.out(body.middle(h), self.features)
 
 
 class Decoder(nn.Module):

@@ -119,6 +119,11 @@ class ConvolutionalAutoencoder(Autoencoder):
         """How many times smaller the latents' sides are than the images'."""
         return self.body().factor
 
+    def features(self, images: jax.Array) -> list[jax.Array]:
+        """Images (B, H, W, out_channels) in [-1, 1] -> the encoder's map (B, h, w, D) of every level, finest first."""
+        maps: list[jax.Array] = self.encoder(images, levels=True)
+        return maps
+
     def body(self) -> Body:
         """The fields of both halves.
 

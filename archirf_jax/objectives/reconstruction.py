@@ -20,14 +20,14 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Extras, Metrics
 from archirf_jax.errors import UserError
-from archirf_jax.objectives import adversarial, metrics, structural
+from archirf_jax.objectives import adversarial, augmentation, metrics, structural
 from archirf_jax.objectives.regression import mean_square
 
 WHERE = ("before", "after")
 CLIPPED = 0.718  # standard deviation of a unit Gaussian that is clipped to [-1, 1]
 WEIGHTS = (
     *("l1_weight", "l2_weight", "ms_ssim_weight", "lpips_weight", "kl_weight", "codebook_weight", "std_weight"),
-    *("mean_weight", "perturbation", "adversarial_weight", "r1_weight"),
+    *("mean_weight", "perturbation", "adversarial_weight", "r1_weight", "restart_below"),
 )
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]  # two batches of images -> distances (B,)
 
@@ -54,6 +54,10 @@ class Reconstruction:
         adaptive: whether the weight is multiplied by the quotient of the slopes at the decoder's last layer.
         r1_weight: of half the squared slope of the discriminator at real images.
         discriminator: the fields of the network, its name among them; None = there is none.
+        augment: names of `augmentation.KINDS`: how images are changed before the discriminator sees them, in training.
+        restart_below: a code whose usage falls below it is replaced by a latent of the batch; 0 = never. 1 is the mean
+            usage of all codes.
+        restart_decay: of the exponential moving average of usage, a step.
 
     Raises:
         UserError: a field out of its range, or weights without the network that they are about.
@@ -77,6 +81,9 @@ class Reconstruction:
     adaptive: bool = True
     r1_weight: float = 0.0
     discriminator: Mapping[str, Any] | None = None
+    augment: tuple[str, ...] = ()
+    restart_below: float = 0.0
+    restart_decay: float = 0.99
 
     def __post_init__(self) -> None:
         for name in WEIGHTS:
@@ -88,6 +95,14 @@ class Reconstruction:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"objective.{name}", getattr(self, name), f"is not one of {', '.join(allowed)}")
+        for name in self.augment:
+            if name not in augmentation.KINDS:
+                raise UserError("objective.augment", name, f"is not one of {', '.join(augmentation.KINDS)}")
+        if self.augment and self.discriminator is None:
+            raise UserError("objective.augment", self.augment, "needs objective.discriminator, which sees the images")
+        for name, value in (("restart_below", self.restart_below), ("restart_decay", self.restart_decay)):
+            if not 0 <= value < 1:
+                raise UserError(f"objective.{name}", value, "must be 0 or more and below 1")
         if self.adversarial_start < 0:
             raise UserError("objective.adversarial_start", self.adversarial_start, "must be 0 or more")
         if (self.adversarial_weight > 0) != (self.discriminator is not None):

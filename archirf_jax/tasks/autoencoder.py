@@ -21,7 +21,16 @@ from archirf_jax.data.images import to_uint8
 from archirf_jax.errors import UserError
 from archirf_jax.models import binding
 from archirf_jax.tasks import building
-from archirf_jax.tasks.reconstructing import DISCRIMINATOR, LOG_VARIANCE, LPIPS, MODEL, Draw, Params, Reconstructing
+from archirf_jax.tasks.reconstructing import (
+    DISCRIMINATOR,
+    FEATURES,
+    LOG_VARIANCE,
+    LPIPS,
+    MODEL,
+    Draw,
+    Params,
+    Reconstructing,
+)
 from archirf_jax.training.update import Update, commit
 from archirf_jax.visuals import latents
 
@@ -33,10 +42,10 @@ class Autoencoder(Reconstructing):
         UserError: a name or field that does not fit.
 
     Attributes:
-        frozen: runs by name; LPIPS is called "lpips".
+        frozen: runs by name; LPIPS is called "lpips", the network that a projected discriminator sees by "features".
         model: has `encode`, `latent` and `decode`; see `models.latents`.
         objective: see `objectives.reconstruction`.
-        discriminator: images -> logits; None without one.
+        discriminator: images, or maps of features where it has `of_features`, -> logits; None without one.
         fields: of the data, by name.
         examples: a batch of data for previews; None without.
     """
@@ -82,13 +91,14 @@ class Autoencoder(Reconstructing):
         drawn = self.draw(batch["image"], key)
         if network == MODEL:
             return drawn, functools.partial(self.of_autoencoder, state, frozen, train)
-        return drawn, functools.partial(self.of_discriminator, state, train)
+        return drawn, functools.partial(self.of_discriminator, state, frozen, train)
 
     @functools.cached_property
     def updates(self) -> dict[str, Update]:
         """How the networks are trained; only a run that trains needs to know."""
         names = (MODEL, DISCRIMINATOR) if self.discriminator is not None else (MODEL,)
-        return {name: Update(self.config, name) for name in names}
+        revise = {MODEL: self.restarted} if self.objective.restart_below else {}
+        return {name: Update(self.config, name, revise=revise.get(name)) for name in names}
 
     def init_params(self, key: jax.Array, frozen: Frozen) -> Params:
         """Fresh parameters of the main network, by module."""
@@ -102,9 +112,11 @@ class Autoencoder(Reconstructing):
         """The state before the first step."""
         params = {MODEL: self.init_params(key, frozen)}
         if self.discriminator is not None:
-            fresh = self.discriminator.init(jax.random.fold_in(key, 1), jnp.zeros((1, *self._shape)))["params"]
+            seen = self.seen(frozen, jnp.zeros((1, *self._shape)))
+            fresh = self.discriminator.init(jax.random.fold_in(key, 1), seen)["params"]
             params[DISCRIMINATOR] = {DISCRIMINATOR: fresh}
-        networks = {name: update.init(params[name]) for name, update in self.updates.items()}
+        kept = {MODEL: {"usage": jnp.ones(self.model.num_vq_embeddings)}} if self.objective.restart_below else {}
+        networks = {name: update.init(params[name], kept.get(name, ())) for name, update in self.updates.items()}
         return TrainState(step=jnp.zeros((), jnp.int32), networks=networks)
 
     def encode(self, params: Params, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
@@ -183,10 +195,27 @@ class Autoencoder(Reconstructing):
         if self.objective.lpips_weight > 0 and LPIPS not in self.frozen:
             what = "needs LPIPS's weights: --config.frozen.lpips=RUN; or take ms_ssim_weight, which needs none"
             raise UserError("objective.lpips_weight", self.objective.lpips_weight, what)
+        if self.objective.restart_below and not hasattr(self.model, "num_vq_embeddings"):
+            what = "needs a network with a codebook, such as vq_model; or 0"
+            raise UserError("objective.restart_below", self.objective.restart_below, what)
+        if getattr(self.discriminator, "of_features", False):
+            self._check_features()
         couples = self.objective.couples_examples or getattr(self.discriminator, "couples_examples", False)
         if couples and self.config.get("accumulation", 1) > 1:
             what = "must be 1: the losses of this objective depend on the whole batch"
             raise UserError("accumulation", self.config.accumulation, what)
+
+    def _check_features(self) -> None:
+        if FEATURES not in self.frozen:
+            what = "sees by a frozen network: --config.frozen.features=RUN, of LPIPS or of an autoencoder"
+            raise UserError("objective.discriminator.name", self.config.objective.discriminator["name"], what)
+        module: Any = getattr(self.frozen[FEATURES].task, "model", None)
+        if not hasattr(module, "features"):
+            what = "has no network with `features`; take the run of LPIPS, or of an autoencoder with levels"
+            raise UserError("frozen.features", self.config.frozen.get(FEATURES), what)
+        if getattr(module, "out_channels", self._shape[-1]) != self._shape[-1]:
+            what = f"is of images of {module.out_channels} channels, and the data has {self._shape[-1]}"
+            raise UserError("frozen.features", self.config.frozen.get(FEATURES), what)
 
 
 def build(config: Any, runs: Mapping[str, Any], model: Any = None) -> Autoencoder:

@@ -22,6 +22,7 @@ from archirf_jax.training import ema, guard, optimizers, overrides
 Modules = dict[str, Params]  # parameters by module
 Project = Callable[[Modules, Any], Modules]
 Remember = Callable[[Any, dict[str, jax.Array]], Any]
+Revise = Callable[[Network, dict[str, jax.Array]], tuple[Network, Metrics]]
 
 
 class Gradient(NamedTuple):
@@ -62,16 +63,24 @@ class Update:
             length. It acts before a step and not after it, so that averages are of weights as the optimizer leaves
             them.
         remember: (objective_state, noted) -> the next objective_state; None keeps it.
+        revise: (network after the step, noted) -> the network that is kept, metrics; None changes nothing. As all of a
+            step it counts only if the step is done.
 
     Raises:
         UserError: an unknown name, or values that do not fit.
     """
 
     def __init__(
-        self, config: Any, network: str, *, project: Project | None = None, remember: Remember | None = None
+        self,
+        config: Any,
+        network: str,
+        *,
+        project: Project | None = None,
+        remember: Remember | None = None,
+        revise: Revise | None = None,
     ) -> None:
         self._config = own = overrides.of_network(config, network)
-        self._project, self._remember = project, remember
+        self._project, self._remember, self._revise = project, remember, revise
         self._scaled = own.get("model", {}).get("dtype") == "float16"
         with overrides.naming(config, network):
             self._decay, self._extra = ema.warmed(own.ema.decay), ema.extra_decays(own.ema)
@@ -146,6 +155,7 @@ class Update:
         if self._remember is not None:
             kept = self._remember(network.objective_state, gradient.noted)
             after = dataclasses.replace(after, objective_state=kept)
+        after, revised = self._revise(after, gradient.noted) if self._revise else (after, {})
         # Chosen leaf by leaf, which costs nothing inside the optimizer's own loops.
         after = _where(done, after, network)
         counted = done | ~gradient.fine
@@ -157,6 +167,7 @@ class Update:
             **_norms("param_norm", params),
             **self._noise(network, gradients, gradient.norm),
             **gradient.metrics,
+            **revised,
         }
         metrics = {name: jnp.where(done, pair, 0) for name, pair in metrics.items()}
         if self._scaled:

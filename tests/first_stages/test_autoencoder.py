@@ -75,6 +75,15 @@ def test_decoding_undoes_the_normalization(statistics: dict[str, Any]) -> None:
     np.testing.assert_allclose(first.decode(frozen, x0), task.decode(params, z), atol=1e-4)
 
 
+def test_tiles_are_decoded_alone_and_a_large_one_is_the_whole_image() -> None:
+    whole, frozen = stage(SCALED, sample=False)
+    x0 = whole.encode(frozen, BATCH, KEYS)
+    large, small = (stage(SCALED, sample=False, decode_tile=tile)[0].decode(frozen, x0) for tile in (4, 3))
+    expected = whole.decode(frozen, x0)
+    assert np.array_equal(large, expected)
+    assert small.shape == expected.shape and 0 < np.max(np.abs(small - expected)) < np.ptp(expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "fields", "field"),
     [
@@ -83,6 +92,9 @@ def test_decoding_undoes_the_normalization(statistics: dict[str, Any]) -> None:
         (SCALED, dict(mean=(0.0, 0.0), std=(1.0, 0.0)), "first_stage.std"),
         (SCALED, dict(mean=(0.0,), std=(1.0,)), "first_stage.mean"),
         (SCALED, dict(decode_batch=0), "first_stage.decode_batch"),
+        (SCALED, dict(decode_tile=1), "first_stage.decode_tile"),
+        (SCALED, dict(decode_tile=4, decode_overlap=4), "first_stage.decode_overlap"),
+        (SCALED, dict(decode_overlap=1), "first_stage.decode_overlap"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], fields: dict[str, Any], field: str) -> None:
