@@ -1,0 +1,1 @@
+"""Which latents are good to reconstruct from, and which to generate in."""
