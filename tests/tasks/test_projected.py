@@ -41,6 +41,7 @@ def frozen() -> dict[str, Any]:
     return {"features": features().params}
 
 
+@pytest.mark.slow
 def test_heads_and_autoencoder_move_and_nothing_that_is_frozen_does() -> None:
     task = task_of(PROJECTED)
     step = jax.jit(task.step)

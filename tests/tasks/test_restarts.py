@@ -98,6 +98,7 @@ def test_a_step_that_is_not_done_changes_no_usage_and_no_code() -> None:
     assert float(metrics["codebook_restarts"][0]) == 7
 
 
+@pytest.mark.slow
 def test_eight_devices_restart_the_codes_that_one_does() -> None:
     if jax.device_count() < 8:
         pytest.skip("eight devices are needed")
