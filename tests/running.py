@@ -190,16 +190,24 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path, step: int = STEPS
 
 
 def _task(config: Any, runs: Any = None, model: Any = None) -> Any:
-    """One task a configuration, and so one compiled program a way to sample."""
-    if runs or model:
+    """One task for each configuration and its frozen runs, wherever these lie: one compiled program a way to sample."""
+    if model:
         return make_task(config, runs, model)
-    indifferent = ("checkpoint", "log", "identity", "posthoc")
-    return _kept_task(json.dumps({name: group for name, group in config.to_dict().items() if name not in indifferent}))
+    key = json.dumps(
+        [_deciding(config), {name: (run.digest(), _deciding(run.config)) for name, run in (runs or {}).items()}]
+    )
+    if key not in _tasks:
+        copy = json.loads(json.dumps(config.to_dict()))  # which nobody changes any more
+        _tasks[key] = make_task(ml_collections.ConfigDict(copy).lock(), runs)
+    return _tasks[key]
 
 
-@functools.cache
-def _kept_task(config: str) -> Any:
-    return make_task(ml_collections.ConfigDict(json.loads(config)).lock())
+def _deciding(config: Any) -> dict[str, Any]:
+    indifferent = ("checkpoint", "log", "identity", "posthoc", "frozen")
+    return {name: group for name, group in config.to_dict().items() if name not in indifferent}
+
+
+_tasks: dict[str, Any] = {}
 
 
 def _runner(task: Any, feed: Any, seed: int, frozen: Any, mesh: Any) -> StepRunner:

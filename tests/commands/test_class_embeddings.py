@@ -146,7 +146,8 @@ def test_a_fault_of_the_file_is_told_in_one_line_and_what_was_there_stays(
     out = tmp_path / "out" / "table.npz"
     out.parent.mkdir()
     out.write_text("mine")
-    refusal = refused(*of_file(data_dir, script(tmp_path, text), out))
+    few = "--split=train[:256]"  # two batches
+    refusal = refused(*of_file(data_dir, script(tmp_path, text), out, few))
     assert refusal.flag == "--features" and word in refusal.line, refusal
     assert [path.name for path in out.parent.iterdir()] == ["table.npz"] and out.read_text() == "mine"
 

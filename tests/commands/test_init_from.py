@@ -21,9 +21,9 @@ NETWORK = (  # of the golden case, for the two classes of the folder
     *("--config.model.hidden_size=64", "--config.model.depth=3", "--config.model.patch_size=4"),
     *("--config.model.registers=0", "--config.model.qk_norm=None", "--config.data.image_size=16"),
     *("--config.data.channels=3", "--config.batch_size=8", "--config.schedule.name=constant"),
-    "--config.log.every_steps=3",
+    *("--config.log.every_steps=3", "--config.checkpoint.every_steps=6", "--config.model.positions=rotary"),
 )
-
+STEPS, RATE = 12, 1e-3
 
 SMALL_ADM = (
     *(
@@ -54,49 +54,59 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def tune(workdir: pathlib.Path, photos: pathlib.Path, run: pathlib.Path, steps: int, *more: str) -> list[str]:
+def tune(workdir: pathlib.Path, photos: pathlib.Path, run: pathlib.Path) -> list[str]:
     """A training on the folder from a run's weights; what it said."""
-    flags = (f"--config.data.name=folder:{photos}", f"--init_from={run}", f"--config.steps={steps}", *NETWORK, *more)
+    rate = f"--config.optimizer.learning_rate={RATE}"
+    flags = (f"--config.data.name=folder:{photos}", f"--init_from={run}", f"--config.steps={STEPS}", rate, *NETWORK)
     with running.messages() as said:
         assert running.train(workdir, photos.parent, *flags) == 0
     return said
 
 
-def test_an_imported_network_is_tuned_to_a_folder(
-    imported: pathlib.Path, photos: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    still = "--config.optimizer.learning_rate=0.0"
-    said = tune(tmp_path / "still", photos, imported, 1, still, "--config.model.positions=rotary")
-    begun = next(line for line in said if str(imported) in line)
+@pytest.fixture(scope="module")
+def tuned(imported: pathlib.Path, photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run that began from weights which are gone since, and what it said in messages.txt."""
+    folder = tmp_path_factory.mktemp("tuned")
+    copy = shutil.copytree(imported, folder / "weights")
+    said = tune(folder / "run", photos, copy)
+    (folder / "run" / "messages.txt").write_text("\n".join(said))
+    shutil.rmtree(copy)
+    return folder / "run"
+
+
+def test_an_imported_network_is_tuned_to_a_folder(tuned: pathlib.Path, imported: pathlib.Path) -> None:
+    """A step of Adam is about as long as the learning rate, so that what was taken is still close to its own."""
+    said = (tuned / "messages.txt").read_text().splitlines()
+    begun = next(line for line in said if str(tuned.parent / "weights") in line)
     assert "classes: 0 cat, 1 dog" in said
     assert "label_embedding/embedding (6, 64) there, (3, 64) here" in begun and "patch_embedding" not in begun
-    theirs = flat(open_run(imported).params)
-    ours = flat(open_run(tmp_path / "still").params)
+    theirs, ours = flat(open_run(imported).params), flat(open_run(tuned).params)
     taken = [name for name in ours if "label_embedding" not in name]
-    assert len(taken) > 30 and all(np.array_equal(ours[name], theirs[name]) for name in taken)
+    assert len(taken) > 30
+    for name in taken:
+        assert np.max(np.abs(ours[name] - theirs[name])) <= 2 * STEPS * RATE, name
+        assert np.any(ours[name] != theirs[name]) or not name.endswith("kernel']"), name
 
-    tune(tmp_path / "tuned", photos, imported, 20)
-    tuned = flat(open_run(tmp_path / "tuned").params)
-    assert all(np.any(tuned[name] != theirs[name]) for name in taken if name.endswith("kernel"))
-    pictures = open_run(tmp_path / "tuned").sample(labels=[0, 1], per_class=1, steps=2)
-    assert pictures.shape == (2, 16, 16, 3)
-    running.call("evaluate", f"--workdir={tmp_path / 'tuned'}", "--metrics=loss")
-    assert json.loads((tmp_path / "tuned" / "evaluations.jsonl").read_text())["class_names"] == ["cat", "dog"]
+
+def test_a_tuned_network_is_sampled_and_measured_by_the_names_of_the_folder(
+    tuned: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    running.call("evaluate", f"--workdir={tuned}", "--metrics=loss")
+    assert json.loads((tuned / "evaluations.jsonl").read_text())["class_names"] == ["cat", "dog"]
     out = tmp_path / "x.npz"
-    running.call("sample", f"--workdir={tmp_path / 'tuned'}", f"--out={out}", "--labels=dog", "--steps=2")
+    running.call("sample", f"--workdir={tuned}", f"--out={out}", "--labels=dog", "--per_class=2", "--steps=2")
     with np.load(out) as arrays:
+        assert arrays["images"].shape == (2, 16, 16, 3)
         assert list(arrays["class_names"][:2]) == ["cat", "dog"] and set(arrays["labels"]) == {1}
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_from(
-    imported: pathlib.Path, photos: pathlib.Path, tmp_path: pathlib.Path
+    tuned: pathlib.Path, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    copy = shutil.copytree(imported, tmp_path / "copy")
-    tune(tmp_path / "whole", photos, copy, 6)
-    tune(tmp_path / "parts", photos, copy, 3)
-    shutil.rmtree(copy)
-    tune(tmp_path / "parts", photos, copy, 6)
-    running.assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
+    cut = shutil.copytree(tuned, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoints" / str(STEPS))
+    tune(cut, photos, tuned.parent / "weights")
+    running.assert_same_run(tuned, cut, STEPS)
 
 
 def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(

@@ -24,7 +24,7 @@ SMALL = (
     *("--config.batch_size=16", "--config.model.hidden_size=16", "--config.model.num_heads=2"),
     *("--config.model.depth=1", "--config.schedule.name=constant", "--config.log.every_steps=2"),
     *("--config.sample.per_class=1", "--config.sample.steps=2", "--config.sample.every_steps=4"),
-    *("--config.log.tensorboard=False", "--config.mesh.data=1"),
+    *("--config.log.tensorboard=False", "--config.mesh.data=1", "--config.checkpoint.every_steps=4"),
 )
 FEW = ("--per_class=2", "--labels=0-1", "--steps=2")
 
@@ -84,9 +84,12 @@ def test_a_run_shows_pictures_and_keeps_its_decoder(run: pathlib.Path, tmp_path:
 def test_a_run_goes_on_with_the_same_bytes(
     run: pathlib.Path, decoder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    train(tmp_path / "parts", decoder, cache, 4)
-    train(tmp_path / "parts", decoder, cache, 8)
-    running.assert_same_run(run, tmp_path / "parts", 8)
+    cut = shutil.copytree(run, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoints" / "8")
+    with running.messages() as said:
+        train(cut, decoder, cache, 8)
+    assert any("checkpoint of step 4" in line for line in said)
+    running.assert_same_run(run, cut, 8)
 
 
 def test_images_are_encoded_where_samples_begin_from_them(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -31,8 +32,9 @@ def params() -> Any:
     return jax.jit(MODEL.init)(jax.random.key(0), X)["params"]
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
 def apply(model: AutoencoderKL, params: Any, *inputs: Any, method: str | None = None) -> Any:
-    return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, method=method))(params, *inputs)
+    return model.apply({"params": params}, *inputs, method=method)
 
 
 @pytest.mark.parametrize("name", SIZES)

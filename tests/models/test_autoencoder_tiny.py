@@ -22,8 +22,9 @@ def params() -> Any:
     return jax.jit(MODEL.init)(jax.random.key(0), X)["params"]
 
 
+@jax.jit
 def decode(params: Any, z: Any) -> Any:
-    return jax.jit(lambda params, z: MODEL.apply({"params": params}, z, method="decode"))(params, z)
+    return MODEL.apply({"params": params}, z, method="decode")
 
 
 @pytest.mark.parametrize("name", PRESETS)

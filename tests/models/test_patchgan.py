@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,9 +17,18 @@ X = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 MODEL = PatchGAN(width=4, depth=2)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def fresh(model: PatchGAN) -> Any:
+    return model.init(jax.random.key(0), X)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model: PatchGAN, params: Any, x: Any) -> Any:
+    return model.apply({"params": params}, x)
+
+
 def logits(model: PatchGAN, x: Any = X, params: Any = None) -> Any:
-    params = jax.jit(model.init)(jax.random.key(0), X)["params"] if params is None else params
-    return jax.jit(model.apply)({"params": params}, x)
+    return apply(model, fresh(model)["params"] if params is None else params, x)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -45,9 +55,9 @@ def test_a_patch_sees_70_pixels_with_the_published_layers_and_34_with_one_less()
 
 def test_running_statistics_are_used_and_kept_only_where_they_are_asked_for() -> None:
     model = MODEL.clone(norm="batch")
-    variables = jax.jit(model.init)(jax.random.key(0), X)
-    fresh = variables[STATISTICS]["norm_1"]
-    assert np.all(fresh["mean"] == 0) and np.all(fresh["var"] == 1)
+    variables = fresh(model)
+    begun = variables[STATISTICS]["norm_1"]
+    assert np.all(begun["mean"] == 0) and np.all(begun["var"] == 1)
     plain = logits(model, params=variables["params"])
     kept, changed = jax.jit(lambda v: model.apply(v, X, mutable=[STATISTICS]))(variables)
     np.testing.assert_allclose(kept, plain, atol=1e-6)
@@ -60,7 +70,7 @@ def test_running_statistics_are_used_and_kept_only_where_they_are_asked_for() ->
 
 def test_after_many_batches_running_statistics_are_those_of_the_data() -> None:
     model = MODEL.clone(norm="batch")
-    variables = jax.jit(model.init)(jax.random.key(0), X)
+    variables = fresh(model)
     step = jax.jit(lambda v: model.apply(v, X, mutable=[STATISTICS])[1])
     for _ in range(150):
         variables = variables | step(variables)
@@ -72,7 +82,7 @@ def test_after_many_batches_running_statistics_are_those_of_the_data() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_parameters_are_all_that_is_trained_and_all_have_gradients(norm: str) -> None:
     model = MODEL.clone(norm=norm)
-    params = jax.jit(model.init)(jax.random.key(0), X)["params"]
+    params = fresh(model)["params"]
 
     def loss(params: Any) -> jax.Array:
         return jnp.sum(jnp.square(model.apply({"params": params}, X)))
@@ -82,7 +92,7 @@ def test_parameters_are_all_that_is_trained_and_all_have_gradients(norm: str) ->
 
 
 def test_in_bfloat16_logits_stay_float32() -> None:
-    params = jax.jit(MODEL.init)(jax.random.key(0), X)["params"]
+    params = fresh(MODEL)["params"]
     found = logits(MODEL.clone(dtype=jnp.bfloat16), params=params)
     assert found.dtype == jnp.float32 and 0 < np.max(np.abs(found - logits(MODEL, params=params))) < 0.1
 
