@@ -14,7 +14,7 @@ from typing import Any
 from archirf_jax.errors import UserError
 from archirf_jax.files import check_output, check_output_folder, expand
 from archirf_jax.launch.cli import Command
-from archirf_jax.launch.flags import Flag
+from archirf_jax.launch.flags import Flag, Texts
 from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
 
 COMMAND = Command(
@@ -22,9 +22,11 @@ COMMAND = Command(
     *RUN,
     *SAMPLING,
     Flag("labels", "classes to draw, such as 0-9, 0,3,7-8 or cat,dog; default: all, at most ten"),
-    Flag("prompt", "text to draw, of a network that takes text"),
-    Flag("prompts", "file with a text in each line", pathlib.Path),
-    Flag("per_class", "images a class or text", int, 8, low=1, high=1_000_000),
+    Flag("prompt", "text to draw, of a network that takes text; may be given several times", Texts),
+    Flag("prompts", "file of them, one a line, or JSON: prompt, guidance_scale, seed", pathlib.Path),
+    Flag("negative_prompt", "text that guidance leads away from"),
+    Flag("per_prompt", "images a prompt; default: --per_class", int, low=1, high=1_000_000),
+    Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
@@ -83,8 +85,12 @@ def place(text: str) -> tuple[pathlib.Path, str]:
 
 def check(args: types.SimpleNamespace, kind: str) -> None:
     """Raise a UserError for flags that do not go together."""
-    if args.prompt is not None and args.prompts is not None:
+    if args.prompt and args.prompts is not None:
         raise UserError("--prompt and --prompts: give one at a time")
+    if args.per_prompt is not None and not args.prompt and args.prompts is None:
+        raise UserError("--per_prompt belongs to --prompt and --prompts; --per_class is for labels")
+    if args.image_to is not None and (args.prompt or args.prompts):
+        raise UserError("--image_to has no prompts; leave them out")
     image, edited = args.image is not None, args.image is not None or args.to_seed is not None
     if args.arr_0 and (kind != ".npz" or image):
         raise UserError("arr_0", message="belongs to an --out that ends in .npz, without --image")
@@ -107,7 +113,7 @@ def main(args: types.SimpleNamespace) -> None:
     """Open the run, draw, write."""
     from absl import logging
 
-    from archirf_jax.launch import outputs, prompts, sampling, sheets
+    from archirf_jax.launch import outputs, sampling, sheets
 
     out, kind = place(args.out)
     check(args, kind)
@@ -121,17 +127,10 @@ def main(args: types.SimpleNamespace) -> None:
     if (kind != ".npz" or args.arr_0) and run.config.data.channels not in sampling.CHANNELS:
         what = f"cannot hold images of {run.config.data.channels} channels; give an .npz, without --arr_0"
         raise UserError("out", args.out, what)
-    config = task.sampling.replace(**changes)
-    names = list(run.config.get("identity", {}).get("class_names", []))
-    texts = [args.prompt] if args.prompt is not None else prompts.read(args.prompts) if args.prompts else None
-    labels = parse_labels(args.labels, names)
-    rows = sampling.rows(run, labels, args.per_class, args.seed, args.conditions, config.asks_null, texts)
-    guides = guides_of(args, run, config, rows)
-    sheet = sheets.Sheet(run, config, rows, args.per_class, guides, args.batch_size, args.latents)
+    sheet, names = sheet_of(args, run, task.sampling.replace(**changes))
     check_room(out, kind, sheet)
-    names = texts or ([] if args.conditions else [*names, outputs.NONE])
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
-        outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(rows.labels, args.per_class, names), out)
+        outputs.write_each(sheets.fresh_batches(sheet), outputs.texts_of(sheet.rows.labels, sheet.columns, names), out)
     else:
         pixels, shown = draw(args, kind, sheet, task)
         if kind in (FOLDER, ".npz"):  # samples alone; pictures also show what was given
@@ -140,8 +139,25 @@ def main(args: types.SimpleNamespace) -> None:
             texts = outputs.texts_of(shown, pixels.shape[1], names)
             outputs.write_each([pixels.reshape(-1, *pixels.shape[2:])], texts, out)
         else:
-            outputs.write(pixels, shown, out, outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES, names)
+            kept = outputs.GUIDED_DIFFUSION if args.arr_0 else outputs.NAMES
+            outputs.write(pixels, shown, out, kept, names, prompts=bool(sheet.rows.scales) and not args.arr_0)
     logging.info("images of step %d in %s", run.step, out)
+
+
+def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, list[str]]:
+    """(what is drawn, the name of each label)."""
+    from archirf_jax.launch import outputs, prompts, sampling, sheets
+
+    names = list(run.config.get("identity", {}).get("class_names", []))
+    labels = parse_labels(args.labels, names)
+    asked = prompts.read(args.prompts) if args.prompts else [prompts.Prompt(text) for text in args.prompt or ()]
+    columns = args.per_prompt or args.per_class
+    rows = sampling.rows(
+        *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
+    )
+    guides = guides_of(args, run, config, rows)
+    names = [prompt.text for prompt in asked] or ([] if args.conditions else [*names, outputs.NONE])
+    return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents), names
 
 
 def reconstruct(run: Any, image: str, out: pathlib.Path, kind: str) -> None:

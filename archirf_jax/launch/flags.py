@@ -23,6 +23,10 @@ class ConfigFile:
     """The kind of a flag that names a configuration file."""
 
 
+class Texts:
+    """The kind of a flag that may be given several times, each with any text."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Flag:
     """One flag, --name=value.
@@ -31,8 +35,8 @@ class Flag:
         name: without dashes.
         help: what it is, in one sentence.
         kind: str, int, float, bool, list (text with commas, given as a list of text), pathlib.Path ("~" is expanded),
-            ConfigFile (given as a ConfigDict, whose fields --name.FIELD=VALUE changes), or dict (--name.FIELD=VALUE
-            alone, given as a list of overrides).
+            Texts (given as a list of text), ConfigFile (given as a ConfigDict, whose fields --name.FIELD=VALUE
+            changes), or dict (--name.FIELD=VALUE alone, given as a list of overrides).
         default: the value where it is not given.
         low, high: smallest and largest number.
         choices: the texts that are allowed; () = all.
@@ -120,6 +124,7 @@ def _define(declared: Sequence[Flag]) -> flags.FlagValues:
         float: flags.DEFINE_float,
         bool: flags.DEFINE_bool,
         list: flags.DEFINE_list,
+        Texts: flags.DEFINE_multi_string,
     }
     for flag in declared:
         if flag.kind is not dict:

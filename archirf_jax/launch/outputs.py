@@ -29,6 +29,7 @@ def write(
     out: pathlib.Path,
     names: tuple[str, str] = NAMES,
     classes: Sequence[str] = (),
+    prompts: bool = False,
 ) -> None:
     """Save a sheet in the format that the name of the file says; a .gif shows states, or else columns.
 
@@ -38,12 +39,16 @@ def write(
         out: ends in .png, .gif or .npz.
         names: of images (N, H, W, C) and labels (N,) int32 in an .npz, row after row.
         classes: the name of each label; an .npz keeps them as `class_names`, and a picture has those of its rows.
+        prompts: they are the texts of the rows; an .npz has that of each image as `prompts`.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         each = np.repeat(np.asarray(labels, np.int32), pixels.shape[1])
         arrays: dict[str, Any] = dict(zip(names, (pixels.reshape(-1, *pixels.shape[2:]), each), strict=True))
-        arrays |= {"class_names": np.asarray(classes)} if classes and names == NAMES else {}
+        if prompts:
+            arrays["prompts"] = np.repeat(np.asarray(classes), pixels.shape[1])
+        elif classes and names == NAMES:
+            arrays["class_names"] = np.asarray(classes)
         atomic_write(out, lambda file: np.savez(file, **arrays))
     elif out.suffix == ".gif":
         frames = pixels if pixels.ndim == 6 else pixels.swapaxes(0, 1)[:, :, None]

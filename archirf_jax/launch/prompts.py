@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from archirf_jax.contracts import Batch
+from archirf_jax.contracts import Batch, Condition
 from archirf_jax.data import tokenizer, vocabulary
 from archirf_jax.data.captions import KIND
 from archirf_jax.data.fields.caption import IDS, MASK
@@ -20,22 +23,73 @@ FIELD = "prompt"
 TEXT = "text"  # the conditioner that has a frozen encoder
 
 
-def read(path: pathlib.Path) -> list[str]:
-    """The lines of a file, one prompt each; empty ones are left out.
+class Prompt(NamedTuple):
+    """A text to draw.
+
+    Attributes:
+        text: what to draw.
+        guidance_scale: of its images; None = as of all others.
+        seed: of its noise; None = that of all others, with which each place in the list has noise of its own.
+    """
+
+    text: str
+    guidance_scale: float | None = None
+    seed: int | None = None
+
+
+def read(path: pathlib.Path) -> list[Prompt]:
+    """The prompts of a file, one a line: a text, or a JSON object with "prompt", and "guidance_scale" and "seed".
+
+    Empty lines are left out.
 
     Raises:
-        UserError: it cannot be read, or holds no line.
+        UserError: it cannot be read, holds no line, or a line is not such an object.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UserError("prompts", str(path), f"is not a file of text, one prompt a line: {e}") from e
-    if not any(lines):
+    found = [_prompt(path, number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise UserError("prompts", str(path), "holds no prompt; write one a line")
-    return [line for line in lines if line]
+    return found
 
 
-def batch_of(run: Run, prompts: Sequence[str]) -> Batch:
+def _prompt(path: pathlib.Path, number: int, line: str) -> Prompt:
+    if not line.startswith("{"):
+        return Prompt(line)
+    try:
+        given = json.loads(line)
+        found = Prompt(given.pop("prompt"), given.pop("guidance_scale", None), given.pop("seed", None))
+    except (ValueError, KeyError, RecursionError) as e:
+        raise UserError("prompts", str(path), f"line {number} is not a JSON object with a prompt: {e}") from e
+    scale, seed = found.guidance_scale, found.seed
+    fits = isinstance(found.text, str) and (scale is None or type(scale) in (int, float) and math.isfinite(scale))
+    if given or not fits or not (seed is None or type(seed) is int and 0 <= seed < 2**31):
+        what = (
+            f"line {number} must hold prompt, a text, and may hold guidance_scale, a number, and seed, 0 to 2147483647"
+        )
+        raise UserError("prompts", str(path), what)
+    return found
+
+
+def null_of(run: Run, text: str) -> Condition:
+    """What stands for no condition where guidance is to lead away from a text; without batch axis.
+
+    Raises:
+        UserError: as `batch_of`, or conditions are never dropped in training.
+    """
+    task: Any = run.task
+    batch = batch_of(run, [text], field="negative_prompt")
+    key = jax.random.split(jax.random.key(0), 1)
+    made = jax.jit(lambda frozen, batch, key: task.conditioner(frozen, batch, key))(run.frozen, batch, key)
+    usual = task.conditioner.null(run.frozen)
+    if not usual:
+        raise UserError("negative_prompt", text, "needs a network that was also trained without conditions")
+    return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
+
+
+def batch_of(run: Run, prompts: Sequence[str], field: str = FIELD) -> Batch:
     """Ids and masks (N, L) of N texts, under the names that the run's conditioners read.
 
     Raises:
@@ -46,7 +100,7 @@ def batch_of(run: Run, prompts: Sequence[str]) -> Batch:
         found |= {f"{prefix}{name}": jnp.asarray(array) for name, array in known(list(prompts)).items()}
     if not found:
         needs = ", ".join(sorted(run.task.needs)) or "nothing"  # type: ignore[attr-defined]
-        raise UserError(FIELD, prompts[0], f"is for a run with text; this one is conditioned on {needs}")
+        raise UserError(field, prompts[0], f"is for a run with text; this one is conditioned on {needs}")
     return {name: array for name, array in found.items() if name in run.task.needs}  # type: ignore[attr-defined]
 
 

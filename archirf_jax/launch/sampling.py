@@ -137,6 +137,7 @@ def sample_run(
     seed: int = 0,
     *,
     prompts: Sequence[str] | None = None,
+    negative_prompt: str | None = None,
     conditions: str | pathlib.Path | None = None,
     batch_size: int = 128,
     latents: bool = False,
@@ -150,6 +151,7 @@ def sample_run(
         per_class: images each.
         seed: of the noise.
         prompts: texts, each in the place of a class.
+        negative_prompt: what guidance leads away from, in place of no text.
         conditions: .npz file of what the network takes besides labels.
         batch_size: images at a time.
         latents: give what is diffused, and not the images that it is decoded to.
@@ -161,7 +163,8 @@ def sample_run(
     """
     task = diffusion(run)
     request = Request(task.sampling.replace(**how), latents=latents)
-    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, prompts)
+    asked = None if prompts is None else [texts.Prompt(text) for text in prompts]
+    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, asked, negative_prompt)
     parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)
     return np.concatenate(list(parts))
 
@@ -173,13 +176,15 @@ class Rows(NamedTuple):
         labels: one a row.
         batch: fields (N, ...) that conditions are made of, row after row.
         keys: (N,) one an image.
-        null: from a file of conditions, else None.
+        null: from a file of conditions or a negative prompt, else None.
+        scales: of guidance, one a row, of which None is the usual one; () = all have that.
     """
 
     labels: list[int]
     batch: Batch
     keys: jax.Array
     null: Condition | None
+    scales: Sequence[float | None] = ()
 
 
 def rows(
@@ -189,7 +194,8 @@ def rows(
     seed: int,
     conditions: str | pathlib.Path | None = None,
     needs_null: bool = False,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[texts.Prompt] | None = None,
+    negative_prompt: str | None = None,
 ) -> Rows:
     """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
 
@@ -202,7 +208,12 @@ def rows(
     """
     task = diffusion(run)
     if prompts is not None:
-        return _of_prompts(run, labels, per_class, seed, conditions, prompts)
+        for field, given in (("labels", labels), ("conditions", conditions)):
+            if given is not None:
+                raise UserError(field, str(given), "does not go with prompts; leave one of them out")
+        return _of_prompts(run, per_class, seed, prompts, negative_prompt)
+    if negative_prompt is not None:
+        raise UserError("negative_prompt", negative_prompt, "belongs to prompts")
     plain = task.needs <= {"label"}
     if conditions is not None and plain:
         raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
@@ -226,20 +237,19 @@ def rows(
 
 
 def _of_prompts(
-    run: Run,
-    labels: Iterable[int] | None,
-    per_class: int,
-    seed: int,
-    conditions: str | pathlib.Path | None,
-    prompts: Sequence[str],
+    run: Run, per_class: int, seed: int, prompts: Sequence[texts.Prompt], negative_prompt: str | None
 ) -> Rows:
-    for field, given in (("labels", labels), ("conditions", conditions)):
-        if given is not None:
-            raise UserError(field, str(given), "does not go with prompts; leave one of them out")
-    table, task = texts.batch_of(run, prompts), diffusion(run)
+    table, task = texts.batch_of(run, [prompt.text for prompt in prompts]), diffusion(run)
     _check_memory(task, len(prompts), per_class)
-    numbers, keys = class_grid(purpose_key(seed, "sample"), range(len(prompts)), per_class)
-    return Rows(list(range(len(prompts))), {name: rows[numbers] for name, rows in table.items()}, keys, None)
+    null = None if negative_prompt is None else texts.null_of(run, negative_prompt)
+    places = [
+        (i, seed) if prompt.seed is None else (0, prompt.seed)  # a seed of its own draws the same in any place
+        for i, prompt in enumerate(prompts)
+    ]
+    keys = jnp.concatenate([class_grid(purpose_key(own, "sample"), [i], per_class)[1] for i, own in places])
+    numbers = np.repeat(np.arange(len(prompts)), per_class)
+    batch = {name: array[numbers] for name, array in table.items()}
+    return Rows(list(range(len(prompts))), batch, keys, null, [prompt.guidance_scale for prompt in prompts])
 
 
 def _check_memory(task: Diffusion, rows: int, per_class: int) -> None:

@@ -5,6 +5,7 @@ Every function gives uint8 (rows, columns, H, W, C); an image that was given sta
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from archirf_jax.tasks.drawing import class_grid
 from archirf_jax.training.state import purpose_key
 
 HALVES = ("left", "right", "top", "bottom")
+OF_EACH = ("other_keys", "weights")  # arrays of an edit that hold a row an image
 
 
 class Sheet(NamedTuple):
@@ -148,13 +150,31 @@ def mask(value: str, size: int) -> jax.Array:
 
 def fresh_batches(sheet: Sheet) -> Iterator[np.ndarray]:
     """Fresh images (n, H, W, C), row after row, as they are drawn."""
+    if len({*sheet.rows.scales}) > 1:
+        return iter(fresh(sheet))
     return _batches(sheet, sheet.rows.keys, Request(sheet.config))
 
 
 def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np.ndarray:
     """(rows, columns, H, W, C), with a stride (states, rows, columns, H, W, C)."""
-    whole = np.concatenate(list(_batches(sheet, keys, request, **arrays)), axis=-4)
-    return whole.reshape(*whole.shape[:-4], -1, sheet.columns, *whole.shape[-3:])
+    scales = sheet.rows.scales
+    if not any(scale is not None for scale in scales):
+        whole = np.concatenate(list(_batches(sheet, keys, request, **arrays)), axis=-4)
+        return whole.reshape(*whole.shape[:-4], -1, sheet.columns, *whole.shape[-3:])
+    parts, order = [], []
+    for scale in dict.fromkeys(scales):  # a program a scale
+        rows = [i for i, each in enumerate(scales) if each == scale]
+        images = np.concatenate([np.arange(i * sheet.columns, (i + 1) * sheet.columns) for i in rows])
+        mine = {name: array[images] if name in OF_EACH else array for name, array in arrays.items()}
+        part = sheet._replace(rows=sheet.rows._replace(batch=_chosen(sheet.rows.batch, images), scales=()))
+        config = sheet.config if scale is None else sheet.config.replace(guidance_scale=scale)
+        parts.append(_drawn(part, keys[images], dataclasses.replace(request, config=config), **mine))
+        order += rows
+    return np.take(np.concatenate(parts, axis=-5), np.argsort(order), axis=-5)
+
+
+def _chosen(batch: Any, images: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[images], batch)
 
 
 def _batches(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> Iterator[np.ndarray]:
