@@ -38,6 +38,7 @@ class Timed:
     def __init__(self, config: Any, cached: bool) -> None:
         """Compile the steps."""
         config = config.copy_and_resolve_references().unlock()
+        config.mesh.data = 1  # one device
         runs = frozen_runs.named(config, pathlib.Path("nowhere"))
         latents.fit(config, runs)  # the cache's statistics, which both kinds of step take
         if not cached:
