@@ -96,7 +96,10 @@ SETS = {
         learning_rate=2e-3,
         flow_learning_rate=2e-3,
         data={"image_size": 32},
-        body={"block_out_channels": (8, 16, 32), "norm_num_groups": 4, "mid_block_add_attention": False},
+        body={
+            **{"patch_size": 2, "block_out_channels": (32, 64), "norm_num_groups": 8},
+            "mid_block_add_attention": False,
+        },
         codes=256,
         flow={"hidden_size": 96, "depth": 4, "num_heads": 4, "patch_size": 2},
     ),
@@ -150,7 +153,7 @@ def flow_config(name: str, seed: int, data_dir: str, autoencoder_run: pathlib.Pa
 def _train(config: Any, learning_rate: float) -> None:
     """What all trainings share; one preview, one checkpoint, and two rows of a few images in the preview."""
     steps = config.steps
-    config.optimizer.update(learning_rate=learning_rate, clip_norm=1.0)
+    config.optimizer.update(name="muon", learning_rate=learning_rate, clip_norm=1.0)
     config.schedule.update(name="cosine", warmup_steps=max(1, steps // 20))
     config.ema.decay = EMA
     config.log.update(every_steps=max(1, steps // 20), tensorboard=False)
