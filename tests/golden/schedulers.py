@@ -7,7 +7,6 @@ and the package's solver takes the case's noise. All of it in float64, as some t
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,19 +14,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from archirf_jax import registry
 from archirf_jax.contracts import Condition, Denoiser, Extras, Solver
-from archirf_jax.processes.base import Process, backend
+from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.processes.times import shift_time
 from archirf_jax.samplers import grids, solvers
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.denoisers import DynamicThreshold, NetworkDenoiser, StaticClip
+from archirf_jax.samplers.grids.dynamic_shift import DynamicShift
+from archirf_jax.samplers.solvers.ddim import Ddim
 from archirf_jax.samplers.solvers.ddpm import Ddpm
 from tests.golden.case import Case, UnsupportedSource, choice, settings
+from tests.golden.spacings import SIGMA_SPACINGS
+from tests.golden.tables import NearlyZero, SinglePrecision
 
 Settings = dict[str, Any]
 
@@ -37,7 +39,11 @@ VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fi
 SPACINGS = {name: name for name in ("leading", "trailing", "linspace")}
 
 # What each reference assumes where a case names no value.
-HYPERPARAMETERS: Settings = dict(config={}, steps=None, eta=None, use_clipped_model_output=False, mu=None)
+HYPERPARAMETERS: Settings = dict(config={}, steps=None, eta=None, use_clipped_model_output=False)
+HYPERPARAMETERS |= dict(mu=None, image_seq_len=None)  # of flows alone
+OF_NO_FLOW: Settings = dict(mu=None, image_seq_len=None, sigmas=None)
+DIFFUSION: Settings = OF_NO_FLOW | dict(eta=(None, 0), use_clipped_model_output=False)
+LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 BETAS = dict(
     num_train_timesteps=1000,
     beta_start=0.0001,
@@ -118,6 +124,7 @@ class Plan(NamedTuple):
 def run(case: Case) -> dict[str, np.ndarray]:
     """The trajectory, and the times and noise levels that it visits."""
     h = settings("hyperparameter", case.hyperparameters, HYPERPARAMETERS)
+    h["sigmas"] = tuple(case.inputs["sigmas"].tolist()) if "sigmas" in case.inputs else None
     defaults, plan_of = choice("scheduler", case.source.split()[2].rstrip(";,"), READERS)
     if not isinstance(h["steps"], int):
         raise UnsupportedSource(f"unsupported hyperparameter steps: {h['steps']!r}; supported: a whole number")
@@ -170,7 +177,7 @@ def times_of(process: DDPM, steps: np.ndarray) -> np.ndarray:
 
 def ddim(s: Settings, h: Settings) -> Plan:
     """DDIM goes T // N steps down from each timestep, whichever the next one is."""
-    refuse(h, mu=None)
+    refuse(h, **OF_NO_FLOW)
     process = diffusion(s)
     here = timesteps(s, process, h["steps"])
     before = here - s["num_train_timesteps"] // h["steps"]
@@ -183,33 +190,21 @@ def ddim(s: Settings, h: Settings) -> Plan:
 
 def ddpm(s: Settings, h: Settings) -> Plan:
     """DDPM goes from timestep to timestep and then to the data."""
-    refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
+    refuse(h, **DIFFUSION)
     process = diffusion(s, choice("config variance_type", s["variance_type"], VARIANCES))
     here = times_of(process, timesteps(s, process, h["steps"]))
     return Plan(grids.pairs(np.append(here, 0.0)), Scheduler(), process, wrap=cut(s))
 
 
 def euler_ancestral(s: Settings, h: Settings) -> Plan:
-    """Euler's ancestral steps in noise levels are draws from DDPM's posterior, seen through a scale."""
-    refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
+    """Euler's ancestral steps in noise levels are those of DDIM with all its noise, seen through a scale."""
+    refuse(h, **DIFFUSION)
     refuse(s, timestep_spacing=("trailing", "leading"))
     process = diffusion(s)
     if process.zero_terminal_snr:
         process = NearlyZero(**dataclasses.asdict(process))
     here = times_of(process, timesteps(s, process, h["steps"]))
-    return Plan(grids.pairs(np.append(here, 0.0)), Ddpm(), process, unscaled=True)
-
-
-class NearlyZero(DDPM):
-    """The reference keeps abar = 2^-24 where it is 0, so that its highest noise level is finite: 4096."""
-
-    def alpha(self, t: Any) -> Any:
-        """sqrt(abar) at times t."""
-        return backend(t).maximum(super().alpha(t), 2.0**-12)
-
-    def sigma(self, t: Any) -> Any:
-        """sqrt(1 - abar) at times t."""
-        return backend(t).sqrt(1 - self.alpha(t) ** 2)
+    return Plan(grids.pairs(np.append(here, 0.0)), Ddim(eta=1.0), process, unscaled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +246,7 @@ def factors(abar: jax.Array, before: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def dpm_solver(s: Settings, h: Settings) -> Plan:
     """DPM-Solver++ of first or second order, over timesteps, spaced noise levels or a flow."""
-    refuse(h, mu=None, eta=(None, 0), use_clipped_model_output=False)
+    refuse(h, **DIFFUSION)
     refuse(s, algorithm_type="dpmsolver++", solver_type="midpoint", variance_type=None, use_dynamic_shifting=False)
     refuse(s, rescale_betas_zero_snr=False)
     name = choice("config solver_order", s["solver_order"], {1: "euler", 2: "dpmpp_2m"})
@@ -287,16 +282,6 @@ def diffusion_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.n
     return process, process.time_of_ratio(sigmas), network_times
 
 
-class SinglePrecision(DDPM):
-    """The reference's table is float32, which moves the noise levels of the first steps by up to 3e-4."""
-
-    @functools.cached_property
-    def minus_log_abar(self) -> np.ndarray:
-        """(T + 1,) as the reference rounds it."""
-        abar = np.cumprod(np.float32(1) - self.betas.astype(np.float32), dtype=np.float32)
-        return np.append(0.0, -np.log(abar.astype(np.float64)))
-
-
 def flow_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.ndarray | None]:
     """The same on a flow, whose network times are whole numbers."""
     refuse(s, prediction_type="flow_prediction", thresholding=False, final_sigmas_type="zero")
@@ -307,19 +292,11 @@ def flow_levels(s: Settings, steps: int) -> tuple[Process, np.ndarray, np.ndarra
 
 
 def flow(s: Settings, h: Settings) -> Plan:
-    """Euler's method on a rectified flow; the shift is applied to the smallest time, and again to all."""
+    """Euler's method on a rectified flow, over given or even times."""
     refuse(h, eta=(None, 0), use_clipped_model_output=False)
     refuse(s, stochastic_sampling=False)
     process = RectifiedFlow(time_scale=float(s["num_train_timesteps"]))
-    first, shift = 1 / s["num_train_timesteps"], s["shift"]
-    if s["use_dynamic_shifting"]:
-        if h["mu"] is None:
-            raise UnsupportedSource("unsupported config use_dynamic_shifting: needs the hyperparameter mu")
-        shapes = {"exponential": math.exp, "linear": float}
-        shift = choice("config time_shift_type", s["time_shift_type"], shapes)(h["mu"])
-    else:
-        first = shift_time(np.asarray(first), shift)
-    times = shift_time(np.linspace(1.0, first, h["steps"]), shift)
+    times = SamplerConfig.from_config({"grid": flow_grid(s, h), "steps": h["steps"]}).make_grid(process)[:, 0]
     if s["shift_terminal"]:
         times = 1 - (1 - times) * (1 - s["shift_terminal"]) / (1 - times[-1])
     for name, spacing in SIGMA_SPACINGS.items():
@@ -328,6 +305,28 @@ def flow(s: Settings, h: Settings) -> Plan:
     return Plan(
         1 - grid if s["invert_sigmas"] else grid, registry.build(solvers, "sample.solver.name", "euler", {}), process
     )
+
+
+def flow_grid(s: Settings, h: Settings) -> Settings:
+    """The grid, whose times before the shift end at a step of training; a constant shift moves that one first."""
+    first, shift, tokens = 1 / s["num_train_timesteps"], s["shift"], h["image_seq_len"]
+    dynamic = s["use_dynamic_shifting"]
+    last = first if dynamic else float(shift_time(np.asarray(first), shift))
+    sigmas = h["sigmas"] or tuple(np.linspace(1.0, last, h["steps"]).tolist())
+    if not dynamic:
+        refuse(h, mu=None, image_seq_len=None)
+        return dict(name="shifted", shift=shift, sigmas=sigmas)
+    shape = choice("config time_shift_type", s["time_shift_type"], {"exponential": math.exp, "linear": float})
+    if tokens is None and h["mu"] is None:
+        raise UnsupportedSource("unsupported config use_dynamic_shifting: needs the hyperparameter mu")
+    if tokens is None or shape is float:
+        refuse(h, image_seq_len=None)
+        return dict(name="shifted", shift=shape(h["mu"]), sigmas=sigmas)
+    fields = {name: s[name] for name in LINE} | dict(image_seq_len=tokens, sigmas=sigmas)
+    mu = DynamicShift(**fields).mu
+    if h["mu"] is not None and not math.isclose(h["mu"], mu):
+        raise UnsupportedSource(f"unsupported mu: {h['mu']}; {', '.join(LINE)} and image_seq_len give {mu}")
+    return dict(name="dynamic_shift", **fields)
 
 
 def diffusion(s: Settings, variance: str = "fixed_small") -> DDPM:
@@ -363,29 +362,6 @@ def timesteps(s: Settings, process: DDPM, steps: int) -> np.ndarray:
     if not (0 <= here[-1] and here[0] < process.steps):
         raise UnsupportedSource(f"unsupported config steps_offset: {s['steps_offset']} leaves the process's steps")
     return here
-
-
-def karras(high: float, low: float, steps: int) -> np.ndarray:
-    """(N,) falling levels even in their 7th root (EDM, Eq. 5)."""
-    return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
-
-
-def exponential(high: float, low: float, steps: int) -> np.ndarray:
-    """(N,) falling levels even in their logarithm."""
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
-
-
-def beta(high: float, low: float, steps: int) -> np.ndarray:
-    """(N,) falling levels at the quantiles of a beta distribution, dense at both ends."""
-    return low + (high - low) * stats.beta.ppf(np.linspace(1, 0, steps), 0.6, 0.6)
-
-
-SIGMA_SPACINGS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "use_karras_sigmas": karras,
-    "use_lu_lambdas": exponential,
-    "use_exponential_sigmas": exponential,
-    "use_beta_sigmas": beta,
-}
 
 
 def cut(s: Settings, keep_eps: bool = False) -> Callable[[Denoiser], Denoiser]:

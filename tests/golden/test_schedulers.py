@@ -247,6 +247,17 @@ CHANGES: list[tuple[str, Config]] = [
     ("flow_euler_28_shift3", dict(shift=3.01)),
     ("flow_euler_28_shift3", dict(num_train_timesteps=999)),
     ("flow_euler_28_shift3", dict(invert_sigmas=True)),
+    ("flow_dynamic_shift", dict(use_dynamic_shifting=False, mu=None, image_seq_len=None)),
+    ("flow_dynamic_shift", dict(time_shift_type="linear", image_seq_len=None)),
+    ("flow_dynamic_shift", dict(num_train_timesteps=999)),
+    ("flow_dynamic_shift", dict(mu=1.151, image_seq_len=None)),
+    ("flow_dynamic_shift", dict(image_seq_len=4090, mu=None)),
+    *(
+        ("flow_dynamic_shift_custom_sigmas", {name: value, "mu": None})
+        for name, value in dict(
+            image_seq_len=1500, base_shift=0.51, max_shift=1.16, base_image_seq_len=300, max_image_seq_len=4000
+        ).items()
+    ),
 ]
 
 
@@ -258,7 +269,7 @@ def changed(stem: str, **fields: Any) -> Case:
     return dataclasses.replace(case, hyperparameters=case.hyperparameters | top | {"config": config})
 
 
-TOP = ("steps", "eta", "mu", "use_clipped_model_output", "seed")
+TOP = ("steps", "eta", "mu", "image_seq_len", "use_clipped_model_output", "seed")
 
 
 @pytest.mark.parametrize(("stem", "fields"), CHANGES)
@@ -280,6 +291,17 @@ def test_perturbed_starts_noise_and_results_fail(stem: str) -> None:
         moved = values.copy()
         moved.flat[-1] += 2e-4 * np.abs(values).max()
         assert relative_error(ours[name], moved) > tolerance >= relative_error(ours[name], values), name
+
+
+def test_given_sigmas_matter_each_and_belong_to_flows() -> None:
+    case = load(HERE / "flow_dynamic_shift_custom_sigmas.npz")
+    for i, moved in enumerate(np.tile(case.inputs["sigmas"], (len(case.inputs["sigmas"]), 1))):
+        moved[i] -= 0.001
+        error, tolerance = compare(dataclasses.replace(case, inputs=case.inputs | {"sigmas": moved}))
+        assert error > tolerance
+    other = load(HERE / "ddim_eta1_leading10.npz")
+    with pytest.raises(UnsupportedSource, match="sigmas"):
+        compare(dataclasses.replace(other, inputs=other.inputs | {"sigmas": case.inputs["sigmas"]}))
 
 
 UNSUPPORTED: list[tuple[str, Config]] = [
@@ -307,6 +329,11 @@ UNSUPPORTED: list[tuple[str, Config]] = [
     ("dpmpp_2m_20", dict(rescale_betas_zero_snr=True)),
     ("flow_euler_10", dict(stochastic_sampling=True)),
     ("flow_euler_10", dict(use_dynamic_shifting=True)),
+    ("flow_euler_10", dict(mu=0.5)),
+    ("flow_euler_10", dict(image_seq_len=256)),
+    ("ddim_eta1_leading10", dict(image_seq_len=256)),
+    ("flow_dynamic_shift", dict(mu=1.1)),  # not on the line
+    ("flow_dynamic_shift_custom_sigmas", dict(max_shift=1.2)),
 ]
 
 

@@ -44,7 +44,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "grid": {
         **{name: {} for name in ("uniform", "linspace", "trailing", "leading", "archirf")},
-        "shifted": {"shift": 3.0},
+        "shifted": {"shift": 3.0, "sigmas": (0.9, 0.5)},
+        "dynamic_shift": {
+            **{"image_seq_len": 1024, "base_shift": 0.4, "max_shift": 1.2, "sigmas": (0.9, 0.5)},
+            **{"base_image_seq_len": 128, "max_image_seq_len": 8192},
+        },
         "karras": {"rho": 5.0, "sigma_min": 0.01, "sigma_max": 50.0},
         "respaced": {"spacing": "25"},
     },
@@ -130,6 +134,18 @@ def test_a_respacing_has_its_own_number_of_steps(spacing: str, steps: int) -> No
     assert named.replace(solver="ddpm").steps == steps and named.replace(grid="trailing", steps=7).steps == 7
 
 
+@pytest.mark.parametrize("fields", [{"grid": "shifted"}, {"grid": "dynamic_shift", "grid.image_seq_len": 64}])
+def test_there_are_as_many_steps_as_sigmas(fields: dict[str, Any]) -> None:
+    given = DEFAULT.replace(**fields, **{"grid.sigmas": [0.9, 0.5, 0.2]})
+    assert given.steps == 3 == len(given.make_grid(FLOW)) == given.replace(steps=3, solver="heun").steps
+    assert given.replace(**{"grid.sigmas": (1.0, 0.5)}).steps == 2
+    assert DEFAULT.replace(**fields, steps=7).replace(steps=9).steps == 9
+    for refused in ({"steps": 4}, {"grid.sigmas": (0.9, 0.5), "steps": 3}):
+        with pytest.raises(UserError) as caught:
+            given.replace(**refused)
+        assert caught.value.field == "sample.steps"
+
+
 def test_steps_without_a_grid_make_a_respacing_of_so_many() -> None:
     for spacing, expected in (("250", "50"), ("ddim50", "ddim25")):
         steps = int(expected.removeprefix("ddim"))
@@ -173,6 +189,7 @@ def test_thresholds_and_classifiers_wrap_the_guided_denoiser() -> None:
 
 NAN, INF = float("nan"), float("inf")
 APG: dict[str, Any] = {"guidance": "adaptive_projected"}
+TOKENS: dict[str, Any] = {"grid": "dynamic_shift", "grid.image_seq_len": 64}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"solver": "eular"}, "solver.name"),
     ({"solver": "eular", "eta": 0.5}, "solver.name"),
@@ -209,6 +226,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *[({"steps": value}, "steps") for value in (0, -1, 2.5, True)],
     *[({"grid": "shifted", "shift": value}, "grid.shift") for value in (0.0, -1.0, INF, NAN)],
     ({"shift": 3.0}, "grid.shift"),
+    *[
+        ({"grid": "shifted", "grid.sigmas": value}, "grid.sigmas")
+        for value in ((), (1.1, 0.5), (0.5, 0.5), (0.2, 0.5), (0.5, 0.0), (NAN, 0.5), (0.9, NAN), 0.5, ("a",))
+    ],
+    ({"grid": "dynamic_shift"}, "grid.image_seq_len"),
+    *[(TOKENS | {"grid.image_seq_len": value}, "grid.image_seq_len") for value in (0, -1, 2.5, 10**9)],
+    *[(TOKENS | {f"grid.{name}": NAN}, f"grid.{name}") for name in ("base_shift", "max_shift")],
+    *[(TOKENS | {f"grid.{name}": 0}, f"grid.{name}") for name in ("base_image_seq_len", "max_image_seq_len")],
+    (TOKENS | {"grid.max_image_seq_len": 256}, "grid.max_image_seq_len"),
+    (TOKENS | {"grid.sigmas": (0.2, 0.5)}, "grid.sigmas"),
+    (TOKENS | {"shift": 3.0}, "grid.shift"),
     ({"grid": "karras", "grid.rho": 0.0}, "grid.rho"),
     ({"grid": "12x"}, "grid.name"),
     ({"grid": "1,,2"}, "grid.spacing"),

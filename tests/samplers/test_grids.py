@@ -15,6 +15,7 @@ from archirf_jax.processes.edm import EDM
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import grids
 from archirf_jax.samplers.config import SamplerConfig
+from archirf_jax.samplers.grids.dynamic_shift import DynamicShift
 from archirf_jax.samplers.grids.karras import Karras
 from tests.samplers.exact import grid
 
@@ -32,6 +33,11 @@ def spaced(name: str, process: Process, steps: int) -> np.ndarray:
     return SamplerConfig.from_config({"grid": name}).make_grid(process)
 
 
+def odds(times: np.ndarray) -> np.ndarray:
+    """Logarithms of the odds of noise."""
+    return np.log(times / (1 - times))
+
+
 def visited(name: str, steps: int, total: int = 1000) -> list[int]:
     """The integer steps at which a grid asks the network of ddpm."""
     times = (spaced if name[-1].isdecimal() else grid)(name, DDPM(steps=total), steps)[:, 0]
@@ -41,7 +47,7 @@ def visited(name: str, steps: int, total: int = 1000) -> list[int]:
 
 
 def test_every_grid_is_tested() -> None:
-    assert set(registry.names(grids)) == {*EVERYWHERE, *INTEGERS, "archirf", "respaced"}
+    assert set(registry.names(grids)) == {*EVERYWHERE, *INTEGERS, "dynamic_shift", "archirf", "respaced"}
 
 
 @pytest.mark.parametrize(("name", "process"), CONSISTENT)
@@ -74,6 +80,48 @@ def test_a_shifted_grid_keeps_its_ends_and_multiplies_the_odds(shift: float) -> 
     assert moved[0, 0] == 1 and moved[-1, 1] == 0
     inside = even[1:, 0]
     np.testing.assert_allclose(moved[1:, 0] / (1 - moved[1:, 0]), shift * inside / (1 - inside), rtol=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_given_sigmas_are_the_times_before_the_shift(process: Process) -> None:
+    given = (0.9, 0.5, 0.2)
+    plain = SamplerConfig.from_config({"grid": {"name": "shifted", "sigmas": given}})
+    assert plain.steps == 3
+    np.testing.assert_array_equal(plain.make_grid(process), [[0.9, 0.5], [0.5, 0.2], [0.2, 0]])
+    for name, fields, rise in (
+        ("shifted", {"shift": 3.0}, np.log(3)),
+        ("dynamic_shift", {"image_seq_len": 256}, 0.5),
+    ):
+        found = grid(name, process, 3, sigmas=given, **fields)
+        np.testing.assert_allclose(odds(found[:, 0]), odds(np.asarray(given)) + rise, rtol=1e-12)
+        assert np.array_equal(found[1:, 0], found[:-1, 1]) and found[-1, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fields", "mu"),
+    [
+        (256, {}, 0.5),
+        (4096, {}, 1.15),
+        (2176, {}, 0.825),  # half way
+        (8, {}, 0.5 - 248 * 0.65 / 3840),
+        (8192, {}, 1.15 + 4096 * 0.65 / 3840),
+        (30, dict(base_shift=-1.0, max_shift=3.0, base_image_seq_len=10, max_image_seq_len=50), 1.0),
+    ],
+)
+@pytest.mark.parametrize("process", [FLOW, DENOISING])
+def test_a_dynamic_shift_raises_the_log_odds_of_noise_by_a_line_in_the_tokens(
+    tokens: int, fields: dict[str, Any], mu: float, process: Process
+) -> None:
+    even, moved = grid("uniform", process, 9), grid("dynamic_shift", process, 9, image_seq_len=tokens, **fields)
+    np.testing.assert_allclose(odds(moved[1:, 0]), odds(even[1:, 0]) + mu, rtol=1e-10)
+    assert moved[0, 0] == 1 and moved[-1, 1] == 0 and np.array_equal(moved[1:, 0], moved[:-1, 1])
+    np.testing.assert_allclose(moved, grid("shifted", process, 9, shift=float(np.exp(mu))), rtol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [1, 68_000])
+def test_the_largest_dynamic_shifts_still_have_steps_that_fall_in_single_precision(tokens: int) -> None:
+    found = DynamicShift(tokens).times(FLOW, 50).astype(np.float32)
+    assert np.all(found[:, 1] < found[:, 0])
 
 
 def test_linspace_asks_other_processes_for_the_last_time_at_a_thousandth() -> None:

@@ -171,6 +171,23 @@ def test_ddim_with_all_its_noise_is_ancestral_sampling(process: Process) -> None
     np.testing.assert_allclose(*ends, atol=1e-10)
 
 
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+@pytest.mark.parametrize("process", exact.PROCESSES.values(), ids=exact.PROCESSES)
+def test_ddim_is_eulers_ancestral_step_over_noise_levels(process: Process, eta: float) -> None:
+    """On x / alpha: Euler's step to a lower level and fresh noise back to the next, of variances that add up to it."""
+    with jax.enable_x64(True):
+        grid = exact.even(process, 5, 0.95, 0.0)
+        levels = np.append(process.ratio(grid[:, 0]), 0.0)
+        x = levels[0] * U
+        for level, after, z in zip(levels[:-1], levels[1:], Z, strict=False):
+            up = eta * after * np.sqrt(1 - (after / level) ** 2)
+            x0 = exact.denoise(x, 1.0, level)[0]
+            x = x0 + (x - x0) / level * np.sqrt(after**2 - up**2) + up * z
+        start = float(process.alpha(grid[0, 0])) * levels[0] * U
+        end = exact.walk(Ddim(eta=eta), exact.perfect(process), grid, start, Z[:5])
+    np.testing.assert_allclose(end, x, atol=1e-8)
+
+
 @pytest.mark.parametrize("solver", [Ddim(eta=0.0), EulerMaruyama(eta=0.0)])
 @pytest.mark.parametrize("process", [FLOW, DENOISING, EDM()])
 def test_without_noise_ddim_and_euler_maruyama_are_euler(solver: Any, process: Process) -> None:
@@ -405,7 +422,8 @@ def test_edms_step_from_pure_noise_is_eulers(process: Process, churn: float) -> 
 
 @pytest.mark.parametrize("name", [name for name in registry.names(grids) if name != "base"])
 def test_every_grid_leads_from_a_zero_snr_to_the_data(name: str) -> None:
-    grid = exact.grid("5" if name == "respaced" else name, ZERO_SNR, 5)
+    fields = {"image_seq_len": 1024} if name == "dynamic_shift" else {}
+    grid = exact.grid("5" if name == "respaced" else name, ZERO_SNR, 5, **fields)
     assert (grid[0, 0] == 1) == (name not in ("leading", "archirf"))
     for t, t_next in grid[:2]:
         x = exact.walk(DpmSolver(), exact.perfect(ZERO_SNR), np.asarray([[t, t_next]]), np.float32(U))

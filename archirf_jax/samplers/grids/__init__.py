@@ -11,6 +11,7 @@ from archirf_jax.samplers.grids.base import Grid, pairs, starting_at
 
 _HOMES = {
     "Archirf": ".archirf",
+    "DynamicShift": ".dynamic_shift",
     "Karras": ".karras",
     "Leading": ".leading",
     "Linspace": ".linspace",

@@ -5,6 +5,7 @@ One evaluation a step:
     x(t_next) = alpha x0 + sqrt(sigma^2 - s^2) eps + s z,   s = eta times the deviation of q(x_next | x, x0)
 
 eta = 0 is deterministic and the same as Euler; eta = 1 is ancestral sampling with the posterior's variance.
+On x / alpha over sigma / alpha that is Euler's step to a lower level and noise back to the next: Euler ancestral.
 """
 
 from __future__ import annotations
