@@ -131,6 +131,8 @@ def autoencoder_config(name: str, arm: str, seed: int, data_dir: str) -> Any:
         config.objective.update(l1_weight=1.0, l2_weight=0.0)
         if what.family == "vq":
             config.model.num_vq_embeddings = images.codes
+        if what.family == "bounded":
+            config.model.bound = "clip"
         _train(config, images.learning_rate)
         config.update_from_flattened_dict(dict(what.changes))
     return config
