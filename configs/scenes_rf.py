@@ -7,7 +7,7 @@
 20,000 scenes of one or two coloured digits, 16x16 pixels, with captions of at most 12 words. The network is an MMDiT
 whose second stream holds the words' states (Esser et al. 2024).
 
-Cost and what to expect: not measured.
+Cost: not measured.
 """
 
 from ml_collections import ConfigDict
