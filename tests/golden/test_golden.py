@@ -22,6 +22,7 @@ CASES = sorted(pathlib.Path(__file__).parent.glob("*.npz"))
 DIT = [path for path in CASES if path.stem.startswith("dit_")]
 MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
 UNETS = ("adm_class_cond", "adm_uncond_simple", "edm2_class_cond", "edm2_uncond")
+UNETS += ("unet_sd15", "unet_sd21", "unet_sdxl", "unet_sd_upscaler")
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]
 
