@@ -126,7 +126,7 @@ def _describe_latent_unet(source: str, shapes: Shapes, hints: Hints) -> Groups:
     size = latent_unets.latent_size(source, process["prediction"], hints)
     channels, low_res = latent_unets.image_channels(shapes, fields["low_res"])
     return dict(
-        data=data_group(size, channels, None),
+        data=data_group(size, channels, 1) | dict(label_key=None),
         conditioners=latent_unets.conditioners(fields, size, low_res),
         model=dict(name="latent_unet", **fields),
         process=process,

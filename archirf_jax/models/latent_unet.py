@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | dict(block_out_channels=(384, 768, 1536, 1536), transformer_depth=(0, 4, 4, 0), middle_depth=4)
     | dict(context_width=1280, size_numbers=5),
     "sd-upscaler": dict(block_out_channels=(256, 512, 512, 1024), transformer_depth=(0, 1, 1, 1))
-    | dict(only_cross_attention=(True, True, True, False), use_linear_projection=True)
+    | dict(only_cross_attention=(False, True, True, False), use_linear_projection=True)
     | dict(num_heads=8, context_width=1024, noise_levels=1000, low_res=True),
 }
 

@@ -27,7 +27,6 @@ DEFAULTS: dict[str, Any] = dict(
     layers_per_block=2,
     transformer_layers_per_block=1,
     attention_head_dim=8,
-    num_attention_heads=None,
     cross_attention_dim=1280,
     only_cross_attention=False,
     norm_num_groups=32,
@@ -37,6 +36,7 @@ DEFAULTS: dict[str, Any] = dict(
     addition_embed_type=None,
     addition_time_embed_dim=None,
     projection_class_embeddings_input_dim=None,
+    addition_embed_type_num_heads=64,
     dropout=0.0,
 )
 # Settings of which one value is this network's.
@@ -48,6 +48,7 @@ FIXED: dict[str, Any] = dict(
     freq_shift=0,
     downsample_padding=1,
     mid_block_scale_factor=1,
+    num_attention_heads=None,
     mid_block_type="UNetMidBlock2DCrossAttn",
     class_embed_type=None,
     encoder_hid_dim=None,
@@ -77,6 +78,10 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear"}
 def run(case: Case) -> dict[str, np.ndarray]:
     """The network's answers to each text of the case; an upscaler's to a small image that is noised first."""
     given = case.hyperparameters
+    if "unet" in given and "low_res_scheduler" not in given:
+        raise UnsupportedSource(
+            f"unsupported system of {', '.join(given)}; supported: an upscaler's, with low_res_scheduler"
+        )
     condition: dict[str, np.ndarray] = {}
     outputs: dict[str, np.ndarray] = {}
     if "unet" in given:
@@ -87,7 +92,11 @@ def run(case: Case) -> dict[str, np.ndarray]:
         condition |= {"pooled": case.inputs["text_embeds"], "size": case.inputs["time_ids"]}
     if "class_labels" in case.inputs:
         condition |= {"noise_level": case.inputs["class_labels"].astype(np.int32)}
-    model = network(given.get("unet", given), low_res="unet" in given)
+    model = network(
+        given.get("unet", given),
+        low_res="unet" in given,
+        numbers=case.inputs.get("time_ids", np.zeros((1, 6))).shape[1],
+    )
     x, t = nhwc(case.inputs["x"]), case.inputs["t"].astype(np.float32)
     texts = _texts(case, model)
     init, apply = programs(model)
@@ -98,21 +107,20 @@ def run(case: Case) -> dict[str, np.ndarray]:
     return outputs
 
 
-def network(hyperparameters: dict[str, Any], low_res: bool = False) -> LatentUNet:
-    """The network of a reference constructor's arguments."""
+def network(hyperparameters: dict[str, Any], low_res: bool = False, numbers: int = 6) -> LatentUNet:
+    """The network of a reference constructor's arguments, whose condition "size" has so many numbers."""
     given = settings("hyper-parameter", hyperparameters, DEFAULTS | FIXED)
     for name, value in FIXED.items():
         choice(name, given[name], {value: value})
     depths, middle = _depths(given)
     size = given["addition_time_embed_dim"] if _micro_conditioned(given) else None
-    heads = given["num_attention_heads"] or given["attention_head_dim"]
     vector = given["projection_class_embeddings_input_dim"]
     return LatentUNet(
         block_out_channels=tuple(given["block_out_channels"]),
         layers_per_block=_each(given["layers_per_block"]),
         transformer_depth=depths,
         middle_depth=middle,
-        num_heads=_each(heads),
+        num_heads=_each(given["attention_head_dim"]),
         only_cross_attention=_each(given["only_cross_attention"]),
         use_linear_projection=given["use_linear_projection"],
         context_width=given["cross_attention_dim"],
@@ -120,8 +128,9 @@ def network(hyperparameters: dict[str, Any], low_res: bool = False) -> LatentUNe
         scale_shift_norm=choice(
             "resnet_time_scale_shift", given["resnet_time_scale_shift"], {"default": False, "scale_shift": True}
         ),
-        pooled_width=vector - 6 * size if size else None,
+        pooled_width=vector - numbers * size if size else None,
         size_width=size,
+        size_numbers=numbers,
         noise_levels=given["num_class_embeds"],
         low_res=low_res,
         out_channels=given["out_channels"],
@@ -159,8 +168,8 @@ def _texts(case: Case, model: LatentUNet) -> dict[str, dict[str, np.ndarray]]:
             # The reference hides tokens from the second attention alone.
             raise UnsupportedSource("unsupported input 'encoder_attention_mask' with only_cross_attention")
         mask = case.inputs["encoder_attention_mask"].astype(bool)
-        masked = next(name for name in case.outputs if name.endswith("_masked"))
-        texts[masked] = texts[masked.removesuffix("_masked")] | {"mask": mask}
+        masked = [name for name in case.outputs if name.endswith("_masked")]
+        texts |= {name: texts[name.removesuffix("_masked")] | {"mask": mask} for name in masked}
     return {name: text for name, text in texts.items() if name in case.outputs}
 
 
