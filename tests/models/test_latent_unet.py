@@ -116,7 +116,6 @@ def test_tokens_that_the_mask_hides_have_no_effect_whatever_they_hold() -> None:
     assert np.all(np.max(np.abs(every - answer())[1:], axis=(1, 2, 3)) > 1e-3)
 
 
-@pytest.mark.slow
 def test_a_mask_leaves_what_a_shorter_text_would() -> None:
     kept = CONDITION["mask"][1]
     text = {"tokens": CONDITION["tokens"][1:2, kept], "mask": np.ones((1, kept.sum()), bool)}
