@@ -16,13 +16,14 @@ from archirf_jax.launch.flags import WORKDIR, Flag
 
 SOURCES = (
     *("dit", "sit", "repa", "sd3", "adm", "adm-superres", "adm-classifier", "edm2"),
+    *("sd15", "sd2", "sdxl", "sdxl-refiner", "sd-upscaler"),
     *("vae", "vae-compvis", "vq", "vq-compvis", "taesd", "lpips"),
     *("clip-text", "t5", "minilm"),
 )
 # Fields that shapes do not always determine; for weights of a published model its values are known.
 HINTS = (
     Flag("num_heads", "attention heads", int, low=1, field="model.num_heads"),
-    Flag("num_head_channels", "adm: channels of a head", int, low=1, field="model.num_head_channels"),
+    Flag("num_head_channels", "adm, sd, sdxl: channels of a head", int, low=1, field="model.num_head_channels"),
     Flag("num_heads_upsample", "adm: heads of the decoder", int, low=1, field="model.num_heads_upsample"),
     Flag("channels_per_head", "edm2: channels of a head", int, low=1, field="model.channels_per_head"),
     Flag("attention_order", "adm: layout of projections", choices=("legacy", "new"), field="model.attention_order"),
@@ -32,10 +33,12 @@ HINTS = (
     Flag("norm", "sd3: norm of the streams", choices=("layer", "rms"), field="model.norm"),
     Flag("scaling_factor", "vae, vq: of latents", float, field="model.scaling_factor"),
     Flag("shift_factor", "vae: of latents", float, field="model.shift_factor"),
-    Flag("norm_num_groups", "vae, vq: groups of norms", int, low=1, field="model.norm_num_groups"),
+    Flag("norm_num_groups", "vae, vq, sd, sdxl: groups of norms", int, low=1, field="model.norm_num_groups"),
     Flag("activation", "clip-text: of perceptrons", choices=("quick_gelu", "gelu"), field="model.activation"),
     Flag("end_id", "clip-text: id that ends a text; default: the largest in it", int, low=0, field="model.end_id"),
     Flag("pad_id", "clip-text, t5, minilm: id that fills short texts", int, low=0, field="tokenizer.pad_id"),
+    Flag("size_width", "sdxl: channels of each number of a size", int, low=2, field="model.size_width"),
+    Flag("prediction", "sd, sdxl: what the network answers", choices=("eps", "v"), field="process.prediction"),
     Flag("schedule", "adm: of beta", choices=("linear", "cosine"), field="process.schedule"),
 )
 COMMAND = Command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os.path
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from absl import logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.interop import adm, autoencoders, dit, edm2, sd3, text_encoders, text_names
+from archirf_jax.interop import adm, autoencoders, dit, edm2, latent_unets, sd3, text_encoders, text_names
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
 from archirf_jax.interop.autoencoder_names import Spelling, rename_autoencoder
 from archirf_jax.interop.imported_data import data_group
+from archirf_jax.interop.latent_unet_names import rename_latent_unet
 from archirf_jax.interop.lpips_names import lpips_constants, lpips_tensor_name, rename_lpips
 from archirf_jax.interop.taesd_names import rename_taesd
 from archirf_jax.interop.weights import Rename, Shapes, require
@@ -118,6 +120,21 @@ def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
     )
 
 
+def _describe_latent_unet(source: str, shapes: Shapes, hints: Hints) -> Groups:
+    known, fields = latent_unets.PUBLISHED[source], latent_unets.unet_fields(source, shapes, hints)
+    process = latent_unets.process_fields(source, hints)
+    size = latent_unets.latent_size(source, process["prediction"], hints)
+    channels, low_res = latent_unets.image_channels(shapes, fields["low_res"])
+    return dict(
+        data=data_group(size, channels, 1) | dict(label_key=None),
+        conditioners=latent_unets.conditioners(fields, size, low_res),
+        model=dict(name="latent_unet", **fields),
+        process=process,
+        objective=dict(name="regression", time_distribution="steps", condition_dropout=0.1),
+        sample=_sample("ddim", dict(name="leading"), known["steps"], scale=known["scale"]),
+    )
+
+
 def _describe_adm(shapes: Shapes, hints: Hints, super_resolution: bool = False) -> Groups:
     fields = adm.unet_fields(shapes, hints, super_resolution)
     known = adm.PUBLISHED.get(adm.published_unet(shapes) or "", {})
@@ -213,6 +230,11 @@ def _text(describe: autoencoders.Describe, rename: Any, tensor_name: Any, **fiel
     return Source(describe, lambda model, size: rename(model), tensor_name=tensor_name, **fields)
 
 
+def _latent_unet(source: str) -> Source:
+    describe = functools.partial(_describe_latent_unet, source)
+    return Source(describe, lambda model, size: rename_latent_unet(model))
+
+
 def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
     def names(model: Any, size: int) -> Rename:
         if model.patch_size != 1:
@@ -230,6 +252,7 @@ SOURCES = {
     "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
+    **{name: _latent_unet(name) for name in latent_unets.PUBLISHED},
     "edm2": Source(_describe_edm2, edm2.rename, uncertain=True, latents=edm2.LATENTS),
     **{name: _autoencoder(*kind) for name, kind in autoencoders.AUTOENCODERS.items()},
     "taesd": Source(autoencoders.describe_tiny, lambda model, size: rename_taesd(model), task="autoencoder"),
@@ -258,6 +281,7 @@ SOURCES = {
 MODELS = {
     **{"dit": "dit", "mmdit": "sd3", "adm_unet": "adm", "adm_classifier": "adm-classifier", "edm2_unet": "edm2"},
     **{"autoencoder_kl": "vae", "vq_model": "vq", "autoencoder_tiny": "taesd", "lpips": "lpips"},
+    "latent_unet": "sd15",  # all kinds have the same names
     **{"clip_text": "clip-text", "t5_encoder": "t5", "bert": "minilm"},
 }
 

@@ -22,6 +22,7 @@ _HOMES = {
     "EDM2UNet": ".edm2_unet",
     "Gaussian": ".latents",
     "LPIPS": ".lpips",
+    "LatentUNet": ".latent_unet",
     "MMDiT": ".mmdit",
     "PatchGAN": ".patchgan",
     "ProjectedDiscriminator": ".projected_discriminator",

@@ -17,7 +17,7 @@ from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.linear import Dense
 
-GROUPS = 32  # of every norm
+GROUPS = 32  # of every norm of ADM
 ORDERS = ("legacy", "new")  # of attention
 # Uniform between +-1/sqrt(fan in), as the published networks begin.
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -28,9 +28,9 @@ def conv(width: int, dtype: Any, name: str, stride: int = 1, size: int = 3, init
     return Conv(width, size, stride, dtype, init, name=name)
 
 
-def group_norm(name: str | None = None) -> nn.GroupNorm:
+def group_norm(name: str | None = None, groups: int = GROUPS, eps: float = 1e-5) -> nn.GroupNorm:
     """A norm over groups of channels, in float32."""
-    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return nn.GroupNorm(groups, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def doubled(x: jax.Array) -> jax.Array:
@@ -66,6 +66,7 @@ class ResBlock(nn.Module):
         dropout: rate before the second convolution, wherever an rng called "dropout" is given.
         direction: "down" halves the map and the skip connection, "up" doubles them (Brock et al. 2018).
         dtype: compute dtype; norms are in float32.
+        groups: of the norms; must divide the channels that come in, and `width`.
     """
 
     width: int
@@ -73,17 +74,18 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
     direction: str = ""
     dtype: Any = jnp.float32
+    groups: int = GROUPS
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         """Map x (B, H, W, D) and embedding (B, E) -> (B, H', W', width)."""
         resize = {"": lambda a: a, "down": halved, "up": doubled}[self.direction]
-        h = resize(nn.silu(group_norm("norm_in")(x)).astype(self.dtype))
+        h = resize(nn.silu(group_norm("norm_in", self.groups)(x)).astype(self.dtype))
         h = conv(self.width, self.dtype, "conv_in")(h)
         vectors = 2 if self.scale_shift else 1
         dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="embedding_projection")
         modulation = dense(nn.silu(emb))[:, None, None]
-        norm = group_norm("norm_out")
+        norm = group_norm("norm_out", self.groups)
         if self.scale_shift:
             scale, shift = jnp.split(modulation.astype(jnp.float32), 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
