@@ -52,6 +52,7 @@ class Timed:
         self._state = jax.jit(task.init)(purpose_key(config.seed, "init"), frozen)
         self._done = 0
         self.seconds(1)
+        self.seconds(1)  # the state that a step returns may lie in memory otherwise than a fresh one
 
     def seconds(self, steps: int) -> float:
         """Seconds a step of the next steps, with what their data takes."""
