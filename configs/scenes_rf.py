@@ -7,7 +7,9 @@
 20,000 scenes of one or two coloured digits, 16x16 pixels, with captions of at most 12 words. The network is an MMDiT
 whose second stream holds the words' states (Esser et al. 2024).
 
-Cost: not measured.
+Cost: 7 minutes on 2 CPU cores.
+Expect: benchmarks.scenes at guidance scale 4 finds 97 % of prompts with one object right and 88 % with two (real test
+scenes: 94 and 88 %); of those with a pair that no training scene has, 92 and 84 %.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +25,7 @@ def get_config(variant: str = "scenes") -> ConfigDict:
     default.choose(variant, ("scenes",))
     config = default.get_config()
     with config.unlocked():
-        config.update(steps=5000, batch_size=64)
+        config.update(steps=800, batch_size=64)
         config.data.update(name="scenes", image_size=16, channels=3)
         config.data.fields.caption = ConfigDict({"name": "caption", "length": WORDS})
         config.conditioners = ConfigDict(
@@ -53,6 +55,6 @@ def get_config(variant: str = "scenes") -> ConfigDict:
         config.optimizer.update(name="muon", learning_rate=2e-3)
         config.schedule.update(name="cosine", warmup_steps=100)
         config.ema.decay = 0.998
-        config.checkpoint.every_steps = config.sample.every_steps = 500
-        config.sample.guidance.scale = 3.0
+        config.checkpoint.every_steps = config.sample.every_steps = 200
+        config.sample.guidance.scale = 4.0
     return config
