@@ -105,7 +105,12 @@ def batch_of(run: Run, prompts: Sequence[str], field: str = FIELD) -> Batch:
 
 
 def check_tokenizer(config: Any, known: Tokenizer | None, runs: Mapping[str, Run]) -> None:
-    """Raise a UserError if captions became tokens by another tokenizer than that of the frozen encoder of texts."""
+    """Raise a UserError if captions became tokens that the encoder of texts, frozen or trained, does not read."""
+    own = config.model.get(TEXT)  # of a network that is trained with its encoder
+    most = own.get("vocab_size") if hasattr(own, "get") else None
+    if known is not None and most is not None and known.largest >= most:
+        what = f"must be above {known.largest}, the largest id of the captions' tokenizer"
+        raise UserError("model.text.vocab_size", most, what)
     for group in config.conditioners.values():
         run = runs.get(group.get("run", TEXT))
         if known is None or run is None or group.get("name") != TEXT or group.get("prefix"):

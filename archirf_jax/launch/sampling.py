@@ -163,6 +163,8 @@ def sample_run(
     """
     task = diffusion(run)
     request = Request(task.sampling.replace(**how), latents=latents)
+    if prompts is not None and (isinstance(prompts, str) or not len(prompts)):
+        raise UserError("prompts", message="must be a list of texts, at least one")
     asked = None if prompts is None else [texts.Prompt(text) for text in prompts]
     drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, asked, negative_prompt)
     parts = sample_images(run, drawn.batch, drawn.keys, request, guides=Guides(null=drawn.null), batch_size=batch_size)

@@ -11,6 +11,8 @@ import pytest
 import archirf_jax as arf
 from archirf_jax.data.tokenizer import FILE
 from archirf_jax.data.vocabulary import of_words
+from archirf_jax.errors import UserError
+from archirf_jax.launch.prompts import check_tokenizer
 from configs import dit_rf, scenes_rf
 from tests import running
 from tests.commands import saved
@@ -91,3 +93,16 @@ def test_what_a_run_does_not_take_is_refused(run: pathlib.Path, tmp_path: pathli
         )
     refused = running.refused("sample", f"--workdir={run}", "--negative_prompt=a", "--labels=0")
     assert refused.flag == "--negative_prompt"
+    for prompts in ("a red seven", []):
+        with pytest.raises(UserError) as caught:
+            arf.open(run).sample(prompts=prompts)
+        assert caught.value.field == "prompts"
+
+
+def test_a_vocabulary_that_is_too_small_for_the_captions_is_refused() -> None:
+    config, known = scenes_rf.get_config(), of_words(TEXTS)
+    check_tokenizer(config, known, {})
+    config.model.text.vocab_size = known.largest
+    with pytest.raises(UserError) as caught:
+        check_tokenizer(config, known, {})
+    assert caught.value.field == "model.text.vocab_size"

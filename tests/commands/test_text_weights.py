@@ -180,7 +180,7 @@ def test_a_network_is_trained_on_texts_of_a_frozen_encoder(tmp_path: pathlib.Pat
 def test_captions_are_cut_by_the_tokenizer_of_their_encoder(tmp_path: pathlib.Path) -> None:
     name = "clip_text_quick_gelu"
     run = imported(published(name, tmp_path / "given"), tmp_path / "clip", *KINDS[name][0])
-    config = ConfigDict({"conditioners": {"words": {"name": "text"}}})
+    config = ConfigDict({"conditioners": {"words": {"name": "text"}}, "model": {"name": "dit"}})
     own = tokenizer.of_run(run.directory, run.config.tokenizer)
     check_tokenizer(config, own, {"text": run})
     check_tokenizer(config, None, {"text": run})  # what is cached needs none
