@@ -92,6 +92,19 @@ def test_a_run_goes_on_with_the_same_bytes(
     running.assert_same_run(run, cut, 8)
 
 
+@pytest.mark.slow
+def test_a_run_on_eight_devices_is_that_on_one(
+    run: pathlib.Path, decoder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    train(tmp_path / "run", decoder, cache, 8, "--config.mesh.data=4", "--config.mesh.fsdp=2")
+    alone, spread = (running.final_arrays(workdir, 8) for workdir in (run, tmp_path / "run"))
+    assert alone.keys() == spread.keys()
+    for name in alone:  # AdamW's first steps are as long where a slope is rounding alone
+        np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3, atol=2e-5, err_msg=name)
+    losses = [[row["loss"] for row in running.rows(workdir)] for workdir in (run, tmp_path / "run")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_images_are_encoded_where_samples_begin_from_them(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for flags in (("--strength=0.5",), ("--mask=left",)):
         draw(run, tmp_path / "x.npz", *FEW, "--image=3", *flags)
