@@ -38,7 +38,7 @@ class CaptionedSource:
     def __init__(self, inner: Source, tokenizer: Tokenizer, feature: str, tokens: dict[str, np.ndarray]) -> None:
         """tokens: "ids" (N, captions, L) int32, "mask" likewise bool, and "caption_count" (N,) int32."""
         self.inner, self.tokenizer, self.feature = inner, tokenizer, feature
-        self.class_names, self.checked = inner.class_names, inner.checked
+        self.class_names, self.checked, self.texts = inner.class_names, inner.checked, inner.texts
         self._tokens = tokens
 
     def __len__(self) -> int:

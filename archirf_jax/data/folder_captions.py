@@ -51,6 +51,11 @@ class FolderCaptions:
         above = [path / name for name in TABLES if (path / name).is_file()]
         self._beside, self._tables = found.beside, list(dict.fromkeys([*above, *found.tables]))
 
+    @property
+    def are_there(self) -> bool:
+        """Whether there are files of captions."""
+        return bool(self._beside or self._tables)
+
     def of(self, image: pathlib.Path) -> list[str]:
         """The captions of an image; [] where there are none.
 

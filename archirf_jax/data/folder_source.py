@@ -30,6 +30,7 @@ class FolderSource:
     Attributes:
         path: of the folder.
         split: which part of it.
+        texts: names of the features that hold texts.
     """
 
     checked = False
@@ -59,6 +60,7 @@ class FolderSource:
         self.path, self.split = path, split
         self._files = [file for found in files for file in found]
         self._captions = FolderCaptions(captions, path)
+        self.texts = [CAPTION] if self._captions.are_there else []
         self._labels = [label for label, found in enumerate(files) for _ in found] if labelled else None
         self.class_names = names if labelled else []
 

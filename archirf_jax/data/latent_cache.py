@@ -5,22 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from archirf_jax import untrusted
-from archirf_jax.data import passes
+from archirf_jax.data import kept_texts, passes, resumable
 from archirf_jax.data.dataset import Dataset
-from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, Header, LatentSource
+from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, TEXTS, Header, LatentSource
 from archirf_jax.errors import UserError
-from archirf_jax.files import atomic_write
 
-PROGRESS = "progress.json"  # what is being made and how far it is; gone when the cache is whole
 CHUNK = 4096  # examples read at a time for the statistics
-LARGEST = 65_504.0  # float16
 Encode = Callable[[np.ndarray], np.ndarray]  # images (B, H, W, C) uint8 -> latents (B, h, w, D) float32
 
 
@@ -37,7 +32,7 @@ class Plan:
 
 
 def make(folder: pathlib.Path, dataset: Dataset, encode: Encode, plan: Plan) -> Header:
-    """Make the cache in a folder, or go on with it.
+    """Make the cache in a folder, or go on with it; a whole one without the texts of the set is given these.
 
     Args:
         folder: made, with its parents.
@@ -50,35 +45,18 @@ def make(folder: pathlib.Path, dataset: Dataset, encode: Encode, plan: Plan) -> 
     """
     described = json.loads(json.dumps(dataclasses.asdict(plan)))
     kept = {name: described[name] for name in described if name != "batch_size"}
-    if (folder / HEADER).exists() and not (folder / PROGRESS).exists():
-        return _ready(folder, kept)
-    done = _begun(folder, described)
-    moments = _opened(folder / MOMENTS, (len(dataset), plan.views, *plan.shape), np.float16, new=done == 0)
-    labels = _opened(folder / LABELS, (len(dataset),), np.int32, new=done == 0) if dataset.class_names else None
-    for arrays in passes.batches(dataset, np.arange(done, len(dataset)), plan.batch_size):
-        images = arrays["image"]
-        rows = slice(done, done + len(images))
-        filled = images[np.arange(plan.batch_size) % len(images)]  # the last batch: one program for all
-        for view in range(plan.views):
-            found = encode(filled[:, :, ::-1] if view else filled)[: len(images)]
-            if not np.isfinite(found).all():
-                raise UserError("autoencoder", message=f"gives nan or infinity for {dataset.source.describe(done)}")
-            moments[rows, view] = np.clip(found, -LARGEST, LARGEST)
-        if labels is not None:
-            labels[rows] = arrays["label"]
-        done = rows.stop
-        for array in (moments, labels):
-            if array is not None:
-                array.flush()
-        atomic_write(folder / PROGRESS, json.dumps({"plan": described, "done": done}))
-        logging.log_every_n_seconds(logging.INFO, "encoded %d of %d images", 10, done, len(dataset))
-    mean, std = statistics(moments, plan.distribution)
+    if resumable.is_whole(folder, HEADER):
+        return _ready(folder, kept, dataset)
+    shapes: dict[str, Any] = {MOMENTS: ((len(dataset), plan.views, *plan.shape), np.float16)}
+    if dataset.class_names:
+        shapes[LABELS] = (len(dataset),), np.int32
+    arrays = resumable.fill(folder, described, shapes, lambda done: _parts(dataset, encode, plan, done))
+    mean, std = statistics(arrays[MOMENTS], plan.distribution)
     whole: dict[str, Any] = dict(
         class_names=list(dataset.class_names), images_digest=dataset.digest, mean=mean, std=std
     )
-    header = Header(**kept, examples=len(dataset), **whole)
-    atomic_write(folder / HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
-    (folder / PROGRESS).unlink(missing_ok=True)
+    header = Header(**kept, examples=len(dataset), **whole, texts=_keep_texts(folder, dataset))
+    resumable.finish(folder, HEADER, dataclasses.asdict(header))
     return header
 
 
@@ -99,53 +77,39 @@ def statistics(moments: np.ndarray, distribution: bool) -> tuple[list[float], li
     return mean.tolist(), np.sqrt(np.maximum(square / count - mean**2, 0)).tolist()
 
 
-def _ready(folder: pathlib.Path, kept: dict[str, Any]) -> Header:
-    """The header of a whole cache.
+def _parts(dataset: Dataset, encode: Encode, plan: Plan, done: int) -> Iterator[dict[str, np.ndarray]]:
+    """Latents and labels of the images after the first `done`."""
+    for arrays in passes.batches(dataset, np.arange(done, len(dataset)), plan.batch_size):
+        images = arrays["image"]
+        filled = images[np.arange(plan.batch_size) % len(images)]  # the last batch: one program for all
+        views = [encode(filled[:, :, ::-1] if view else filled)[: len(images)] for view in range(plan.views)]
+        moments = np.stack(views, axis=1)
+        if not np.isfinite(moments).all():
+            raise UserError("autoencoder", message=f"gives nan or infinity for {dataset.source.describe(done)}")
+        done += len(images)
+        yield {MOMENTS: resumable.half(moments), LABELS: arrays.get("label", np.zeros(len(images), np.int32))}
+
+
+def _keep_texts(folder: pathlib.Path, dataset: Dataset) -> list[str]:
+    """Write the texts that the set has, and return the names of their features."""
+    names, source = list(dataset.source.texts), dataset.source
+    if names:
+        rows = ({name: source.captions(int(index), name) for name in names} for index in dataset.readable)
+        kept_texts.write(folder / TEXTS, rows)
+    return names
+
+
+def _ready(folder: pathlib.Path, kept: dict[str, Any], dataset: Dataset) -> Header:
+    """The header of a whole cache, with the texts of the set.
 
     Raises:
         UserError: it is another one than that of the plan.
     """
     header = LatentSource(folder).header
-    if named := [name for name, value in kept.items() if getattr(header, name) != value]:
-        raise UserError("out", str(folder), f"holds another cache ({', '.join(named)} differ); give a new folder")
+    resumable.check_same(folder, header, kept)
+    if header.texts or not dataset.source.texts:
+        return header
+    resumable.check_same(folder, header, {"images_digest": dataset.digest})
+    header = dataclasses.replace(header, texts=_keep_texts(folder, dataset))
+    resumable.finish(folder, HEADER, dataclasses.asdict(header))
     return header
-
-
-def _begun(folder: pathlib.Path, described: dict[str, Any]) -> int:
-    """How many examples of this plan are encoded already.
-
-    Raises:
-        UserError: the folder holds another cache, or other files, or cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in folder.iterdir()}
-    except OSError as e:
-        raise UserError("out", str(folder), f"cannot be a folder for latents: {e.strerror}") from e
-    if not found:
-        atomic_write(folder / PROGRESS, json.dumps({"plan": described, "done": 0}))
-        return 0
-    if PROGRESS not in found:
-        raise UserError("out", str(folder), "is not empty, and not the beginning of a latent cache; give a new folder")
-    try:
-        state = untrusted.read_json(folder / PROGRESS)
-        plan, done = state["plan"], state["done"]
-    except (untrusted.Unreadable, TypeError, LookupError) as e:
-        raise UserError("out", str(folder / PROGRESS), f"is damaged: {e}; delete the folder") from e
-    if plan != described:
-        named = [name for name in described if plan.get(name) != described[name]] if isinstance(plan, dict) else []
-        what = f"holds the beginning of another cache ({', '.join(named)} differ); give the same flags or a new folder"
-        raise UserError("out", str(folder), what)
-    return int(done)
-
-
-def _opened(path: pathlib.Path, shape: tuple[int, ...], dtype: Any, new: bool) -> Any:
-    try:
-        if new:
-            return np.lib.format.open_memmap(path, "w+", dtype, shape)
-        found = np.lib.format.open_memmap(path, "r+")
-    except (OSError, ValueError) as e:
-        raise UserError("out", str(path), f"cannot be written or is damaged: {e}") from e
-    if found.shape != shape or found.dtype != dtype:
-        raise UserError("out", str(path), "is not what was begun there; delete the folder")
-    return found

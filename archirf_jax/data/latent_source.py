@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from archirf_jax import untrusted
+from archirf_jax.data import kept_texts
 from archirf_jax.data.digests import digest
 from archirf_jax.data.fields.latents import NAME
 from archirf_jax.errors import UserError
 
-HEADER, MOMENTS, LABELS = "latents.json", "moments.npy", "labels.npy"  # the first is written last
+HEADER, MOMENTS, LABELS, TEXTS = "latents.json", "moments.npy", "labels.npy", "texts.npz"  # the first is written last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Header:
         class_names: name of each label; [] for a set without labels.
         images_digest: of the images' source.
         mean, std: of the latents that a diffusion model learns, one a channel, over the whole set.
+        texts: names of the features that hold texts, such as captions; [] for a set without.
     """
 
     images: dict[str, Any]
@@ -42,6 +45,7 @@ class Header:
     images_digest: str
     mean: list[float]
     std: list[float]
+    texts: list[str] = dataclasses.field(default_factory=list)
 
 
 class LatentSource:
@@ -56,7 +60,7 @@ class LatentSource:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.header = _header(folder)
-        self.class_names = list(self.header.class_names)
+        self.class_names, self.texts = list(self.header.class_names), list(self.header.texts)
         found = (self.header.examples, self.header.views, *self.header.shape)
         self._moments = _mapped(folder / MOMENTS, found, np.float16)
         self._labels = _mapped(folder / LABELS, (self.header.examples,), np.int32) if self.class_names else None
@@ -69,8 +73,21 @@ class LatentSource:
         return raw if self._labels is None else raw | {"label": int(self._labels[index])}
 
     def captions(self, index: int, feature: str = "caption") -> list[str]:
-        """Raises: UserError, because a cache holds no texts."""
-        raise UserError("data.fields", feature, "is not in a latent cache, which holds no texts")
+        """Texts of the image, as its set had them."""
+        if feature not in self.texts:
+            has = (
+                ", ".join(self.texts)
+                or "none; run prepare_data again, with the same flags, which adds those of the set"
+            )
+            raise UserError("data.fields", feature, f"is not a text of this latent cache; it has {has}")
+        return self._texts[index][feature]
+
+    @functools.cached_property
+    def _texts(self) -> list[kept_texts.Texts]:
+        try:
+            return kept_texts.read(self.folder / TEXTS, len(self), self.texts)
+        except untrusted.Unreadable as e:
+            raise UserError("data.name", str(self.folder / TEXTS), f"does not fit {HEADER}: {e}") from e
 
     def describe(self, index: int) -> str:
         """The number of the example."""
@@ -112,6 +129,8 @@ def _check(header: Header) -> None:
             raise ValueError(f"{field.name} is not of the type {kind.__name__}")
     if not all(isinstance(number, int) and number > 0 for number in (header.examples, header.views, *header.shape)):
         raise ValueError("examples, views and shape are not positive integers")
+    if not all(isinstance(name, str) for name in header.texts):
+        raise ValueError("texts are not names")
     channels = header.shape[-1] // (2 if header.distribution else 1)
     if len(header.shape) != 3 or not len(header.mean) == len(header.std) == channels:
         raise ValueError("shape is not (h, w, D), or mean and std are not one a channel")

@@ -25,10 +25,12 @@ class Source(Protocol):
     Attributes:
         class_names: name of each label, in order; [] for a set without labels.
         checked: whether every example is known to be readable.
+        texts: names of the features that hold texts.
     """
 
     class_names: list[str]
     checked: bool
+    texts: list[str]
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -86,7 +88,7 @@ class ArraySource:
     ) -> None:
         """images (N, H, W, C) uint8, labels (N,) below len(class_names), captions (N,) of any number each."""
         self.class_names = list(class_names)
-        self._captions = captions
+        self._captions, self.texts = captions, [] if captions is None else [CAPTION]
         self._images, self._labels = images, labels
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class ArraySource:
 
     def captions(self, index: int, feature: str = CAPTION) -> list[str]:
         """The texts of the image."""
-        if self._captions is None or feature != CAPTION:
+        if self._captions is None or feature not in self.texts:
             raise UserError("data.fields", feature, f"is not there; arrays have their texts as {CAPTION!r}, if any")
         return list(self._captions[index])
 

@@ -64,6 +64,7 @@ class TfdsSource:
     Attributes:
         image_shape: (H, W, C), with None where images differ.
         folder: of the prepared set.
+        texts: names of the features that hold texts.
     """
 
     checked = True
@@ -78,7 +79,7 @@ class TfdsSource:
         self.class_names = list(features[label_key].names) if label_key is not None else []
         self.image_shape: tuple[int | None, ...] = features["image"].shape
         self.folder = pathlib.Path(builder.data_path)
-        self._texts = text_features(features)
+        self.texts = text_features(features)
         self._name, self._split, self._label_key = name, split, label_key
         self._digest = digest([builder.info.full_name, split, count, self.class_names])
         self._records, first = read_first(builder, split, name, directory)
@@ -94,8 +95,8 @@ class TfdsSource:
 
     def captions(self, index: int, feature: str = "caption") -> list[str]:
         """The text of an example, or its several texts."""
-        if feature not in self._texts:
-            what = f"is not a text of {self._name!r}; it has {', '.join(self._texts) or 'none'}"
+        if feature not in self.texts:
+            what = f"is not a text of {self._name!r}; it has {', '.join(self.texts) or 'none'}"
             raise UserError("data.fields", feature, what)
         found = self._records[index][feature]
         return [text.decode("utf-8", "replace") for text in ([found] if isinstance(found, bytes) else found)]

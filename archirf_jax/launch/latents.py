@@ -14,6 +14,7 @@ from absl import logging
 
 from archirf_jax.data import latent_cache
 from archirf_jax.data.fields import LATENTS
+from archirf_jax.data.fields.latents import NAME
 from archirf_jax.data.images import to_float
 from archirf_jax.data.latent_cache import Plan
 from archirf_jax.data.latent_source import Header, LatentSource
@@ -52,6 +53,8 @@ def fit(config: Any, runs: Mapping[str, Run]) -> None:
 def images_of(data: Any) -> Any:
     """`config.data` of the images of a run, unlocked; of a latent cache that of the images that it was made of.
 
+    What else the run reads of each example, such as captions, is read of these.
+
     Raises:
         UserError: the cache is not there any more.
     """
@@ -59,7 +62,10 @@ def images_of(data: Any) -> Any:
     if found.name.startswith(LATENTS):
         source = open_source(found.name, directory=found.dir, split=found.split, label_key=found.label_key)
         assert isinstance(source, LatentSource), "by its name"
-        found = ml_collections.ConfigDict(found.to_dict() | source.header.images)
+        fields = {name: field for name, field in found.fields.to_dict().items() if name != NAME}
+        images = source.header.images
+        whole = found.to_dict() | images | {"fields": images.get("fields", {}) | fields}
+        found = ml_collections.ConfigDict(whole)
     return found
 
 

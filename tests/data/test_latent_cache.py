@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archirf_jax.data import latent_cache
+from archirf_jax.data import kept_texts, latent_cache, resumable
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import latents, make_fields
 from archirf_jax.data.latent_cache import Plan, statistics
-from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, LatentSource
+from archirf_jax.data.latent_source import HEADER, LABELS, MOMENTS, TEXTS, LatentSource
 from archirf_jax.data.library import from_arrays
 from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
@@ -27,6 +28,8 @@ from tests.mutations import mutated
 COUNT, BATCH = 23, 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), np.uint8)
 SET = from_arrays(IMAGES, np.arange(COUNT) % 3, ["a", "b", "c"])
+CAPTIONS = [[f"image {i}", *(["größer"] if i % 2 else [])] for i in range(COUNT)]
+CAPTIONED = from_arrays(IMAGES, np.arange(COUNT) % 3, ["a", "b", "c"], captions=CAPTIONS)
 
 
 def encode(images: np.ndarray) -> np.ndarray:
@@ -198,7 +201,7 @@ def test_the_beginning_of_another_cache_is_not_gone_on_with(tmp_path: pathlib.Pa
     with pytest.raises(UserError) as caught:
         latent_cache.make(tmp_path, SET, encode, plan(autoencoder="other"))
     assert caught.value.field == "out" and "autoencoder" in str(caught.value) and files(tmp_path) == before
-    (tmp_path / latent_cache.PROGRESS).write_text(json.dumps({"plan": 3}))
+    (tmp_path / resumable.PROGRESS).write_text(json.dumps({"plan": 3}))
     with pytest.raises(UserError):
         latent_cache.make(tmp_path, SET, encode, plan())
 
@@ -207,3 +210,47 @@ def test_latents_that_are_not_finite_end_the_pass(tmp_path: pathlib.Path) -> Non
     with pytest.raises(UserError) as caught:
         latent_cache.make(tmp_path, SET, lambda images: encode(images) * np.nan, plan())
     assert caught.value.field == "autoencoder"
+
+
+def test_a_cache_keeps_the_captions_of_its_images_and_is_trained_on_by_them(tmp_path: pathlib.Path) -> None:
+    for folder, calls in (("whole", 2 * COUNT), ("cut", 3)):
+        with contextlib.suppress(KeyboardInterrupt):
+            latent_cache.make(tmp_path / folder, CAPTIONED, killed_after(calls), plan())
+    latent_cache.make(tmp_path / "cut", CAPTIONED, encode, plan())
+    assert files(tmp_path / "cut") == files(tmp_path / "whole") and (tmp_path / "cut" / TEXTS).exists()
+    field = {"caption": {"name": "caption"}}
+    ours = opened(tmp_path / "cut", fields=field)
+    assert ours.captions(range(COUNT)) == CAPTIONS and ours.arrays is not None and CAPTIONED.arrays is not None
+    for name in ("ids", "mask", "caption_count"):
+        np.testing.assert_array_equal(ours.arrays[name], CAPTIONED.arrays[name])
+    assert ours.digest != opened(tmp_path / "cut").digest
+
+
+def test_a_whole_cache_without_captions_is_given_them_and_nothing_is_encoded(tmp_path: pathlib.Path) -> None:
+    for folder in ("now", "before"):
+        latent_cache.make(tmp_path / folder, CAPTIONED, encode, plan())
+    older = json.loads((tmp_path / "before" / HEADER).read_text())
+    del older["texts"]
+    (tmp_path / "before" / HEADER).write_text(json.dumps(older))
+    (tmp_path / "before" / TEXTS).unlink()
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path / "before", fields={"caption": {"name": "caption"}})
+    assert caught.value.field == "data.fields" and len(opened(tmp_path / "before")) == COUNT
+    latent_cache.make(tmp_path / "before", CAPTIONED, killed_after(0), plan())
+    assert files(tmp_path / "before") == files(tmp_path / "now")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "absent"])
+def test_damaged_captions_are_named(damage: str, tmp_path: pathlib.Path) -> None:
+    latent_cache.make(tmp_path, CAPTIONED, encode, plan())
+    path = tmp_path / TEXTS
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[:-40])
+    if damage == "other":
+        kept_texts.write(path, [{"title": [""]}] * COUNT)
+    assert len(opened(tmp_path)) == COUNT  # what does not read them does not mind
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, fields={"caption": {"name": "caption"}})
+    assert caught.value.field == "data.name" and "\n" not in str(caught.value)
