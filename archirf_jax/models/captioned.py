@@ -43,6 +43,12 @@ class Captioned(nn.Module):
         answer: jax.Array = self.network(x, t, others | seen, **more)
         return answer
 
+    @nn.nowrap
+    def condition_ranges(self) -> dict[str, tuple[float, float]]:
+        """Those of the network."""
+        ranges: dict[str, tuple[float, float]] = getattr(self.network, "condition_ranges", dict)()
+        return ranges
+
 
 def build(network: Mapping[str, Any], text: Mapping[str, Any], dtype: str = "float32") -> Captioned:
     """A network and a text encoder, each by name and fields.

@@ -22,6 +22,7 @@ from archirf_jax.models import layers
 from archirf_jax.models.linear import Dense
 
 CONTEXTS = ("class_tokens", "class_table", "text")
+LONGEST = 65_536  # learned tokens that stand for no text
 TABLE = "table"  # the array's name in a file of class embeddings
 
 
@@ -41,14 +42,62 @@ def pack(condition: Condition, width: int) -> tuple[jax.Array, jax.Array | None]
         UserError: no tokens, or tokens of another width.
     """
     tokens = layers.entry(condition, "tokens")
-    if tokens.shape[-1] != width:
-        raise UserError("model.context_width", width, f"is not the width of the tokens, {tokens.shape[-1]}")
+    _check_width(tokens, width)
     if "mask" not in condition:
         return tokens, None
     mask = condition["mask"].astype(bool)
     order = jnp.argsort(~mask, axis=1)[..., None]
     tokens = jnp.where(mask[..., None], tokens, jnp.zeros((), tokens.dtype))
     return jnp.take_along_axis(tokens, order, axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+
+def with_null(module: nn.Module, condition: Condition, count: int, width: int, pooled: int | None = None) -> Condition:
+    """The condition with a learned text in the place of those that are not there, whose mask is all False.
+
+    Saharia et al. 2022 ("Photorealistic Text-to-Image Diffusion Models", Imagen) learn what stands for no text.
+
+    Args:
+        module: whose parameters "null_tokens" (count, width) and "null_pooled" (pooled,) stand for no text.
+        condition: "tokens" (B, L, width), "mask" (B, L), and with `pooled` "pooled" (B, pooled).
+        count: tokens that stand for no text; 0 = the condition stays as it is.
+        width: of the tokens.
+        pooled: width of pooled vectors; None = there are none.
+
+    Returns:
+        The condition, its texts as long as the longer of L and `count`.
+
+    Raises:
+        UserError: there is no mask, or the tokens have another width.
+    """
+    if not count:
+        return condition
+    mask, tokens = (layers.entry(condition, name) for name in ("mask", "tokens"))
+    _check_width(tokens, width)
+    absent = ~jnp.any(mask.astype(bool), axis=1)
+    more = max(0, count - tokens.shape[1])
+    tokens, mask = jnp.pad(tokens, ((0, 0), (0, more), (0, 0))), jnp.pad(mask.astype(bool), ((0, 0), (0, more)))
+    null = module.param("null_tokens", layers.small_normal, (count, width))
+    null = jnp.pad(null, ((0, tokens.shape[1] - count), (0, 0))).astype(tokens.dtype)
+    found = {"tokens": jnp.where(absent[:, None, None], null, tokens)}
+    found["mask"] = jnp.where(absent[:, None], jnp.arange(tokens.shape[1]) < count, mask)
+    if pooled is not None:
+        vector = layers.entry(condition, "pooled")
+        own = module.param("null_pooled", layers.small_normal, (pooled,)).astype(vector.dtype)
+        found["pooled"] = jnp.where(absent[:, None], own, vector)
+    return {**condition, **found}
+
+
+def check_null_tokens(count: int, reads_texts: bool, field: str) -> None:
+    """Raise a UserError about learned tokens for no text in a network that reads none unless `field` is set."""
+    if count and not reads_texts:
+        raise UserError("model.null_tokens", count, f"stands for no text, and the network reads none: set {field}")
+    if count > LONGEST:
+        raise UserError("model.null_tokens", count, f"must be at most {LONGEST:_}")
+
+
+def _check_width(tokens: jax.Array, width: int) -> None:
+    if tokens.shape[-1] != width:
+        raise UserError("model.context_width", width, f"is not the width of the tokens, {tokens.shape[-1]}")
 
 
 class Context(nn.Module):
@@ -63,6 +112,7 @@ class Context(nn.Module):
         class_embeddings: .npz file that the table is read from when parameters are made.
         context_width: of text tokens; None = `width`, and they are not projected.
         pooled_width: of pooled text vectors; None = there are none.
+        null_tokens: learned tokens that stand for a text whose mask is all False, with a pooled vector; 0 = none do.
         dtype: compute dtype.
     """
 
@@ -74,6 +124,7 @@ class Context(nn.Module):
     class_embeddings: str | None = None
     context_width: int | None = None
     pooled_width: int | None = None
+    null_tokens: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -85,6 +136,8 @@ class Context(nn.Module):
         """
         embed = layers.VectorEmbedder(self.width, self.dtype, name="pooled")
         if self.kind == "text":
+            width = self.context_width or self.width
+            condition = with_null(self, condition, self.null_tokens, width, self.pooled_width)
             tokens, lengths = self._text(condition)
             return tokens, lengths, embed(self._pooled(condition)) if self.pooled_width else 0.0
         tokens = self._labels(layers.entry(condition, "label"))

@@ -25,7 +25,7 @@ import numpy as np
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
-from archirf_jax.models.conditions import pack
+from archirf_jax.models.conditions import check_null_tokens, pack, with_null
 from archirf_jax.models.linear import Dense
 
 # Peebles & Xie 2022, Table 1: width, depth and heads; "tiny" is this project's own, for 8x8 digits on a CPU.
@@ -121,6 +121,7 @@ class DiT(nn.Module, layers.Presets):
         two_times: condition also on the time s that the answer leads to, as t - s.
         context_width: width of text tokens, which every block attends to; only with conditioning "cross_attention".
             A label is then read if it is there. None = no text is read.
+        null_tokens: learned tokens that stand for a text whose mask is all False; 0 = none do.
         low_res: concatenate the image "low_res" to x's channels and condition on its "noise_level", if it is there.
         remat: keep no activations of blocks for the backward pass.
         scan: compile one block for all; parameters of blocks are stacked.
@@ -144,6 +145,7 @@ class DiT(nn.Module, layers.Presets):
     null_label: bool = True
     two_times: bool = False
     context_width: int | None = None
+    null_tokens: int = 0
     low_res: bool = False
     remat: bool = False
     scan: bool = False
@@ -193,6 +195,11 @@ class DiT(nn.Module, layers.Presets):
         answer = layers.from_patches(final(x, c if MODULATIONS[self.conditioning] else None), p, rows)
         return answer[..., :channels]
 
+    @nn.nowrap
+    def condition_ranges(self) -> dict[str, tuple[float, float]]:
+        """The lowest and the highest number that a condition may be."""
+        return {"noise_level": (0.0, 1.0)} if self.low_res else {}
+
     def _time(self, t: jax.Array, s: jax.Array | None, condition: Condition) -> jax.Array:
         """The embedding (B, D) of all times."""
         embed = functools.partial(layers.TimestepEmbedder, self.hidden_size, self.dtype)
@@ -213,7 +220,8 @@ class DiT(nn.Module, layers.Presets):
 
     def _with_text(self, c: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None]:
         """A sequence (B, M, D) followed by the text's tokens, and how many count (B,)."""
-        tokens, lengths = pack(condition, self.context_width or 0)
+        width = self.context_width or 0
+        tokens, lengths = pack(with_null(self, condition, self.null_tokens, width), width)
         text = Dense(self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier, name="context")(tokens)
         return jnp.concatenate([c, text], axis=1), None if lengths is None else c.shape[1] + lengths
 
@@ -238,7 +246,8 @@ class DiT(nn.Module, layers.Presets):
 
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio")
-        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth", "registers", "position_size")
+        counts = ("depth", "registers", "position_size", "null_tokens")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
         layers.check_most(self, "hidden_size", "depth")
         layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "context_width")
         layers.check_choices(
@@ -247,6 +256,7 @@ class DiT(nn.Module, layers.Presets):
         if self.context_width is not None and self.conditioning != "cross_attention":
             needs = "needs model.conditioning='cross_attention'; texts are not read otherwise"
             raise UserError("model.context_width", self.context_width, needs)
+        check_null_tokens(self.null_tokens, self.context_width is not None, "model.context_width")
         layers.check_mlp(self.hidden_size, self.mlp_ratio)
         layers.check_patches(height, width, self.patch_size)
         attention.check_heads(self.hidden_size, self.num_heads)

@@ -118,6 +118,11 @@ class LatentUNet(nn.Module, layers.Presets):
         h = nn.silu(group_norm("norm", self.norm_num_groups)(h))
         return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
 
+    @nn.nowrap
+    def condition_ranges(self) -> dict[str, tuple[float, float]]:
+        """The lowest and the highest number that a condition may be; beyond them there is no row of a table."""
+        return {} if self.noise_levels is None else {"noise_level": (0, self.noise_levels - 1)}
+
     def _through(
         self, levels: tuple[Level, ...], x: jax.Array, emb: jax.Array, text: jax.Array, lengths: Lengths
     ) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
-from archirf_jax.models.conditions import CONTEXTS, Context
+from archirf_jax.models.conditions import CONTEXTS, Context, check_null_tokens
 from archirf_jax.models.dit import FinalLayer
 from archirf_jax.models.linear import Dense
 
@@ -152,7 +152,7 @@ class MMDiT(nn.Module, layers.Presets):
     Attributes:
         num_classes: labels are 0..num_classes-1, the null label is num_classes; texts need none.
         context: what the context stream holds, a key of `conditions.CONTEXTS`; its other fields are there.
-        class_tokens, class_width, class_embeddings, context_width, pooled_width: see `conditions.Context`.
+        class_tokens, class_width, class_embeddings, context_width, pooled_width, null_tokens: see `conditions.Context`.
         patch_size: side of a square patch in pixels; both image sides must be multiples of it.
         hidden_size: token width, a multiple of num_heads and of 4.
         depth: blocks of two streams.
@@ -183,6 +183,7 @@ class MMDiT(nn.Module, layers.Presets):
     class_embeddings: str | None = None
     context_width: int | None = None
     pooled_width: int | None = None
+    null_tokens: int = 0
     patch_size: int = 2
     hidden_size: int = 384
     depth: int = 6
@@ -250,6 +251,7 @@ class MMDiT(nn.Module, layers.Presets):
             class_embeddings=self.class_embeddings,
             context_width=self.context_width,
             pooled_width=self.pooled_width,
+            null_tokens=self.null_tokens,
             dtype=self.dtype,
             name=name,
         )
@@ -295,7 +297,8 @@ class MMDiT(nn.Module, layers.Presets):
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio", "depth")
         layers.require(self, lambda value: value > 0, "must be above 0", "position_size", "out_channels")
-        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth_single", "registers")
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth_single", "registers", "null_tokens")
+        check_null_tokens(self.null_tokens, self.context == "text", "model.context")
         layers.check_most(self, "hidden_size", "depth", "depth_single")
         layers.check_choices(self, context=CONTEXTS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS, norm=NORMS)
         layers.check_mlp(self.hidden_size, self.mlp_ratio)

@@ -81,11 +81,21 @@ def _checked(name: str, table: np.ndarray, task: Diffusion) -> jnp.ndarray:
         raise UserError(FIELD, name, f"has the shape {table.shape}; this network takes ({expected})")
     if not untrusted.finite(table):
         raise UserError(FIELD, name, "holds nan, or infinity as float32")
+    _check_range(name, table, task)
     classes = task.num_classes
     if label and table.size and not 0 <= table.min() <= table.max() <= classes:
         wrong = table.min() if table.min() < 0 else table.max()
         raise UserError(FIELD, name, f"{wrong} is out of range; this run has 0-{classes - 1}")
     return jnp.asarray(table.astype(example.dtype))
+
+
+def _check_range(name: str, table: np.ndarray, task: Diffusion) -> None:
+    """Raise a UserError for a number that the network does not know, such as one beyond a table of it."""
+    ranges: dict[str, tuple[float, float]] = getattr(task.model, "condition_ranges", dict)()
+    low, high = ranges.get(name, (-np.inf, np.inf))
+    if table.size and not low <= table.min() <= table.max() <= high:
+        wrong = table.min() if table.min() < low else table.max()
+        raise UserError(FIELD, name, f"{wrong:g} is out of range; this network takes {low:g} to {high:g}")
 
 
 def _null(name: str, given: np.ndarray | None, table: Any) -> jnp.ndarray:
