@@ -80,10 +80,11 @@ def replay(args: types.SimpleNamespace) -> int:
     from absl import logging
 
     from archirf_jax.launch.runs import open_run
+    from archirf_jax.launch.text_caches import frozen_params
     from archirf_jax.training import replay
 
     run = open_run(args.workdir)
-    conclusion = replay.replay(run.task, args.workdir, run.frozen)
+    conclusion = replay.replay(run.task, args.workdir, frozen_params(run.config, run.runs))
     replay.log_report(args.workdir)
     logging.info("%s", conclusion)
     return 0

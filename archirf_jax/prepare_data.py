@@ -11,11 +11,17 @@ network is that of a classifier's run, or features(images) of a Python file: ima
     python -m archirf_jax.prepare_data --name=openmoji --autoencoder=runs/ae --out=data/latents
 
 encodes every image once; --config.data.name=latents:data/latents trains on that.
+
+    python -m archirf_jax.prepare_data --name=scenes --text_encoder=runs/minilm --out=data/texts_scenes
+
+encodes every caption once, for a field text_states. With --autoencoder as well, the texts are in the folder texts of
+--out.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +42,14 @@ OPTIONS = (
     Flag("skip_unreadable", "leave unreadable images of a folder out", bool, False, field="data.skip_unreadable"),
     VALUE_RANGE,
 )
+CONDITIONER = "conditioners.text"
+TEXTS = (
+    Flag("text_feature", "name of the captions in the set", str, "caption", field="data.fields"),
+    Flag("text_length", "tokens of each caption; default: the longest's", int, low=1, field=f"{CONDITIONER}.length"),
+    Flag("text_tokens", "which array of the encoder the tokens are", str, "tokens", field=f"{CONDITIONER}.tokens"),
+    Flag("text_pooled", "which array of the encoder is a pooled vector; default: none", field=f"{CONDITIONER}.pooled"),
+    Flag("text_masked", "whether padding is hidden from the encoder", bool, True, field=f"{CONDITIONER}.masked"),
+)
 COMMAND = Command(
     __doc__,
     Flag(
@@ -47,10 +61,12 @@ COMMAND = Command(
     Flag("dir", "folder for prepared data sets", pathlib.Path, "data", field="data.dir"),
     Flag("class_embeddings", ".npz file to write: mean features of each class", pathlib.Path),
     Flag("autoencoder", "run of an autoencoder, which encodes every image into --out", pathlib.Path),
-    Flag("out", "folder of the latents", pathlib.Path),
+    Flag("text_encoder", "run of a text encoder, which encodes every caption into --out", pathlib.Path),
+    Flag("out", "folder of the latents, or of the texts, by default texts_NAME in --dir", pathlib.Path),
     Flag("flip", "encode the mirrored images as well, for --config.data.flip", bool, False),
     Flag("features", "run of a classifier, or a Python file that defines features(images)", pathlib.Path),
     *OPTIONS,
+    *TEXTS,
     device=False,
 )
 
@@ -159,29 +175,61 @@ def encode_images(args: types.SimpleNamespace) -> None:
     )
 
 
+def encode_texts(args: types.SimpleNamespace) -> None:
+    """Make the text cache of --out; beside latents, of the folder texts in it."""
+    from absl import logging
+
+    from archirf_jax.data.fields import LATENTS
+    from archirf_jax.data.preparation import prepare
+    from archirf_jax.data.sources import FOLDER, open_source
+    from archirf_jax.launch import text_caches
+
+    run = text_caches.encoder(args.text_encoder, "text_encoder")
+    if not args.name.startswith((FOLDER, LATENTS)):
+        prepare(args.name, str(args.dir))
+    source = open_source(args.name, directory=str(args.dir), split=args.split, label_key=None)
+    out = args.dir / f"texts_{re.sub('[^A-Za-z0-9]+', '_', args.name)}" if args.out is None else args.out
+    out = out if args.autoencoder is None else out / "texts"
+    fields = {name: getattr(args, f"text_{name}") for name in text_caches.DEFAULTS}
+    text_caches.make_cache(run, source, out, args.batch_size, args.text_feature, **fields)
+    what = "next: train with --config.data.fields.text.name=text_states --config.data.fields.text.cache=%s "
+    what += "--config.conditioners.text.name=text --config.frozen.text=%s"
+    logging.info(what, out, run.directory)
+
+
 def main(args: types.SimpleNamespace) -> None:
-    """Prepare a set, encode its images, or average features over its classes."""
+    """Prepare a set, encode its images or its captions, or average features over its classes."""
     from archirf_jax.data.preparation import prepare
 
-    belonging = {"class_embeddings": ("features",), "autoencoder": ("out", "flip")}
-    for other, flags in belonging.items():
-        for flag in flags if getattr(args, other) is None else ():
-            if flag in args.given:
-                raise UserError(f"--{flag}: belongs to --{other}; add that")
+    _check_belonging(args)
     if args.autoencoder is not None:
-        if args.class_embeddings is not None:
-            raise UserError("--autoencoder: and --class_embeddings are two things; give them one after the other")
-        return encode_images(args)
+        encode_images(args)
+    if args.text_encoder is not None:
+        encode_texts(args)
+    if args.autoencoder is not None or args.text_encoder is not None:
+        return
     if args.class_embeddings is None:
-        for option in OPTIONS:
-            if option.name in args.given:
-                raise UserError(f"--{option.name}: belongs to --class_embeddings or --autoencoder; add one of them")
         return prepare(args.name, str(args.dir))
     if args.features is None:
         what = "is missing; give the run of a classifier or a Python file with features(images)"
         raise UserError("features", message=what)
     options = {option.name: getattr(args, option.name) for option in OPTIONS}
     embed_classes(args.name, str(args.dir), args.features, args.class_embeddings, **options)
+
+
+def _check_belonging(args: types.SimpleNamespace) -> None:
+    """Raise a UserError if a flag is given without the one that it belongs to."""
+    belonging: dict[str, tuple[str, ...]] = {flag.name: ("class_embeddings", "autoencoder") for flag in OPTIONS}
+    belonging |= {flag.name: ("text_encoder",) for flag in TEXTS}
+    belonging |= {"features": ("class_embeddings",), "flip": ("autoencoder",), "out": ("autoencoder", "text_encoder")}
+    belonging |= {name: (*belonging[name], "text_encoder") for name in ("split", "batch_size")}
+    for flag, others in belonging.items():
+        if flag in args.given and all(getattr(args, other) is None for other in others):
+            allowed = " or ".join(f"--{other}" for other in others)
+            raise UserError(f"--{flag}: belongs to {allowed}; add {'that' if len(others) == 1 else 'one of them'}")
+    for other in ("autoencoder", "text_encoder"):
+        if args.class_embeddings is not None and getattr(args, other) is not None:
+            raise UserError(f"--{other}: and --class_embeddings are two things; give them one after the other")
 
 
 if __name__ == "__main__":

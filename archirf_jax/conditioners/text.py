@@ -17,6 +17,7 @@ from archirf_jax.contracts import Batch, Condition, Frozen
 from archirf_jax.errors import UserError
 
 RUN = "text"  # the frozen run, unless another is named
+NULL = "null"  # in place of the encoder's parameters: what it makes of a text without characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +65,20 @@ class Text:
         return self._named(found)
 
     def null(self, frozen: Frozen) -> Condition:
-        """The condition of no text, without batch axis."""
-        ids = jnp.asarray([self.empty], jnp.int32)
-        mask = jnp.arange(len(self.empty))[None] < self.count
-        found = {name: value[0] for name, value in self._encoded(frozen, ids, mask).items()}
+        """The condition of no text, without batch axis.
+
+        Where texts were encoded beforehand, `frozen[run]` may hold the arrays of the empty one as NULL, and no encoder.
+        """
+        found = dict(frozen[self.run][NULL] if NULL in frozen[self.run] else self._of_empty(frozen))
         if self.null_text != "empty":
             found = {name: jnp.zeros_like(value) for name, value in found.items()}
             found["mask"] = jnp.full(found["mask"].shape, self.null_text == "zeros")
         return self._named(found)
+
+    def _of_empty(self, frozen: Frozen) -> Condition:
+        ids = jnp.asarray([self.empty], jnp.int32)
+        mask = jnp.arange(len(self.empty))[None] < self.count
+        return {name: value[0] for name, value in self._encoded(frozen, ids, mask).items()}
 
     def _encoded(self, frozen: Frozen, ids: jax.Array, mask: jax.Array | None) -> Condition:
         mask = self._seen(ids, mask)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from archirf_jax import registry
-from archirf_jax.data import fields, vocabulary
+from archirf_jax.data import fields, kept_captions, vocabulary
 from archirf_jax.data.digests import digest
-from archirf_jax.data.fields.caption import COUNT, IDS, MASK, TOKENS, Caption
+from archirf_jax.data.fields.caption import COUNT, IDS, KIND, MASK, TOKENS, Caption
 from archirf_jax.data.sources import Source
 from archirf_jax.data.tfds_source import TfdsSource, how_to_prepare
 from archirf_jax.data.tokenizer import FILE, Tokenizer
-from archirf_jax.errors import UserError, listed
+from archirf_jax.errors import UserError
 from archirf_jax.files import expand
 
-KIND = "caption"  # the file of the field
-SHOWN = 5  # images without a caption that a message names
 PART = 65_536  # captions at a time
 
 
@@ -80,38 +76,15 @@ def take_captions(data: ConfigDict, source: Source) -> Source:
     about, given = f"data.fields.{name}", data.fields[name].to_dict()
     options = {option: value for option, value in given.items() if option != "name"}
     field: Caption = registry.build(fields, f"{about}.name", KIND, options)
-    texts = _texts(source, field, about)
+    texts = kept_captions.texts(source, field.feature, field.null_text, about)
     tokenizer = _tokenizer(field, source, texts, about, data)
     most = field.captions or max(1, max(map(len, texts)))
-    _report_more(texts, most)
+    kept_captions.report_more(texts, most)
     with data.unlocked():
         known = {"length": tokenizer.length, "pad_id": tokenizer.padding, "captions": most}
         data.fields[name].update(ConfigDict(known))
     tokens = _tokenized([row[:most] or [""] for row in texts], most, tokenizer)
     return CaptionedSource(source, tokenizer, field.feature, tokens)
-
-
-def _texts(source: Source, field: Caption, about: str) -> list[list[str]]:
-    """The captions of every example that say something.
-
-    Raises:
-        UserError: an example has none, and the null text is not to take its place.
-    """
-    texts: list[list[str]] = []
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for first in range(0, len(source), PART):
-            part = range(first, min(first + PART, len(source)))
-            rows = pool.map(lambda index: source.captions(index, field.feature), part)
-            texts += [[text.strip() for text in row if text.strip()] for row in rows]
-    missing = [index for index, row in enumerate(texts) if not row]
-    if not missing:
-        return texts
-    named = listed([source.describe(index) for index in missing[: SHOWN + 1]], most=SHOWN)
-    what = f"{len(missing)} of {len(texts)} images have no caption: {named}"
-    if not field.null_text:
-        raise UserError(about, message=f"{what}; write them, or set {about}.null_text=True to take the null text")
-    logging.warning("%s; they have the null text", what)
-    return texts
 
 
 def _tokenizer(field: Caption, source: Source, texts: Sequence[Sequence[str]], about: str, data: Any) -> Tokenizer:
@@ -126,12 +99,6 @@ def _tokenizer(field: Caption, source: Source, texts: Sequence[Sequence[str]], a
         what += how_to_prepare(data.name, data.dir)
         raise UserError(f"{about}.tokenizer", message=what)
     return vocabulary.opened(source.folder, about, field.length, field.pad_id)
-
-
-def _report_more(texts: Sequence[Sequence[str]], most: int) -> None:
-    more = sum(len(row) > most for row in texts)
-    if more:
-        logging.warning("%d images have more than %d captions, and the first ones are taken", more, most)
 
 
 def _tokenized(texts: Sequence[Sequence[str]], most: int, tokenizer: Tokenizer) -> dict[str, np.ndarray]:

@@ -21,12 +21,13 @@ from absl import logging
 from archirf_jax import untrusted
 from archirf_jax.data.fields import Fields, unflipped
 from archirf_jax.data.fields.caption import Caption
+from archirf_jax.data.fields.text_states import TextStates
 from archirf_jax.data.folder_source import UNKNOWN, FolderSource
 from archirf_jax.data.sources import Source
 from archirf_jax.files import atomic_write, cache
 
 VERSION = "1"  # of what is kept
-DECIDED_HERE = {"image", "label"}  # fields that read nothing but the image itself; captions are tokens by then
+DECIDED_HERE = {"image", "label"}  # fields that read nothing but the image itself; captions are read by then
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,9 +61,11 @@ class Checks:
 
 def recall(source: Source, fields: Fields) -> Checks:
     """What earlier starts found; nothing for sets that are not folders, and where other fields decide as well."""
-    passed, source = np.zeros(len(source), bool), getattr(source, "inner", source)
+    passed = np.zeros(len(source), bool)
+    while hasattr(source, "inner"):
+        source = source.inner
     others = [field for name, field in fields.items() if name not in DECIDED_HERE]
-    if not isinstance(source, FolderSource) or not all(isinstance(field, Caption) for field in others):
+    if not isinstance(source, FolderSource) or not all(isinstance(field, Caption | TextStates) for field in others):
         return Checks(passed)
     stamps, path = source.stamps(), _place(source, fields)
     return Checks(np.isin(stamps, _read(path)) & (stamps != UNKNOWN), stamps, path)

@@ -14,6 +14,7 @@ from archirf_jax.data.fields import make_fields
 from archirf_jax.data.pipeline import load_source
 from archirf_jax.data.preparation import prepare
 from archirf_jax.data.sources import ARRAYS, FOLDER, ArraySource, Source, open_source
+from archirf_jax.data.text_source import take_states
 from archirf_jax.errors import UserError
 
 SETTINGS: dict[str, Any] = {  # of `config.data` where nothing else is given
@@ -132,7 +133,7 @@ def from_arrays(
 
 def _load(source: Source, **given: Any) -> Dataset:
     data = ConfigDict(SETTINGS | given)
-    source = take_captions(data, source)
+    source = take_states(data, take_captions(data, source))
     return load_source(source, make_fields(data), data)
 
 

@@ -23,6 +23,7 @@ from archirf_jax.data.fields import LATENTS, Arrays, Fields, make_fields
 from archirf_jax.data.images import UNREADABLE, check_channels
 from archirf_jax.data.latent_source import LatentSource
 from archirf_jax.data.sources import Source, open_source
+from archirf_jax.data.text_source import take_states
 from archirf_jax.errors import UserError
 
 __all__ = ["Dataset", "ResidentFeed", "StreamFeed", "load", "load_source", "make_feed"]
@@ -35,13 +36,13 @@ def load(data: ConfigDict) -> Dataset:
     """Open, check and, where it fits, decode the set that `config.data` names.
 
     Raises:
-        UserError: as `make_fields`, `open_source` and `take_captions`; images of other channels than 1 and 3; or
-            unreadable examples, unless data.skip_unreadable.
+        UserError: as `make_fields`, `open_source`, `take_captions` and `take_states`; images of other channels than 1
+            and 3; or unreadable examples, unless data.skip_unreadable.
     """
     check_channels(data.channels)
     take_latents(data)
     source = open_source(data.name, directory=data.dir, split=data.split, label_key=data.label_key)
-    source = take_captions(data, source)
+    source = take_states(data, take_captions(data, source))
     return load_source(source, make_fields(data), data)
 
 

@@ -105,6 +105,11 @@ class TfdsSource:
         """Set, split and number of the example."""
         return f"{self._name} {self._split} example {index}"
 
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """Name, size and nanosecond of modification of each file of records."""
+        files = sorted(file for file in self.folder.iterdir() if ".array_record" in file.name)
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
     def digest(self) -> str:
         """A digest of name, version, split, number of examples and class names."""
         return self._digest

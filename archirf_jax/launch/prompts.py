@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Batch, Condition
 from archirf_jax.data import tokenizer, vocabulary
-from archirf_jax.data.captions import KIND
-from archirf_jax.data.fields.caption import IDS, MASK
+from archirf_jax.data.fields.caption import IDS, KIND, MASK
 from archirf_jax.data.tokenizer import Tokenizer
 from archirf_jax.errors import UserError
 from archirf_jax.launch.runs import Run

@@ -18,7 +18,7 @@ import numpy as np
 from archirf_jax import registry
 from archirf_jax.contracts import Frozen, Params, Task
 from archirf_jax.data import tokenizer
-from archirf_jax.data.captions import KIND
+from archirf_jax.data.fields.caption import KIND
 from archirf_jax.data.images import to_float, to_uint8
 from archirf_jax.errors import UserError, listed
 from archirf_jax.files import expand

@@ -28,6 +28,7 @@ class Field(Protocol):
 
     Attributes:
         draws: decoding is random, so that an example is decoded anew each time and its set streams.
+        drawn_as: the name of the field whose key `finish` is given; without the attribute, its own.
     """
 
     draws: bool
@@ -100,7 +101,7 @@ def finish(fields: Fields, arrays: Mapping[str, jax.Array], key: jax.Array) -> d
     """The batch of decoded arrays (B, ...), inside jit."""
     batch: dict[str, jax.Array] = {}
     for name, field in fields.items():
-        own_key = key if name == "image" else jax.random.fold_in(key, _number(name))
+        own_key = key if name == "image" else jax.random.fold_in(key, _number(getattr(field, "drawn_as", name)))
         batch |= field.finish({part: arrays[part] for part in field.shapes()}, own_key)
     return batch
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 
+KIND = "caption"  # this file
 TOKENS = "caption tokens"  # in the source: {"ids", "mask", "caption_count"}
 IDS, MASK, COUNT = "ids", "mask", "caption_count"
 
@@ -59,11 +60,28 @@ class Caption:
 
     def finish(self, arrays: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """{"ids": (B, L) int32, "mask": (B, L) bool} of one caption of each image."""
-        ids, mask = arrays[IDS], arrays[MASK]
-        if ids.shape[1] == 1:
-            return {IDS: ids[:, 0], MASK: mask[:, 0]}
-        chosen = jax.random.randint(key, (len(ids),), 0, arrays[COUNT])[:, None, None]
-        return {name: jnp.take_along_axis(each, chosen, axis=1)[:, 0] for name, each in ((IDS, ids), (MASK, mask))}
+        return drawn({IDS: arrays[IDS], MASK: arrays[MASK]}, arrays[COUNT], key)
+
+
+def drawn(arrays: Mapping[str, jax.Array], counts: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    """What belongs to one caption of each image.
+
+    Args:
+        arrays: (B, captions, ...) by name.
+        counts: (B,) how many captions an image has.
+        key: the same for all that belongs to one caption.
+
+    Returns:
+        (B, ...) by name.
+    """
+    if next(iter(arrays.values())).shape[1] == 1:
+        return {name: each[:, 0] for name, each in arrays.items()}
+    chosen = jax.random.randint(key, counts.shape, 0, counts)
+
+    def one(each: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(each, chosen.reshape(-1, *[1] * (each.ndim - 1)), axis=1)[:, 0]
+
+    return {name: one(each) for name, each in arrays.items()}
 
 
 def build(
