@@ -30,7 +30,7 @@ DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
 LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
 TEXT = ("scenes_rf",)  # on captions
-OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes", "words", "minilm"]}
+OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes", "words", "minilm", "cached"]}
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
 CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.

@@ -15,11 +15,12 @@ from archirf_jax.data.fields import finish
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.text_cache import EMPTY, TextCache
 from archirf_jax.errors import UserError
-from archirf_jax.launch import text_caches
+from archirf_jax.launch import latents, text_caches
 from archirf_jax.launch.runs import named, open_run
 from archirf_jax.tasks.building import make_task, resolve
-from configs import mmdit_rf
+from configs import autoencoder, mmdit_rf
 from tests import running
+from tests.commands import saved
 from tests.commands.test_text_weights import imported, published
 from tests.tasks import settings
 
@@ -169,3 +170,23 @@ def test_a_cache_holds_the_longest_caption_and_the_empty_one(cache: pathlib.Path
     found = TextCache(cache, "field")
     assert found.header.length == 9 and found.header.captions == len({*TEXTS, "a circle", EMPTY})
     assert found.empty()["mask"].sum() == 2  # what begins and ends every text
+
+
+def test_latents_and_texts_are_made_at_once_and_read_together(
+    encoder: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    tiny = {"model.block_out_channels": (8, 16), "model.norm_num_groups": 4, "model.latent_channels": 4}
+    decoder = saved.save(autoencoder, tmp_path / "ae", tiny).workdir
+    running.call("prepare_data", *preparing(encoder, images, tmp_path / "out"), f"--autoencoder={decoder}")
+    fields = {
+        "stated": {"name": "text_states", "cache": str(tmp_path / "out" / "texts"), "prefix": "t_"},
+        "caption": {"name": "caption"},
+    }
+    given = {"data.name": f"latents:{tmp_path / 'out'}", "data.label_key": None, "data.fields": fields}
+    data = settings.config(mmdit_rf, given, small={}).data
+    found = load(data)
+    assert found.arrays is not None and found.arrays.keys() >= {"moments", "ids", "t_tokens", "t_pooled"}
+    assert sorted(map(len, found.captions(range(8)))) == [1] * 6 + [2] * 2
+    of_images = load(latents.images_of(data))  # as evaluate reads them
+    assert of_images.captions(range(8)) == found.captions(range(8)) and of_images.arrays is not None
+    np.testing.assert_array_equal(of_images.arrays["t_tokens"], found.arrays["t_tokens"])
