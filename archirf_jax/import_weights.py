@@ -63,6 +63,7 @@ def attached(args: types.SimpleNamespace, config: dict[str, Any]) -> dict[str, b
         UserError: a tokenizer that is needed and not there, or of another network, or not needed.
     """
     from archirf_jax.data import tokenizer
+    from archirf_jax.launch.published_systems import tokenizer_of
 
     group = config.get("tokenizer")
     if group is None:
@@ -70,7 +71,10 @@ def attached(args: types.SimpleNamespace, config: dict[str, Any]) -> dict[str, b
             raise UserError("tokenizer", str(args.tokenizer), f"is not for --source={args.source}; leave it out")
         return {}
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-    found = tokenizer.read(args.tokenizer or folder / tokenizer.FILE, **group)
+    if args.source == "clip-text" and args.tokenizer is None:
+        found = tokenizer_of(folder, group, args.pad_id)
+    else:
+        found = tokenizer.read(args.tokenizer or folder / tokenizer.FILE, **group)
     config["tokenizer"] = tokenizer.described(found, config["model"]["vocab_size"])
     return {tokenizer.FILE: found.content.encode()}
 
@@ -101,14 +105,16 @@ def check_system(args: types.SimpleNamespace, hints: dict[str, Any], taken: set[
 
 
 def write(args: types.SimpleNamespace, hints: dict[str, Any]) -> None:
-    """The run directory of one network."""
-    from archirf_jax.interop import files
+    """The run directory of one network; a config.json in the folder of its weights says what shapes do not show."""
+    from archirf_jax.interop import files, part_settings
     from archirf_jax.launch import run_directory
     from archirf_jax.launch.defaults import DEFAULTS
     from archirf_jax.tasks.published import load
 
     tensors = dict(files.read(args.checkpoint)) | (files.read(args.heads, "heads") if args.heads else {})
-    config, params = load(args.source, tensors, hints)
+    settings = part_settings.beside(args.source, args.checkpoint)
+    config, params = load(args.source, tensors, part_settings.hints(args.source, settings) | hints)
+    part_settings.check_said(args.source, settings, config["model"])
     config = DEFAULTS | config
     run_directory.write(args.workdir, config, params, step=0, attached=attached(args, config))
 

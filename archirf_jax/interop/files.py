@@ -86,7 +86,7 @@ def write(tensors: Mapping[str, Any], path: pathlib.Path, field: str = "out") ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # left by a process that was killed, or a link to another file
-        save_file(arrays, part)
+        save_file(arrays, part, {"format": "pt"})  # some versions of transformers read no file without this note
         part.replace(path)
     except (SafetensorError, OSError) as e:
         raise UserError(field, str(path), f"cannot be written: {e}") from e

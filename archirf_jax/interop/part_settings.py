@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from archirf_jax.errors import UserError
+from archirf_jax.interop import published_folder
 
 Settings = Mapping[str, Any]
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -26,12 +28,25 @@ class Part(NamedTuple):
     fixed: Mapping[str, tuple[Any, ...]]
 
 
+def beside(source: str, path: pathlib.Path) -> dict[str, Any]:
+    """The settings in the folder of a network's weights; {} for a file, and for kinds whose settings are not read.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    found = published_folder.settings(path / published_folder.SETTINGS) if source in PARTS else {}
+    inner = found.get("text_config")  # of CLIP as a whole, whose other half encodes images
+    return found | inner if isinstance(inner, dict) else found
+
+
 def hints(source: str, settings: Settings) -> dict[str, Any]:
     """What shapes do not show, of the settings of a network.
 
     Raises:
         UserError: they are of a network that this project does not have.
     """
+    if not settings:
+        return {}
     part = PARTS[source]
     for name, values in part.fixed.items():
         if name in settings and _plain(settings[name]) not in values:
@@ -48,6 +63,8 @@ def check_said(source: str, settings: Settings, fields: Mapping[str, Any]) -> No
         settings: of its config.json.
         fields: of the network, as its shapes are.
     """
+    if not settings:
+        return
     said = {field: settings[name] for field, name in PARTS[source].said.items() if settings.get(name) is not None}
     if source not in ("vae", "clip-text") and "down_block_types" in settings:
         said["transformer_depth"] = _depths(settings)

@@ -100,7 +100,7 @@ def _part(folder: pathlib.Path, given: Hints) -> Contents:
     attached: dict[str, bytes] = {}
     if "tokenizer" in config:
         beside = folder.with_name(published_folder.TOKENIZERS[folder.name])
-        found = _tokenizer(beside, config["tokenizer"], given.get("pad_id"))
+        found = tokenizer_of(beside, config["tokenizer"], given.get("pad_id"))
         config["tokenizer"] = tokenizer.described(found, config["model"]["vocab_size"])
         attached[tokenizer.FILE] = found.content.encode()
     return Contents(DEFAULTS | config, params, attached)
@@ -121,7 +121,7 @@ def _network(source: str, folder: pathlib.Path, given: Hints, frozen: Mapping[st
 
 
 def _loaded(kind: str, folder: pathlib.Path, given: Hints) -> tuple[dict[str, Any], Any]:
-    settings = published_folder.settings(folder / published_folder.SETTINGS)
+    settings = part_settings.beside(kind, folder)
     known = part_settings.hints(kind, settings) | dict(given)
     config, params = load(kind, dict(files.read(published_folder.weights(folder))), known)
     part_settings.check_said(kind, settings, config["model"])
@@ -132,8 +132,17 @@ def _own(given: Hints, part: str) -> dict[str, Any]:
     return {name: given[name] for name in FLAGS[part] if name in given}
 
 
-def _tokenizer(folder: pathlib.Path, group: Mapping[str, Any], pad_id: int | None) -> Tokenizer:
-    """The tokenizer of a folder, from tokenizer.json or from the two files that it was published as."""
+def tokenizer_of(folder: pathlib.Path, group: Mapping[str, Any], pad_id: int | None = None) -> Tokenizer:
+    """CLIP's tokenizer of a folder, from tokenizer.json or from the two files that it was published as.
+
+    Args:
+        folder: that holds them.
+        group: length and pad_id, as of `Tokenizer`.
+        pad_id: wins over what the folder says.
+
+    Raises:
+        UserError: there are no such files, or they are damaged.
+    """
     if (folder / tokenizer.FILE).is_file() or not (folder / clip_vocabulary.VOCABULARY).is_file():
         found = tokenizer.read(folder / tokenizer.FILE, **group)
     else:

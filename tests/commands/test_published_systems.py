@@ -15,6 +15,7 @@ from archirf_jax.data import tokenizer
 from archirf_jax.interop import files
 from archirf_jax.interop.latent_unet_names import rename_latent_unet
 from archirf_jax.interop.weights import published_shapes
+from archirf_jax.launch import prompts
 from archirf_jax.launch.runs import keep, open_run
 from archirf_jax.models.latent_unet import LatentUNet
 from tests import running
@@ -88,8 +89,8 @@ def test_a_folder_becomes_one_run_whose_weights_keep_their_types(workdir: pathli
 
 
 def test_prompts_are_drawn_by_the_run_alone(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    prompts = ("--prompt=a red square", "--prompt=a blue house")
-    running.call("sample", f"--workdir={workdir}", *FEW, *prompts, f"--out={tmp_path / 'x.npz'}")
+    texts = ("--prompt=a red square", "--prompt=a blue house")
+    running.call("sample", f"--workdir={workdir}", *FEW, *texts, f"--out={tmp_path / 'x.npz'}")
     found = np.load(tmp_path / "x.npz")
     assert found["images"].shape == (2, 16, 16, 3) and found["prompts"].tolist() == ["a red square", "a blue house"]
     assert np.any(found["images"][0] != found["images"][1])
@@ -160,25 +161,53 @@ def test_a_system_in_one_file_is_refused_with_what_to_do(tmp_path: pathlib.Path)
     assert "save_pretrained" in refused(tmp_path / "v1-5.safetensors").line
 
 
-def upscaler(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of an upscaler, whose U-Net takes a small image of 8x8 pixels and the level of its noise."""
-    pipelines.write(CASE, folder)
-    fields: dict[str, Any] = dict(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, num_heads=2)
-    model = LatentUNet(**fields, context_width=16, noise_levels=50, low_res=True, use_linear_projection=True)
+def with_unet(folder: pathlib.Path, fields: dict[str, Any], **settings: Any) -> None:
+    """Put another U-Net into a folder, of synthetic numbers."""
+    common: dict[str, Any] = dict(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, num_heads=2)
+    model = LatentUNet(**common, **fields, use_linear_projection=True)
     x = np.zeros((1, 8, 8, 4), np.float32)
-    condition = {"tokens": np.zeros((1, 3, 16)), "noise_level": np.zeros(1), "low_res": np.zeros((1, 8, 8, 3))}
+    condition = {"tokens": np.zeros((1, 3, model.context_width)), "noise_level": np.zeros(1)}
+    condition |= {"low_res": np.zeros((1, 8, 8, 3)), "size": np.zeros((1, model.size_numbers))}
+    condition |= {"pooled": np.zeros((1, model.pooled_width or 1))}
     like = jax.eval_shape(model.init, jax.random.key(0), x, np.zeros(1), condition)["params"]
     shapes = published_shapes(like, rename_latent_unet(model))
     files.write(
         {name: synthetic(name, shape) for name, shape in shapes.items()}, folder / "unet" / f"{STEM}.safetensors"
     )
-    settings: dict[str, Any] = dict(attention_head_dim=2, norm_num_groups=4, sample_size=8, num_class_embeds=50)
-    (folder / "unet" / "config.json").write_text(json.dumps(settings | dict(cross_attention_dim=16)))
+    known = dict(attention_head_dim=2, norm_num_groups=4, sample_size=8, cross_attention_dim=model.context_width)
+    (folder / "unet" / "config.json").write_text(json.dumps(known | settings))
+
+
+def upscaler(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of an upscaler, whose U-Net takes a small image of 8x8 pixels and the level of its noise."""
+    pipelines.write(CASE, folder)
+    with_unet(folder, dict(context_width=16, noise_levels=50, low_res=True), num_class_embeds=50)
     change(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     betas = dict(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02)
     (folder / "low_res_scheduler").mkdir()
     (folder / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(betas))
     return folder
+
+
+def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathlib.Path) -> None:
+    case = cases.load(pathlib.Path(cases.__file__).parent / "pipeline_sdxl.npz")
+    folder = pipelines.write(case, tmp_path / "refiner")
+    with_unet(folder, dict(context_width=12, pooled_width=10, size_width=8, size_numbers=5), addition_time_embed_dim=8)
+    change(folder / "model_index.json", text_encoder=[None, None], force_zeros_for_empty_prompt=False)
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / name)
+    given = ("--source=sdxl-refiner", f"--checkpoint={folder}", f"--workdir={tmp_path / 'run'}")
+    running.call("import_weights", *given)
+    run = open_run(tmp_path / "run")
+    task: Any = run.task
+    keys, batch = jax.random.split(jax.random.key(0), 1), prompts.batch_of(run, ["a cat"])
+    made, null = jax.jit(lambda frozen: (task.conditioner(frozen, batch, keys), task.conditioner.null(frozen)))(
+        run.frozen
+    )
+    assert made["tokens"].shape == (1, 77, 12) and made["pooled"].shape == (1, 10)
+    assert made["size"].tolist() == [[16, 16, 0, 0, 6]] and null["size"].tolist() == [16, 16, 0, 0, 2.5]
+    assert prompts.null_of(run, "a blue cat")["size"].tolist() == [16, 16, 0, 0, 2.5]
+    assert np.any(null["tokens"])  # what the encoder makes of no text
 
 
 def test_an_upscaler_takes_its_small_image_from_a_file_of_conditions(tmp_path: pathlib.Path) -> None:

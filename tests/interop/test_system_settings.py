@@ -124,6 +124,17 @@ def test_settings_that_the_weights_contradict_are_refused(
     assert caught.value.field == "checkpoint"
 
 
+def test_settings_lie_in_the_folder_of_the_weights(tmp_path: pathlib.Path) -> None:
+    assert part_settings.beside("clip-text", tmp_path) == {} == part_settings.hints("clip-text", {})
+    whole = dict(model_type="clip", text_config=dict(num_attention_heads=12, hidden_act="gelu"))
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    found = part_settings.hints("clip-text", part_settings.beside("clip-text", tmp_path))
+    assert found == dict(num_heads=12, activation="gelu")
+    assert part_settings.beside("dit", tmp_path) == {}  # whose settings are not read
+    (tmp_path / "weights.safetensors").touch()
+    assert part_settings.beside("vae", tmp_path / "weights.safetensors") == {}
+
+
 def test_settings_that_say_the_same_in_other_words_are_taken() -> None:
     said = dict(layers_per_block=[2, 2], down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"])
     part_settings.check_said("sd15", said, dict(layers_per_block=2, transformer_depth=(1, 0)))
