@@ -128,7 +128,7 @@ def report(workdir: pathlib.Path) -> None:
 
     run = open_run(workdir)
     for where, one in [(str(workdir), run), *((f"{workdir}, {name}", each) for name, each in run.runs.items())]:
-        total = sum(leaf.size for leaf in jax.tree.leaves(one.params))
+        total = sum(leaf.size for leaf in jax.tree.leaves(one.shapes or one.params))
         logging.info("%s: %s with %.1f M parameters", where, one.config.model.name, total / 1e6)
     use = getattr(run.task, "use", "").format(workdir=shlex.quote(str(workdir)))
     if use and run.runs:

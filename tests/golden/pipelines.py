@@ -41,6 +41,8 @@ def kind(case: Case) -> str:
     names = case.hyperparameters["configs"]
     if "text_encoder_2/config.json" in names:
         return "sdxl"
+    if "low_res_scheduler/scheduler_config.json" in names:
+        return "sd-upscaler"
     return "sd2" if names["unet/config.json"]["use_linear_projection"] else "sd15"
 
 
@@ -77,6 +79,8 @@ def drawn(run: Run, case: Case) -> dict[str, np.ndarray]:
     grid, start = config.make_grid(task.process), jnp.asarray(nhwc(case.inputs["latents"]))
     batch, keys = prompts.batch_of(run, given["prompts"]), jax.random.split(jax.random.key(0), len(start))
 
+    if "low_res" in case.inputs:  # the noise on it, which the reference was handed, is that of these keys
+        batch["low_res"] = jnp.asarray(nhwc(case.inputs["low_res"]))
     networks = run.params, run.frozen
 
     @jax.jit
