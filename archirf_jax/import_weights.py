@@ -45,7 +45,7 @@ COMMAND = Command(
     __doc__,
     Flag("source", "what kind of weights these are", choices=SOURCES, required=True, example="dit"),
     Flag(
-        *("checkpoint", ".safetensors, .pt or .pth file, or the index or folder of several", pathlib.Path),
+        *("checkpoint", "file, index or folder of weights, or for sd*: the folder of a whole pipeline", pathlib.Path),
         required=True,
         example="weights.safetensors",
     ),
@@ -63,6 +63,7 @@ def attached(args: types.SimpleNamespace, config: dict[str, Any]) -> dict[str, b
         UserError: a tokenizer that is needed and not there, or of another network, or not needed.
     """
     from archirf_jax.data import tokenizer
+    from archirf_jax.launch.published_systems import tokenizer_of
 
     group = config.get("tokenizer")
     if group is None:
@@ -70,34 +71,69 @@ def attached(args: types.SimpleNamespace, config: dict[str, Any]) -> dict[str, b
             raise UserError("tokenizer", str(args.tokenizer), f"is not for --source={args.source}; leave it out")
         return {}
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-    found = tokenizer.read(args.tokenizer or folder / tokenizer.FILE, **group)
+    if args.source == "clip-text" and args.tokenizer is None:
+        found = tokenizer_of(folder, group, args.pad_id)
+    else:
+        found = tokenizer.read(args.tokenizer or folder / tokenizer.FILE, **group)
     config["tokenizer"] = tokenizer.described(found, config["model"]["vocab_size"])
     return {tokenizer.FILE: found.content.encode()}
 
 
 def main(args: types.SimpleNamespace) -> None:
     """Read, check, write."""
-    import jax
-    from absl import logging
-
-    from archirf_jax.interop import files
-    from archirf_jax.launch import run_directory
-    from archirf_jax.launch.defaults import DEFAULTS
-    from archirf_jax.launch.runs import open_run
-    from archirf_jax.tasks.published import load
+    from archirf_jax.interop import published_folder
+    from archirf_jax.launch import published_systems
 
     workdir = args.workdir
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError("workdir", str(workdir), "exists and is not empty; give a new directory")
     hints = {flag.name: getattr(args, flag.name) for flag in HINTS if getattr(args, flag.name) is not None}
+    if args.source in published_folder.PARTS and published_folder.is_system(args.checkpoint):
+        check_system(args, hints, published_systems.TAKEN)
+        published_systems.write(args.source, args.checkpoint, workdir, hints)
+    else:
+        write(args, hints)
+    report(workdir)
+
+
+def check_system(args: types.SimpleNamespace, hints: dict[str, Any], taken: set[str]) -> None:
+    """Raise a UserError for a flag that a whole pipeline does not take."""
+    given = {flag.field or flag.name: hints[flag.name] for flag in HINTS if flag.name in hints.keys() - taken}
+    given |= {name: str(getattr(args, name)) for name in ("tokenizer", "heads") if getattr(args, name) is not None}
+    for field, value in given.items():
+        raise UserError(field, value, "is not for the folder of a whole pipeline, whose own files say it; leave it out")
+
+
+def write(args: types.SimpleNamespace, hints: dict[str, Any]) -> None:
+    """The run directory of one network; a config.json in the folder of its weights says what shapes do not show."""
+    from archirf_jax.interop import files, part_settings
+    from archirf_jax.launch import run_directory
+    from archirf_jax.launch.defaults import DEFAULTS
+    from archirf_jax.tasks.published import load
+
     tensors = dict(files.read(args.checkpoint)) | (files.read(args.heads, "heads") if args.heads else {})
-    config, params = load(args.source, tensors, hints)
+    settings = part_settings.beside(args.source, args.checkpoint)
+    config, params = load(args.source, tensors, part_settings.hints(args.source, settings) | hints)
+    part_settings.check_said(args.source, settings, config["model"])
     config = DEFAULTS | config
-    run_directory.write(workdir, config, params, step=0, attached=attached(args, config))
-    total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    logging.info("%s: %s with %.1f M parameters", workdir, config["model"]["name"], total / 1e6)
-    use = getattr(open_run(workdir).task, "use", "").format(workdir=shlex.quote(str(workdir)))
-    if use:
+    run_directory.write(args.workdir, config, params, step=0, attached=attached(args, config))
+
+
+def report(workdir: pathlib.Path) -> None:
+    """Say what a run directory holds, and what can be done with it."""
+    import jax
+    from absl import logging
+
+    from archirf_jax.launch.runs import open_run
+
+    run = open_run(workdir)
+    for where, one in [(str(workdir), run), *((f"{workdir}, {name}", each) for name, each in run.runs.items())]:
+        total = sum(leaf.size for leaf in jax.tree.leaves(one.shapes or one.params))
+        logging.info("%s: %s with %.1f M parameters", where, one.config.model.name, total / 1e6)
+    use = getattr(run.task, "use", "").format(workdir=shlex.quote(str(workdir)))
+    if use and run.runs:
+        logging.info("next: python -m archirf_jax.sample %s --prompt=TEXT --per_prompt=1 --out=samples.png", use)
+    elif use:
         own = use.replace("--image=0", "--image=FILE.png")  # an imported run has no images of its own
         logging.info("next: python -m archirf_jax.sample %s --out=samples.npz", own)
     else:

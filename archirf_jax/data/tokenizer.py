@@ -86,6 +86,11 @@ class Tokenizer:
         """The largest id that a text may have."""
         return max(self._whole.get_vocab(with_added_tokens=True).values(), default=0)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token; None where there is no such token."""
+        found: int | None = self._whole.token_to_id(token)
+        return found
+
     def _warn(self, longer: list[str]) -> None:
         if longer:
             most = max(len(each.ids) for each in self._whole.encode_batch(longer))

@@ -44,7 +44,8 @@ def kl_fields(shapes: Shapes, hints: Mapping[str, Any], spelling: Spelling = DIF
 
     Args:
         shapes: published name -> shape.
-        hints: may hold scaling_factor, shift_factor and norm_num_groups, which no shape shows.
+        hints: may hold scaling_factor, shift_factor, latents_mean, latents_std and norm_num_groups, which no shape
+            shows.
         spelling: of the names.
 
     Raises:
@@ -125,7 +126,7 @@ def _body(shapes: Shapes, hints: Mapping[str, Any], spelling: Spelling) -> Field
 def _statistics(hints: Mapping[str, Any], channels: int) -> Fields:
     given = {name: hints.get(name, default) for name, default in (("scaling_factor", 1.0), ("shift_factor", 0.0))}
     if channels not in KNOWN or hints.keys() & given:
-        return given
+        return given | {name: hints[name] for name in ("latents_mean", "latents_std") if name in hints}
     found = given | KNOWN[channels]
     what = "latents are taken to be shifted by %g and scaled by %g; %s: give --shift_factor and --scaling_factor"
     logging.info(what, found["shift_factor"], found["scaling_factor"], OTHERS[channels])

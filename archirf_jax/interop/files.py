@@ -21,7 +21,9 @@ from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 
 INDEX = ".safetensors.index.json"
+SHARDS = re.compile(r"\.safetensors\.index(\.\w+)?\.json$")  # a variant of precision may be in the name
 EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 PICKLE = (
     "a pickle runs code when it is read; where its own package is installed, write its tensors by: "
@@ -47,6 +49,11 @@ class Tensor:
         """Its values; float32 unless another dtype is given."""
         return np.asarray(self._read(), dtype or np.float32)
 
+    def in_half(self) -> np.ndarray:
+        """Its values: those in float16 or bfloat16 as they are, others in float32."""
+        values = np.asarray(self._read())
+        return values if values.dtype in HALVES else values.astype(np.float32)
+
 
 def read(path: pathlib.Path, field: str = "checkpoint") -> dict[str, Tensor]:
     """The tensors by name of a file, or of several: given by their index, NAME.index.json, or by their folder.
@@ -58,7 +65,7 @@ def read(path: pathlib.Path, field: str = "checkpoint") -> dict[str, Tensor]:
         return read(_index(path, field), field)
     if not path.is_file():
         raise UserError(field, str(path), "is not a file")
-    if path.name.endswith(INDEX):
+    if SHARDS.search(path.name):
         return _sharded(path, field)
     if path.suffix == ".safetensors":
         return _safetensors(path, field)
@@ -79,7 +86,7 @@ def write(tensors: Mapping[str, Any], path: pathlib.Path, field: str = "out") ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # left by a process that was killed, or a link to another file
-        save_file(arrays, part)
+        save_file(arrays, part, {"format": "pt"})  # some versions of transformers read no file without this note
         part.replace(path)
     except (SafetensorError, OSError) as e:
         raise UserError(field, str(path), f"cannot be written: {e}") from e

@@ -30,6 +30,10 @@ PUBLISHED: dict[str, Fields] = {
     | dict(steps=75, scale=9.0),
 }
 BASE_SIZE = 64  # of latents of Stable Diffusion 2's networks that predict noise
+WHOLE = (
+    "has the names of CompVis' layout, a system in one file, which is not read; give the folder that diffusers makes "
+    "of it: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+)
 NEEDED = (
     *("conv_in.weight", "conv_out.weight", "down_blocks.0.resnets.0.conv1.weight"),
     *("mid_block.attentions.0.proj_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"),
@@ -43,11 +47,13 @@ def unet_fields(source: str, shapes: Shapes, hints: Mapping[str, Any]) -> Fields
         source: a name in `PUBLISHED`.
         shapes: published name -> shape.
         hints: what shapes leave open; they win over what is known of published models: num_heads or
-            num_head_channels, norm_num_groups, size_width.
+            num_head_channels, norm_num_groups, size_width, only_cross_attention.
 
     Raises:
         UserError: they are not such a network's.
     """
+    if any("input_blocks." in name for name in shapes):
+        raise UserError("checkpoint", message=WHOLE)
     require(shapes, "latent diffusion's U-Net", *NEEDED)
     known = PRESETS[PUBLISHED[source]["preset"]]
     downs = [f"down_blocks.{i}" for i in range(count(shapes, r"down_blocks\.(\d+)\."))]
@@ -59,7 +65,9 @@ def unet_fields(source: str, shapes: Shapes, hints: Mapping[str, Any]) -> Fields
         layers_per_block=_one([count(shapes, rf"{down}\.resnets\.(\d+)\.") for down in downs]),
         transformer_depth=_one([_depth(shapes, f"{down}.attentions.0") for down in downs]),
         middle_depth=_depth(shapes, "mid_block.attentions.0"),
-        only_cross_attention=_one([_only_cross(shapes, down, context) for down in downs]),
+        only_cross_attention=hints.get(
+            "only_cross_attention", _one([_only_cross(shapes, down, context) for down in downs])
+        ),
         use_linear_projection=len(shapes["mid_block.attentions.0.proj_in.weight"]) == 2,
         context_width=context,
         norm_num_groups=hints.get("norm_num_groups", 32),

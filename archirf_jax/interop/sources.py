@@ -45,6 +45,7 @@ class Source:
         uncertain: whether the network also answers the loss that it expects.
         latents: mean and std of the latents that it diffuses, where the autoencoder's own scaling is another.
         inputs: `config.data` -> shapes of what a network is called with whose task is "network".
+        half: whether weights in half precision stay so; no layer may compute with parameters alone, which would round.
         aliases: another name of a tensor in this network -> its name; files may hold it under either or both.
     """
 
@@ -55,6 +56,7 @@ class Source:
     task: str = "diffusion"
     uncertain: bool = False
     inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]] = lambda data: ()
+    half: bool = False
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -226,13 +228,13 @@ def _two_images(data: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
 def _text(describe: autoencoders.Describe, rename: Any, tensor_name: Any, **fields: Any) -> Source:
     """A text encoder, which is called with ids and a mask."""
     inputs = (jax.ShapeDtypeStruct((1, 1), np.int32), jax.ShapeDtypeStruct((1, 1), np.bool_))
-    fields |= dict(task="network", inputs=lambda data: inputs)
+    fields |= dict(task="network", inputs=lambda data: inputs, half=True)
     return Source(describe, lambda model, size: rename(model), tensor_name=tensor_name, **fields)
 
 
 def _latent_unet(source: str) -> Source:
     describe = functools.partial(_describe_latent_unet, source)
-    return Source(describe, lambda model, size: rename_latent_unet(model))
+    return Source(describe, lambda model, size: rename_latent_unet(model), half=True)
 
 
 def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
@@ -241,7 +243,7 @@ def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
             raise UserError("model.patch_size", model.patch_size, "is not published; networks with 1 are")
         return rename_autoencoder(model, spelling)
 
-    return Source(describe, names, tensor_name=autoencoders.tensor_name, task="autoencoder")
+    return Source(describe, names, tensor_name=autoencoders.tensor_name, task="autoencoder", half=True)
 
 
 SOURCES = {

@@ -68,8 +68,14 @@ def to_state(params: Any, rename: Rename) -> dict[str, Any]:
     return state
 
 
-def to_params(state: State, like: Any, rename: Rename) -> Any:
+def to_params(state: State, like: Any, rename: Rename, read: Callable[[Any], np.ndarray] = np.asarray) -> Any:
     """Parameters shaped like `like` from published tensors; nothing is converted unless everything fits.
+
+    Args:
+        state: published name -> array, or anything with a shape that `read` makes an array of.
+        like: arrays or shapes.
+        rename: where each parameter lies.
+        read: gives the values of a tensor.
 
     Raises:
         UserError: lists tensors that are missing, that the network has no place for, or whose shapes are wrong; names
@@ -79,7 +85,7 @@ def to_params(state: State, like: Any, rename: Rename) -> Any:
     flat = {}
     for path, _ in _leaves(like):
         name, layout = rename(path)
-        value = np.asarray(state[name])
+        value = read(state[name])
         if not np.isfinite(value).all():
             raise UserError("checkpoint", name, "holds nan or infinity, with which no image can be drawn")
         flat[path] = layout.to_ours(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -11,15 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.contracts import Batch, Condition
+from archirf_jax.conditioners.merged import Merged
+from archirf_jax.contracts import Batch, Condition, Frozen
 from archirf_jax.data import tokenizer, vocabulary
 from archirf_jax.data.fields.caption import IDS, KIND, MASK
 from archirf_jax.data.tokenizer import Tokenizer
 from archirf_jax.errors import UserError
 from archirf_jax.launch.runs import Run
+from archirf_jax.tasks.drawing import Recording
 
 FIELD = "prompt"
-TEXT = "text"  # the conditioner that has a frozen encoder
+TEXT, JOINED = "text", "joined_texts"  # the conditioners that have frozen encoders
 
 
 class Prompt(NamedTuple):
@@ -81,11 +85,30 @@ def null_of(run: Run, text: str) -> Condition:
     task: Any = run.task
     batch = batch_of(run, [text], field="negative_prompt")
     key = jax.random.split(jax.random.key(0), 1)
-    made = jax.jit(lambda frozen, batch, key: task.conditioner(frozen, batch, key))(run.frozen, batch, key)
+    conditioner = _reading(task, batch)
+    made = jax.jit(lambda frozen, batch, key: conditioner(frozen, batch, key))(run.frozen, batch, key)
     usual = task.conditioner.null(run.frozen)
     if not usual:
         raise UserError("negative_prompt", text, "needs a network that was also trained without conditions")
     return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
+
+
+def _reading(task: Any, batch: Batch) -> Merged:
+    """The conditioners that make conditions of this batch's fields; others need what belongs to each image."""
+    keys, found = jax.random.split(jax.random.key(0), 1), {}
+    for name, part in task.conditioner.parts.items():
+        asked: set[str] = set()
+        with contextlib.suppress(KeyError):  # of a field that the batch does not hold
+            trace = functools.partial(_ask, part, asked)
+            jax.eval_shape(trace, task.frozen_shapes, batch, keys)
+        if asked & batch.keys():
+            found[name] = part
+    return Merged(found)
+
+
+def _ask(part: Any, asked: set[str], frozen: Frozen, batch: Batch, keys: jax.Array) -> Condition:
+    made: Condition = part(frozen, Recording(batch, asked), keys)
+    return made
 
 
 def batch_of(run: Run, prompts: Sequence[str], field: str = FIELD) -> Batch:
@@ -119,13 +142,21 @@ def check_tokenizer(config: Any, known: Tokenizer | None, runs: Mapping[str, Run
             raise UserError("data.fields.caption.tokenizer", known.place, what)
 
 
+def _encoders(conditioners: Any) -> Iterator[tuple[str, str, int | None]]:
+    """The frozen run, the prefix of keys and the length of each text that frozen encoders read."""
+    for group in conditioners.values():
+        if group.get("name") == TEXT:
+            yield group.get("run", TEXT), group.get("prefix", ""), group.get("length")
+        elif group.get("name") == JOINED:
+            for run, fields in group.parts.items():
+                yield run, fields.get("prefix", f"{run}_"), fields.get("length")
+
+
 def _tokenizers(run: Run) -> Iterator[tuple[str, Tokenizer]]:
     """The prefix of keys and the tokenizer of each text that conditions are made of."""
-    for group in run.config.conditioners.values():
-        if group.get("name") == TEXT:
-            encoder = run.runs[group.get("run", TEXT)]
-            of_encoder = tokenizer.of_run(encoder.directory, encoder.config.tokenizer, group.get("length"))
-            yield group.get("prefix", ""), of_encoder
+    for name, prefix, length in _encoders(run.config.conditioners):
+        encoder = run.runs[name]
+        yield prefix, tokenizer.of_run(encoder.directory, encoder.config.tokenizer, length)
     if {IDS, MASK} <= run.task.needs:  # type: ignore[attr-defined]
         for name, options in run.config.data.get("fields", {}).items():
             if options.get("name") == KIND and options.get("tokenizer"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -18,7 +18,22 @@ from archirf_jax.launch import config as configuration
 from archirf_jax.training.checkpoints import Checkpoints
 
 NETWORK = "network"
+FROZEN = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 ATTACHED = (tokenizer.FILE,)  # files that a run may have besides its configuration and weights
+
+
+class Contents(NamedTuple):
+    """What a run directory is made of.
+
+    Attributes:
+        config: of the run, resolved.
+        params: arrays by module, which keep their types.
+        attached: files that belong to the run, by their path in it.
+    """
+
+    config: dict[str, Any]
+    params: dict[str, Params]
+    attached: Mapping[str, bytes] = {}
 
 
 def write(
@@ -27,15 +42,17 @@ def write(
     params: dict[str, Params],
     step: int,
     attached: Mapping[str, bytes] | None = None,
+    frozen: Mapping[str, Contents] | None = None,
 ) -> None:
     """Make a run directory whose average "ema" is these parameters: all that `sample` and `evaluate` read of one.
 
     Args:
         workdir: made, with its parents; whole or not at all.
         config: of the run, resolved.
-        params: float32 arrays, by module.
+        params: arrays by module, which keep their types.
         step: of the checkpoint.
-        attached: files that belong to the run, by name.
+        attached: files that belong to the run, by their path in it.
+        frozen: runs that it needs and never changes, by name.
 
     Raises:
         UserError: the directory is not new or empty, or cannot be written.
@@ -45,10 +62,9 @@ def write(
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-        part.mkdir(parents=True)
-        for name, content in (attached or {}).items():
-            (part / name).write_bytes(content)
-        _fill(part, config, params, step)
+        _fill(part, Contents(config, params, attached or {}), step)
+        for name, contents in (frozen or {}).items():
+            _fill(part / FROZEN / name, contents, step=0)
         part.rename(target)
     except OSError as e:
         raise UserError("workdir", str(workdir), f"cannot be a run directory: {e.strerror or e}") from e
@@ -56,15 +72,19 @@ def write(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _fill(folder: pathlib.Path, config: dict[str, Any], params: dict[str, Params], step: int) -> None:
-    network = Network(params={}, averages={"ema": params}, opt=())
+def _fill(folder: pathlib.Path, contents: Contents, step: int) -> None:
+    folder.mkdir(parents=True)
+    for name, content in contents.attached.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    network = Network(params={}, averages={"ema": contents.params}, opt=())
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     try:
-        checkpoints.save(TrainState(step=jnp.int32(step), networks={NETWORK: network}), config)
+        checkpoints.save(TrainState(step=jnp.int32(step), networks={NETWORK: network}), contents.config)
         checkpoints.wait()
     finally:
         checkpoints.close()
-    configuration.save(ml_collections.ConfigDict(config), folder)
+    configuration.save(ml_collections.ConfigDict(contents.config), folder)
 
 
 def attached(workdir: pathlib.Path) -> dict[str, bytes]:

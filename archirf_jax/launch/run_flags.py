@@ -51,7 +51,7 @@ SAMPLING = (
     Flag("weak_step", "autoguidance: checkpoint of the weaker network", int),
     Flag("autoencoder", "run that decodes what a network of latents draws, where it has none of its own", pathlib.Path),
     Flag("classifier", "guide by the noisy classifier of this run", pathlib.Path),
-    Flag("conditions", ".npz of what a network takes besides labels; --labels are its rows", pathlib.Path),
+    Flag("conditions", ".npz of what a network takes besides labels or prompts, whose rows are its own", pathlib.Path),
 )
 
 

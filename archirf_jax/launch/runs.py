@@ -28,7 +28,6 @@ from archirf_jax.tasks.building import make_task
 from archirf_jax.training.checkpoints import Checkpoints
 
 GIVEN = "given"  # the name of a network that has to be given when the run is opened
-FOLDER = "frozen"  # of a run directory: the runs that it needs and never changes, by name
 EMA = "ema"
 HOW = (
     *("model.dtype", "model.remat", "model.scan", "first_stage.sample", "first_stage.decode_batch"),
@@ -67,7 +66,7 @@ class Run:
 
     @property
     def params(self) -> dict[str, Params]:
-        """The average's parameters by module, float32."""
+        """The average's parameters by module, in the types that they were saved in."""
         return self._restored[1]
 
     @functools.cached_property
@@ -196,7 +195,10 @@ def open_run(
     """
     config = configuration.load(directory, field)
     _take_tokenizer(config, directory)
-    runs = {name: open_run(directory / FOLDER / name, field=f"frozen.{name}") for name in config.get("frozen", {})}
+    runs = {
+        name: open_run(directory / run_directory.FROZEN / name, field=f"frozen.{name}")
+        for name in config.get("frozen", {})
+    }
     with registry.refuse_below(directory, config.data.get("dir", "data")):
         return Run(directory, config, make_task(config, runs, model), runs, step, average, field, data)
 
@@ -218,7 +220,7 @@ def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
     """
     runs = {}
     for name, place in config.get("frozen", {}).items():
-        copy = directory / FOLDER / name
+        copy = directory / run_directory.FROZEN / name
         runs[name] = open_run(copy if copy.is_dir() else expand(place, f"frozen.{name}"), field=f"frozen.{name}")
     return runs
 
@@ -226,7 +228,7 @@ def named(config: Any, directory: pathlib.Path) -> dict[str, Run]:
 def keep(runs: Mapping[str, Run], directory: pathlib.Path) -> None:
     """Copy frozen runs into a run's directory, so that it opens without the originals; those kept stay as they are."""
     for name, run in runs.items():
-        place = directory / FOLDER / name
+        place = directory / run_directory.FROZEN / name
         if place.is_dir():
             continue
         part = place.with_name(f"{name}.part")

@@ -25,6 +25,7 @@ from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks.classifier import Classifier
+from archirf_jax.tasks.conditions import beside
 from archirf_jax.tasks.conditions import read as read_conditions
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.tasks.drawing import class_grid
@@ -202,7 +203,8 @@ def rows(
     """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
 
     A network that is conditioned on labels takes them; another one takes `prompts`, whose numbers are the labels, the
-    rows of `conditions`, or, without such a file, those of examples of each class from the run's data set.
+    rows of `conditions`, or, without such a file, those of examples of each class from the run's data set. With
+    prompts `conditions` holds what they do not say, a row for each of them or one for all.
 
     Raises:
         UserError: a label or row that does not exist, a file that the network does not need, or prompts that it does
@@ -210,10 +212,9 @@ def rows(
     """
     task = diffusion(run)
     if prompts is not None:
-        for field, given in (("labels", labels), ("conditions", conditions)):
-            if given is not None:
-                raise UserError(field, str(given), "does not go with prompts; leave one of them out")
-        return _of_prompts(run, per_class, seed, prompts, negative_prompt)
+        if labels is not None:
+            raise UserError("labels", str(labels), "does not go with prompts; leave one of them out")
+        return _of_prompts(run, per_class, seed, prompts, negative_prompt, conditions)
     if negative_prompt is not None:
         raise UserError("negative_prompt", negative_prompt, "belongs to prompts")
     plain = task.needs <= {"label"}
@@ -239,9 +240,15 @@ def rows(
 
 
 def _of_prompts(
-    run: Run, per_class: int, seed: int, prompts: Sequence[texts.Prompt], negative_prompt: str | None
+    run: Run,
+    per_class: int,
+    seed: int,
+    prompts: Sequence[texts.Prompt],
+    negative_prompt: str | None,
+    conditions: str | pathlib.Path | None,
 ) -> Rows:
     table, task = texts.batch_of(run, [prompt.text for prompt in prompts]), diffusion(run)
+    table = beside(None if conditions is None else pathlib.Path(conditions), task, table)
     _check_memory(task, len(prompts), per_class)
     null = None if negative_prompt is None else texts.null_of(run, negative_prompt)
     places = [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from archirf_jax.models import layers
 from archirf_jax.models.attention import check_heads
-from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, layer_norm
+from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, embedded, layer_norm
 
 EPS = 1e-12
 PRESETS: dict[str, dict[str, Any]] = {
@@ -84,10 +84,9 @@ class BERT(layers.Presets, nn.Module):
         return found
 
     def _embedded(self, ids: jax.Array, types: jax.Array | None) -> jax.Array:
-        tables = {"tokens": self.vocab_size, "positions": self.max_length, "types": self.types}
-        embed = {name: nn.Embed(size, self.hidden_size, name=name) for name, size in tables.items()}
-        kinds = jnp.zeros_like(ids) if types is None else types
-        x = embed["tokens"](ids) + embed["positions"](jnp.arange(ids.shape[1])) + embed["types"](kinds)
+        x = embedded("tokens", self.vocab_size, self.hidden_size, ids)
+        x = x + embedded("positions", self.max_length, self.hidden_size, jnp.arange(ids.shape[1]))
+        x = x + embedded("types", self.types, self.hidden_size, jnp.zeros_like(ids) if types is None else types)
         return layer_norm("norm", EPS)(x)
 
     def _block(self, name: str) -> nn.Module:

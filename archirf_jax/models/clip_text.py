@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from archirf_jax.models import layers
 from archirf_jax.models.attention import check_heads
-from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, layer_norm
+from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, embedded, layer_norm
 
 EPS = 1e-5
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -75,8 +75,8 @@ class CLIPText(layers.Presets, nn.Module):
         layers.check_most(self, "hidden_size", "depth")
         layers.require(self, lambda value: value > 0, "must be above 0", "depth")
         check_length(ids, self.max_length)
-        x = nn.Embed(self.vocab_size, self.hidden_size, name="tokens")(ids)
-        x = x + nn.Embed(self.max_length, self.hidden_size, name="positions")(jnp.arange(ids.shape[1]))
+        x = embedded("tokens", self.vocab_size, self.hidden_size, ids)
+        x = x + embedded("positions", self.max_length, self.hidden_size, jnp.arange(ids.shape[1]))
         allowed = jnp.tril(jnp.ones((1, ids.shape[1], ids.shape[1]), bool))
         if mask is not None:
             allowed = allowed & mask.astype(bool)[:, None]

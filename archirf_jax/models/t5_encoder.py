@@ -16,7 +16,7 @@ import numpy as np
 
 from archirf_jax.models import layers
 from archirf_jax.models.attention import RMSNorm
-from archirf_jax.models.text_layers import Perceptron, TextAttention
+from archirf_jax.models.text_layers import Perceptron, TextAttention, embedded
 
 ACTIVATIONS = ("relu", "gelu_tanh")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -75,9 +75,9 @@ class T5Encoder(layers.Presets, nn.Module):
         """
         self._check()
         length = ids.shape[1]
-        x = nn.Embed(self.vocab_size, self.hidden_size, name="tokens")(ids)
-        table = nn.Embed(self.buckets, self.num_heads, name="distances")
-        bias = jnp.moveaxis(table(relative_buckets(length, self.buckets, self.max_distance)), -1, 0)
+        x = embedded("tokens", self.vocab_size, self.hidden_size, ids)
+        distances = relative_buckets(length, self.buckets, self.max_distance)
+        bias = jnp.moveaxis(embedded("distances", self.buckets, self.num_heads, distances), -1, 0)
         allowed = jnp.ones((1, length), bool) if mask is None else mask.astype(bool)
         x = layers.repeat(self._block, self.depth, x, allowed, bias)
         return {"tokens": RMSNorm(name="final_norm")(x)}

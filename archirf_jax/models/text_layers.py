@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.models.attention import attend
@@ -91,6 +92,11 @@ def check_length(ids: jax.Array, most: int) -> None:
     """Raise a UserError for ids (B, L) of texts that are longer than the table of positions."""
     if ids.shape[1] > most:
         raise UserError("model.max_length", most, f"is what this encoder takes, and texts have {ids.shape[1]} tokens")
+
+
+def embedded(name: str, size: int, width: int, ids: jax.Array | np.ndarray) -> jax.Array:
+    """Rows (..., width) float32 of a table of `size` rows, in whatever type it is kept; only in a compact module."""
+    return nn.Embed(size, width, name=name)(ids).astype(jnp.float32)
 
 
 def layer_norm(name: str, eps: float) -> nn.LayerNorm:

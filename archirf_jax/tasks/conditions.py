@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,7 @@ def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, 
     Raises:
         UserError: no such file, or an array that is missing or that the network does not take.
     """
-    try:
-        found = untrusted.read_arrays(path)
-    except untrusted.Unreadable as e:
-        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {e}") from e
+    found = _arrays(path)
     rows = {name: _checked(name, table, task) for name, table in found.items() if not name.startswith(NULL)}
     if len({len(table) for table in rows.values()}) != 1 or not len(next(iter(rows.values()))):
         counts = ", ".join(f"{name} {len(table)}" for name, table in rows.items()) or "nothing"
@@ -48,20 +45,70 @@ def read(path: pathlib.Path, task: Diffusion, needs_null: bool) -> tuple[Batch, 
     return rows, {name: _null(name, found.get(f"{NULL}{name}"), rows[name]) for name in droppable}
 
 
+def beside(path: pathlib.Path | None, task: Diffusion, batch: Batch) -> Batch:
+    """A batch of texts (N, ...) with the fields of a file that the network takes besides.
+
+    Args:
+        path: .npz file with arrays (N, ...), a row a text, or (1, ...), one for all; None = there is no file.
+        task: whose network takes conditions.
+        batch: the fields of the texts.
+
+    Raises:
+        UserError: as of `read`, or fields that the texts decide.
+    """
+    count = len(next(iter(batch.values())))
+    found = {} if path is None else _arrays(path)
+    wrong = [name for name in found if name in batch or name.startswith(NULL)]
+    if wrong:
+        raise UserError(FIELD, str(path), f"holds {wrong[0]}, which the prompts decide; leave it out")
+    rows = {name: _checked(name, table, task) for name, table in found.items()}
+    for name, table in rows.items():
+        if len(table) not in (1, count):
+            what = f"holds {len(table)} rows of {name}; it must hold one, or one for each of the {count} prompts"
+            raise UserError(FIELD, str(path), what)
+    batch = batch | {name: jnp.broadcast_to(table, (count, *table.shape[1:])) for name, table in rows.items()}
+    if path is not None:
+        _check_complete(path, batch, task)
+    elif lacking := _traced(task, batch).missing:
+        raise UserError(
+            FIELD, message=f"is missing: an .npz file with {lacking}, which this network takes besides texts"
+        )
+    return batch
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return untrusted.read_arrays(path)
+    except untrusted.Unreadable as e:
+        raise UserError(FIELD, str(path), f"is not an .npz file of arrays: {e}") from e
+
+
+class _Traced(NamedTuple):
+    missing: str | None
+    made: Condition
+
+
+def _traced(task: Diffusion, rows: Batch) -> _Traced:
+    """Shapes of the conditions that are made of rows, or the field that they lack."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(rows.values())))))
+    try:
+        return _Traced(None, jax.eval_shape(task.conditioner, task.frozen_shapes, rows, keys))
+    except KeyError as e:
+        return _Traced(str(e.args[0]), {})
+
+
 def _check_complete(path: pathlib.Path, rows: Batch, task: Diffusion) -> None:
     parts = task.conditioner.parts.values()
     handed = {name for part in parts if isinstance(part, Given) for name in part.shapes}
     handed |= {"label" for part in parts if isinstance(part, Label)}
     if lacking := sorted(handed - rows.keys()):
         raise UserError(FIELD, str(path), f"lacks {', '.join(lacking)}, which this network is conditioned on")
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(rows.values())))))
-    try:
-        found = jax.eval_shape(task.conditioner, task.frozen_shapes, rows, keys)
-    except KeyError as e:
-        what = f"lacks {e.args[0]}; conditions are made of {', '.join(sorted(task.needs))}"
-        raise UserError(FIELD, str(path), what) from e
+    found = _traced(task, rows)
+    if found.missing:
+        what = f"lacks {found.missing}; conditions are made of {', '.join(sorted(task.needs))}"
+        raise UserError(FIELD, str(path), what)
     unused = rows.keys() - task.needs
-    if unused or not found:
+    if unused or not found.made:
         what = f"holds {', '.join(sorted(unused))}, which conditions are not made of; they are made of "
         raise UserError(FIELD, str(path), what + ", ".join(sorted(task.needs)))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import sources
+from archirf_jax.interop.files import Tensor
 from archirf_jax.interop.weights import check, published_shapes, to_params, to_state
 from archirf_jax.tasks.building import make_task
 
@@ -35,7 +36,8 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     for name, value in constants.items():
         if not np.allclose(np.asarray(state[name]), value, atol=1e-2):  # some weights are saved in half precision
             raise UserError("checkpoint", name, "is not the fixed table that this network has in its place")
-    params = to_params({name: state[name] for name in state if name not in constants}, like, rename)
+    own = {name: tensor for name, tensor in state.items() if name not in constants}
+    params = to_params(own, like, rename, _in_half if kind.half else np.asarray)
     # What the file calls otherwise than by the prefix and the network's own names.
     renamed = [[inner, name] for name, inner in names.items() if name != f"{prefix}{inner}"]
     config["imported"] = dict(source=source, prefix=prefix, constants=sorted(constants), renamed=renamed)
@@ -64,6 +66,11 @@ def export(config: Any, task: Any, params: dict[str, Any]) -> dict[str, np.ndarr
     prefix, renamed = imported.get("prefix", ""), dict(imported.get("renamed", ()))
     found = {renamed.get(name, f"{prefix}{name}"): value for name, value in state.items()}
     return found | {alias: state[name] for alias, name in imported.get("aliases", ())}
+
+
+def _in_half(tensor: Any) -> np.ndarray:
+    """Values of a tensor of a file in its own half precision, or of an array as it is."""
+    return tensor.in_half() if isinstance(tensor, Tensor) else np.asarray(tensor)
 
 
 def _take_aliases(known: Mapping[str, str], names: dict[str, str], tensors: dict[str, Any]) -> list[list[str]]:

@@ -290,6 +290,10 @@ class Checkpoints:
 
     def _read(self, step: int, like: Items) -> Items:
         self._check_same(step, like)
+        folder = self.directory / str(step)
+        like = {
+            name: items.as_saved(folder / name, tree) if items.AVERAGES in name else tree for name, tree in like.items()
+        }
         args = {name: ocp.args.StandardRestore(jax.tree.map(items.placed, tree)) for name, tree in like.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
 

@@ -61,6 +61,17 @@ def shapes(folder: pathlib.Path) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), saved)
 
 
+def as_saved(folder: pathlib.Path, like: Any) -> Any:
+    """Shapes of `like` in the types that a tree was saved in, by path; half precision is not widened."""
+    there = {path: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(shapes(folder))}
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = there.get(path, leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
+
 def differences(folder: pathlib.Path, like: Any) -> str:
     """How a saved tree differs from `like`, in words; "" if it does not."""
     with ocp.StandardCheckpointer() as reader:

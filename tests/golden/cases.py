@@ -21,6 +21,7 @@ from tests.golden import (
     lpips,
     mmdit,
     patchgan,
+    pipelines,
     schedulers,
     text,
 )
@@ -40,6 +41,9 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "diffusers 0.42.1 VQModel": (autoencoders.vq, 1e-4),
     **{f"diffusers 0.42.1 {name}": (schedulers.run, 1e-4) for name in schedulers.READERS},
     "diffusers 0.42.1 UNet2DConditionModel": (latent_unet.run, 1e-4),
+    "diffusers 0.42.1 StableDiffusionPipeline": (pipelines.run, 1e-4),
+    "diffusers 0.42.1 StableDiffusionXLPipeline": (pipelines.run, 1e-4),
+    "diffusers 0.42.1 StableDiffusionUpscalePipeline": (pipelines.run, 1e-4),
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
     "transformers 5.24.0 CLIPTextModel": (text.clip, 1e-4),
     "transformers 5.24.0 T5EncoderModel": (text.t5, 1e-4),
@@ -55,6 +59,7 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
 RULES: dict[str, Callable[[str, tuple[int, ...]], np.ndarray]] = {
     "NVlabs/edm2": edm2.parameter,
     "lpips 0.1.4": lpips.parameter,
+    "diffusers 0.42.1 StableDiffusion": pipelines.parameter,
 }
 
 

@@ -24,6 +24,7 @@ MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
 UNETS = (
     *("adm_class_cond", "adm_uncond_simple", "edm2_class_cond", "edm2_uncond"),
     *("unet_sd15", "unet_sd21", "unet_sdxl"),  # the upscaler's has most of their parts
+    *("pipeline_sd2", "pipeline_sdxl", "pipeline_sd_upscaler"),  # each is a system that is imported and compiled
 )
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]

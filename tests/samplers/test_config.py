@@ -43,7 +43,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "dopri5": {"rtol": 1e-3, "atol": 1e-2, "last": 0.01, "max_steps": 64},
     },
     "grid": {
-        **{name: {} for name in ("uniform", "linspace", "trailing", "leading", "archirf")},
+        **{name: {} for name in ("uniform", "archirf")},
+        "linspace": {"skipped": 1},
+        "trailing": {"ends_at_data": False},
+        "leading": {"offset": 1, "skipped": 1, "ends_at_data": False},
         "shifted": {"shift": 3.0, "sigmas": (0.9, 0.5)},
         "dynamic_shift": {
             **{"image_seq_len": 1024, "base_shift": 0.4, "max_shift": 1.2, "sigmas": (0.9, 0.5)},

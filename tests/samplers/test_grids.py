@@ -152,6 +152,45 @@ def test_the_integer_steps_of_a_grid(name: str, steps: int, total: int, expected
     assert visited(name, steps, total) == expected
 
 
+# What diffusers 0.42.1 computes for T = 1000: `scheduler.timesteps`, of whose 50 every seventh and the last.
+OFFSET, SOLVER = {"offset": 1}, {"offset": 1, "skipped": 1}
+SPACED: list[tuple[str, dict[str, int], list[int], list[int]]] = [
+    ("leading", OFFSET, [801, 601, 401, 201, 1], [981, 841, 701, 561, 421, 281, 141, 1]),
+    ("leading", SOLVER, [831, 665, 499, 333, 167], [951, 818, 685, 552, 419, 286, 153, 20]),
+    ("trailing", {}, [999, 799, 599, 399, 199], [999, 859, 719, 579, 439, 299, 159, 19]),
+    ("linspace", {"skipped": 1}, [999, 799, 599, 400, 200], [999, 859, 719, 579, 440, 300, 160, 20]),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "five", "fifty"), SPACED)
+def test_the_timesteps_of_published_pipelines(
+    name: str, fields: dict[str, int], five: list[int], fifty: list[int]
+) -> None:
+    def timesteps(steps: int) -> list[int]:
+        made = SamplerConfig.from_config({"grid": {"name": name, **fields}, "steps": steps}).make_grid(DDPM())
+        return [round(time) for time in made[:, 0] * 1000 - 1]
+
+    assert timesteps(5) == five
+    assert [*timesteps(50)[::7][:7], timesteps(50)[-1]] == [*fifty[:7], fifty[-1]]
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_a_grid_may_end_at_the_first_step_instead_of_the_data(name: str) -> None:
+    usual, other = (
+        SamplerConfig.from_config({"grid": {"name": name, "ends_at_data": ends}, "steps": 4}).make_grid(DDPM())
+        for ends in (True, False)
+    )
+    assert usual[-1, 1] == 0 and other[-1, 1] == 1 / 1000
+    np.testing.assert_array_equal(usual[:, 0], other[:, 0])
+
+
+@pytest.mark.parametrize(("fields", "steps", "wrong"), [(OFFSET, 1000, "offset"), ({"offset": -1}, 4, "offset")])
+def test_an_offset_beyond_the_steps_is_refused(fields: dict[str, int], steps: int, wrong: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SamplerConfig.from_config({"grid": {"name": "leading", **fields}, "steps": steps}).make_grid(DDPM())
+    assert caught.value.field == f"sample.grid.{wrong}"
+
+
 @pytest.mark.parametrize("steps", [2, 5, 18])
 def test_karras_is_equation_5_of_edm(steps: int) -> None:
     i = np.arange(steps)

@@ -72,9 +72,9 @@ def need_integer_steps(grid: str, process: Process, steps: int = 1) -> int:
     return total
 
 
-def at_steps(places: np.ndarray, total: int) -> np.ndarray:
-    """(N, 2) steps through falling integer steps and then to the data."""
-    return pairs(np.append((places + 1) / total, 0.0))
+def at_steps(places: np.ndarray, total: int, ends_at_data: bool = True) -> np.ndarray:
+    """(N, 2) steps through falling integer steps and then to the data, or to the first integer step."""
+    return pairs(np.append((places + 1) / total, 0.0 if ends_at_data else 1 / total))
 
 
 def starting_at(grid: np.ndarray, t: float) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Laws of what stands beside a text: the size of an image, and a small image with noise."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from archirf_jax.conditioners import low_res, size
+
+DATA = types.SimpleNamespace(image_size=64)
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+def test_a_size_is_that_of_the_images_unless_another_is_given() -> None:
+    usual = size.build(DATA)
+    np.testing.assert_array_equal(usual({}, {}, KEYS)["size"], [[64, 64, 0, 0, 64, 64]] * 2)
+    own = size.build(DATA, original=(100, 80), crop=(3, 5), target=(32, 48))
+    np.testing.assert_array_equal(own({}, {}, KEYS)["size"], [[100, 80, 3, 5, 32, 48]] * 2)
+    given = jnp.arange(12).reshape(2, 6)
+    np.testing.assert_array_equal(usual({}, {"size": given}, KEYS)["size"], given)
+    assert usual.null({}) == {}
+
+
+def test_a_score_takes_the_place_of_the_target_and_no_condition_has_another() -> None:
+    refiner = size.build(DATA, score=6.0, null_score=2.5)
+    np.testing.assert_array_equal(refiner({}, {}, KEYS)["size"][0], [64, 64, 0, 0, 6])
+    np.testing.assert_array_equal(refiner.null({})["size"], [64, 64, 0, 0, 2.5])
+
+
+@pytest.mark.parametrize("level", [0, 20, 349])
+def test_a_small_image_has_the_noise_of_its_level(level: int) -> None:
+    made = low_res.build(noise_level=level, schedule="scaled_linear", beta_start=1e-4, beta_end=0.02)
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    found = made({}, {"low_res": image}, KEYS)
+    betas = np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2
+    abar = np.prod(1 - betas[: level + 1])
+    noise = (found["low_res"] - abar**0.5 * image) / (1 - abar) ** 0.5
+    assert abs(float(jnp.std(noise)) - 1) < 0.03 and np.any(noise[0] != noise[1])
+    np.testing.assert_array_equal(found["noise_level"], [level, level])
+    again = made({}, {"low_res": image[1:], "noise_level": jnp.asarray([level])}, KEYS[1:])
+    np.testing.assert_allclose(again["low_res"], found["low_res"][1:], atol=1e-6)  # whatever stands beside it
+    assert made.null({}) == {}

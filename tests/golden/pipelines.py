@@ -1,0 +1,101 @@
+"""The cases of whole systems: diffusers' pipelines of Stable Diffusion, from a text and noise to latents and images."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from archirf_jax.interop import files
+from archirf_jax.launch import prompts, published_systems
+from archirf_jax.launch.runs import Run, open_run
+from archirf_jax.launch.sampling import diffusion
+from archirf_jax.samplers.sample import sample
+from tests.golden.adm import nhwc
+from tests.golden.case import Case
+from tests.golden.synthetic import synthetic
+
+SIZE = [40.0, 24.0, 3.0, 5.0, 20.0, 12.0]  # of the output latents_size
+
+
+def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of PART/NAME, by the rule for NAME."""
+    return synthetic(name.partition("/")[2], shape)
+
+
+def run(case: Case) -> dict[str, np.ndarray]:
+    """What is drawn of each prompt, with no text and with another one to lead away from."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = write(case, pathlib.Path(place) / "pipeline")
+        published_systems.write(kind(case), folder, pathlib.Path(place) / "run", {})
+        return drawn(open_run(pathlib.Path(place) / "run"), case)
+
+
+def kind(case: Case) -> str:
+    """The source of the case's system."""
+    names = case.hyperparameters["configs"]
+    if "text_encoder_2/config.json" in names:
+        return "sdxl"
+    if "low_res_scheduler/scheduler_config.json" in names:
+        return "sd-upscaler"
+    return "sd2" if names["unet/config.json"]["use_linear_projection"] else "sd15"
+
+
+def write(case: Case, folder: pathlib.Path, dtype: Any = np.float32) -> pathlib.Path:
+    """The folder of a pipeline, as it is published: its tokenizers are a vocabulary and merges."""
+    given = case.hyperparameters
+    for name, settings in given["configs"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(settings))
+    for tokenizer in folder.glob("tokenizer*"):
+        (tokenizer / "vocab.json").write_text(json.dumps(given["vocab"]))
+        (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *given["merges"], ""]))
+    for part, tensors in tensors_of(case).items():
+        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+        halved = {name: value.astype(dtype) for name, value in tensors.items()}
+        files.write(halved, folder / part / f"{stem}.safetensors")
+    return folder
+
+
+def tensors_of(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors of each part under their published names, which those of text encoders begin with text_model."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path, value in case.params.items():
+        part, _, name = path.partition("/")
+        inner = part.startswith("text") and not name.startswith("text_")
+        found.setdefault(part, {})[f"text_model.{name}" if inner else name] = value
+    return found
+
+
+def drawn(run: Run, case: Case) -> dict[str, np.ndarray]:
+    """The case's outputs as the run draws them from the case's noise."""
+    given, task = case.hyperparameters, diffusion(run)
+    config = task.sampling.replace(steps=given["steps"], guidance_scale=given["guidance_scale"])
+    grid, start = config.make_grid(task.process), jnp.asarray(nhwc(case.inputs["latents"]))
+    batch, keys = prompts.batch_of(run, given["prompts"]), jax.random.split(jax.random.key(0), len(start))
+
+    if "low_res" in case.inputs:  # the noise on it, which the reference was handed, is that of these keys
+        batch["low_res"] = jnp.asarray(nhwc(case.inputs["low_res"]))
+    networks = run.params, run.frozen
+
+    @jax.jit
+    def draw(batch: Any, null: Any) -> Any:
+        params, frozen = networks
+        denoise = task.denoiser(config, params, frozen, null)
+        condition = task.conditioner(frozen, batch, keys)
+        how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(), start=start)
+        return sample(keys, denoise, condition, task.shape, **how)
+
+    usual = jax.jit(task.conditioner.null)(run.frozen)
+    latents = draw(batch, usual)
+    found = {"latents": latents, "images": jnp.clip(task.decode(run.frozen, latents) / 2 + 0.5, 0, 1)}
+    found["latents_negative"] = draw(batch, prompts.null_of(run, given["negative_prompt"]))
+    if "latents_size" in case.outputs:
+        found["latents_size"] = draw(batch | {"size": jnp.tile(jnp.asarray(SIZE), (len(start), 1))}, usual)
+    arrays = {name: np.moveaxis(np.asarray(value), -1, 1) for name, value in found.items()}
+    return arrays | ({"ids": np.asarray(batch["ids"])} if "ids" in case.outputs else {})
