@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from archirf_jax.main import COMMAND
 from tests import running
 
 FILES = running.REPOSITORY / "docs" / "launch"
@@ -77,18 +78,20 @@ def test_the_slurm_script_trains_with_two_tasks_and_requeues_a_run_that_was_aske
     assert (tmp_path / "requeued").read_text().split() == ["requeue", here["SLURM_JOB_ID"]]
 
 
-@pytest.mark.slow
-def test_the_jobset_trains_with_two_pods(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_jobset_starts_two_pods_that_know_each_other() -> None:
+    """That such flags train as one is shown below and in `commands/test_processes.py`."""
     pod = container(yaml.safe_load((FILES / "jobset.yaml").read_text()))
     assert pod["command"] == ["bash", "-c"]
-    # A cluster has a port to itself; python is the image's.
-    command = pod["args"][0].replace("8476", str(free_port())).replace("exec python ", f"exec {sys.executable} ")
-    given = {"TRAIN": " ".join(flags(tmp_path / "run", data_dir)), "COORDINATOR": "127.0.0.1"}
+    given = {"TRAIN": "--config=configs/dit_rf.py --workdir=runs/dit", "COORDINATOR": "here"}
     assert given.keys() == {variable["name"] for variable in pod["env"]}
-    said = run_both(
-        [command] * 2, [running.environment(JOB_COMPLETION_INDEX=str(i), **given, **ONE_DEVICE) for i in range(2)]
-    )
-    assert "step 15/15" in said[0]
+    for i in range(2):
+        # In place of the image's python, what shows the arguments of main.
+        told = running.environment(JOB_COMPLETION_INDEX=str(i), **given)
+        shown = running.process(["bash", "-c", pod["args"][0].replace("exec python ", "exec echo ")], env=told)
+        module, *arguments = shown.stdout.removeprefix("-m ").split()
+        assert module == "archirf_jax.main" and arguments[:2] == given["TRAIN"].split()
+        parsed = COMMAND.parse(arguments)
+        assert (parsed.coordinator, parsed.processes, parsed.process) == ("here:8476", 2, i)
 
 
 @pytest.mark.slow
