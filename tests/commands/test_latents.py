@@ -92,6 +92,7 @@ def test_a_run_goes_on_with_the_same_bytes(
     running.assert_same_run(run, cut, 8)
 
 
+@pytest.mark.slow
 def test_images_are_encoded_where_samples_begin_from_them(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for flags in (("--strength=0.5",), ("--mask=left",)):
         draw(run, tmp_path / "x.npz", *FEW, "--image=3", *flags)
@@ -134,6 +135,7 @@ def test_bad_input_is_one_line(
     assert statistics.flag == "config.first_stage.mean" and "prepare_data" in statistics.line
 
 
+@pytest.mark.slow
 def test_an_imported_network_of_latents_is_given_an_imported_decoder(tmp_path: pathlib.Path, run: pathlib.Path) -> None:
     for name, source, *flags in (
         ("dit_learn_sigma", "dit", "--num_heads=3", "--image_size=8"),

@@ -31,7 +31,6 @@ LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configura
 TEXT = ("scenes_rf",)  # on captions
 OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes"]}
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
-CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.
 NOISE = ("process.", "objective.", "sample.")
 NETWORK = ("model.", "optimizer.")
@@ -76,6 +75,14 @@ def _latents(config: Any, variant: str) -> dict[str, Any]:
         config.data.fields = ConfigDict({"moments": {"name": "latents", "shape": task.latent_shape}})
         config.first_stage.mean = config.first_stage.std = (1.0,) * task.latent_shape[-1]
     return {"autoencoder": types.SimpleNamespace(task=task, shapes=state.networks["model"].params)}
+
+
+# A variant has the network of the first one on other data, and each takes a third of a second.
+CASES = [
+    pytest.param(name, variant, marks=[pytest.mark.slow] * (variant != VARIANTS[name][0]))
+    for name in FILES
+    for variant in VARIANTS[name]
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
