@@ -32,7 +32,7 @@ NETWORKS = {
     "imagenet64": SIZES["B"] | {"patch_size": 1},
     "imagenet256": SIZES["XL"] | {"patch_size": 2},
 }
-LEARNING_RATES = {"digits": 2e-3, "mnist": 1e-3, "openmoji": 5e-4}
+LEARNING_RATES = {"digits": 2e-3, "mnist": 1e-3}
 
 
 def get_config(variant: str = "digits") -> ConfigDict:
@@ -66,6 +66,11 @@ def get_config(variant: str = "digits") -> ConfigDict:
         )
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
         config.optimizer.update(name="adamw", learning_rate=LEARNING_RATES.get(variant, 1e-4), clip_norm=1.0)
+        if variant == "openmoji":
+            config.update(steps=1200, batch_size=64)
+            config.data.flip = True
+            config.optimizer.update(name="muon", learning_rate=2e-3)
+            config.checkpoint.every_steps = config.sample.every_steps = 200
         if variant in ("digits", "openmoji"):
             config.schedule.update(name="cosine", warmup_steps=100)
             config.ema.decay = 0.998

@@ -123,8 +123,9 @@ def make_cache(run: Run, data: Any, out: pathlib.Path, flip: bool, batch_size: i
     image = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.channels), np.uint8)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     shape = jax.eval_shape(compute, shapes, image).shape[1:]
+    images = {name: value for name, value in data.to_dict().items() if name != "device_cache_mib"}
     plan = Plan(
-        images={name: value for name, value in data.to_dict().items() if name != "device_cache_mib"},
+        images=images | {"flip": False, "num_classes": None},  # of a training, not of the images
         autoencoder=run.digest(),
         shape=tuple(shape),
         views=2 if flip else 1,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from archirf_jax.interop import files
+from archirf_jax.launch import latents
 from archirf_jax.launch.runs import open_run
 from configs import autoencoder
 from tests import running
@@ -90,6 +91,29 @@ def test_a_run_goes_on_with_the_same_bytes(
         train(cut, decoder, cache, 8)
     assert any("checkpoint of step 4" in line for line in said)
     running.assert_same_run(run, cut, 8)
+
+
+def test_a_cache_is_the_same_for_every_training(
+    decoder: pathlib.Path, cache: pathlib.Path, data_dir: pathlib.Path
+) -> None:
+    run, before = open_run(decoder), (cache / "latents.json").read_bytes()
+    data = latents.images_of(run.config.data)
+    data.update(dir=str(data_dir), flip=True, num_classes=10)
+    latents.make_cache(run, data, cache, False, 128)
+    assert (cache / "latents.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_is_that_on_one(
+    run: pathlib.Path, decoder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    train(tmp_path / "run", decoder, cache, 8, "--config.mesh.data=4", "--config.mesh.fsdp=2")
+    alone, spread = (running.final_arrays(workdir, 8) for workdir in (run, tmp_path / "run"))
+    assert alone.keys() == spread.keys()
+    for name in alone:  # AdamW's first steps are as long where a slope is rounding alone
+        np.testing.assert_allclose(spread[name], alone[name], rtol=1e-3, atol=2e-5, err_msg=name)
+    losses = [[row["loss"] for row in running.rows(workdir)] for workdir in (run, tmp_path / "run")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 @pytest.mark.slow

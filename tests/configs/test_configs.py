@@ -19,6 +19,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.launch import fields
 from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.overrides import load_file
+from archirf_jax.models.bert import BERT
 from archirf_jax.models.dit import MODULATIONS
 from archirf_jax.tasks.building import make_task
 from configs import default
@@ -29,7 +30,7 @@ DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
 LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
 TEXT = ("scenes_rf",)  # on captions
-OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes"]}
+OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes", "words", "minilm"]}
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
 # Fields in which the others may differ from dit_rf: what their names say.
 NOISE = ("process.", "objective.", "sample.")
@@ -64,7 +65,12 @@ def built(name: str, variant: str) -> tuple[Any, Any]:
     fields.check(config)
     config.data.num_classes = 10
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
-    task = make_task(config, _latents(config, variant) if name in LATENT else dict.fromkeys(config.frozen))
+    runs = dict.fromkeys(config.frozen)
+    if name in LATENT:
+        runs = _latents(config, variant)
+    elif "text" in config.frozen:
+        runs = _encoder()
+    task = make_task(config, runs)
     return task, jax.eval_shape(task.init, jax.random.key(0), getattr(task, "frozen_shapes", {}))
 
 
@@ -77,9 +83,19 @@ def _latents(config: Any, variant: str) -> dict[str, Any]:
     return {"autoencoder": types.SimpleNamespace(task=task, shapes=state.networks["model"].params)}
 
 
-# A variant has the network of the first one on other data, and each takes a third of a second.
+def _encoder() -> dict[str, Any]:
+    """The run of MiniLM."""
+    model = BERT.preset("MiniLM-L6")
+    ids = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ids)["params"]
+    group = ConfigDict({"tokenizer": {"length": 256, "pad_id": 0, "empty": (101, 102), "digest": ""}})
+    run = types.SimpleNamespace(task=types.SimpleNamespace(model=model), shapes={"model": params}, config=group)
+    return {"text": run}
+
+
+# A set of images has the network of the first one, and each takes a third of a second.
 CASES = [
-    pytest.param(name, variant, marks=[pytest.mark.slow] * (variant != VARIANTS[name][0]))
+    pytest.param(name, variant, marks=[pytest.mark.slow] * (name not in OWN_VARIANTS and variant != VARIANTS[name][0]))
     for name in FILES
     for variant in VARIANTS[name]
 ]
