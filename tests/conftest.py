@@ -26,6 +26,7 @@ FLAGS = (
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where in Python each operation of a program is from
+os.environ.setdefault("FLAX_PROFILE", "false")  # and in which module
 # Tracing makes many objects and hardly any garbage: looking for it took a sixth of the tests' time.
 gc.set_threshold(100_000, 20, 100)
 

@@ -6,16 +6,17 @@ import os
 import pathlib
 import shlex
 import socket
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 import yaml
 
+from archirf_jax.main import COMMAND
 from tests import running
 
 FILES = running.REPOSITORY / "docs" / "launch"
+TRAIN = "--config=configs/dit_rf.py --workdir=runs/dit"
 ONE_DEVICE = {"XLA_FLAGS": running.ONE_DEVICE}
 # What srun does as far as a process can tell: its number, how many there are, and where.
 SRUN = """#!/usr/bin/env bash
@@ -36,16 +37,6 @@ def free_port() -> int:
 
 def flags(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[str]:
     return running.small(workdir, data_dir, "--config.steps=15", "--config.mesh.data=None", *extra)
-
-
-def run_both(commands: list[str], environments: list[dict[str, str]]) -> list[str]:
-    started = [
-        subprocess.Popen(["bash", "-c", command], cwd=running.REPOSITORY, env=env, stderr=subprocess.PIPE, text=True)
-        for command, env in zip(commands, environments, strict=True)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    return said
 
 
 def container(document: dict[str, Any]) -> dict[str, Any]:
@@ -77,35 +68,33 @@ def test_the_slurm_script_trains_with_two_tasks_and_requeues_a_run_that_was_aske
     assert (tmp_path / "requeued").read_text().split() == ["requeue", here["SLURM_JOB_ID"]]
 
 
-@pytest.mark.slow
-def test_the_jobset_trains_with_two_pods(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def assert_joins(command: str, i: int, **given: str) -> None:
+    """A shell's command, with `echo` for Python, starts main as process i of two of a training.
+
+    That such flags train as one is shown by `commands/test_processes.py`.
+    """
+    shown = running.process(["bash", "-c", command], env=running.environment(**given))
+    module, *arguments = shown.stdout.removeprefix("-m ").split()
+    assert module == "archirf_jax.main" and arguments[:2] == TRAIN.split()
+    parsed = COMMAND.parse(arguments)
+    assert (parsed.coordinator, parsed.processes, parsed.process) == ("here:8476", 2, i)
+
+
+def test_the_jobset_starts_two_pods_that_know_each_other() -> None:
     pod = container(yaml.safe_load((FILES / "jobset.yaml").read_text()))
     assert pod["command"] == ["bash", "-c"]
-    # A cluster has a port to itself; python is the image's.
-    command = pod["args"][0].replace("8476", str(free_port())).replace("exec python ", f"exec {sys.executable} ")
-    given = {"TRAIN": " ".join(flags(tmp_path / "run", data_dir)), "COORDINATOR": "127.0.0.1"}
+    given = {"TRAIN": TRAIN, "COORDINATOR": "here"}
     assert given.keys() == {variable["name"] for variable in pod["env"]}
-    said = run_both(
-        [command] * 2, [running.environment(JOB_COMPLETION_INDEX=str(i), **given, **ONE_DEVICE) for i in range(2)]
-    )
-    assert "step 15/15" in said[0]
+    for i in range(2):
+        assert_joins(pod["args"][0].replace("exec python ", "exec echo "), i, JOB_COMPLETION_INDEX=str(i), **given)
 
 
-@pytest.mark.slow
-def test_the_skypilot_task_trains_on_two_nodes(data_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_skypilot_task_starts_two_nodes_that_know_each_other() -> None:
     task = yaml.safe_load((FILES / "skypilot.yaml").read_text())
     assert task["num_nodes"] == 2 and list(task["envs"]) == ["TRAIN"]
-    given = {
-        "TRAIN": " ".join(flags(tmp_path / "run", data_dir)),
-        "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
-        "SKYPILOT_NUM_NODES": "2",
-        "PYTHON": sys.executable,
-    }
-    command = task["run"].replace("8476", str(free_port()))
-    said = run_both(
-        [command] * 2, [running.environment(SKYPILOT_NODE_RANK=str(i), **given, **ONE_DEVICE) for i in range(2)]
-    )
-    assert "step 15/15" in said[0]
+    given = {"TRAIN": TRAIN, "SKYPILOT_NODE_IPS": "here\nthere", "SKYPILOT_NUM_NODES": "2", "PYTHON": "echo"}
+    for i in range(2):
+        assert_joins(task["run"], i, SKYPILOT_NODE_RANK=str(i), **given)
 
 
 def test_what_the_files_train_is_a_configuration_of_the_project() -> None:

@@ -98,8 +98,7 @@ def test_losses_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
-@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize(("data", "fsdp", "depth"), [(8, 1, 0), (1, 8, 2), (2, 4, 2)])
 def test_fifty_losses_on_eight_devices_are_those_on_one(
     data: int, fsdp: int, depth: int, tmp_path: pathlib.Path
 ) -> None:

@@ -257,6 +257,7 @@ def further(
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_an_imported_autoencoder_is_trained_further(
     further: pathlib.Path, imported: tuple[pathlib.Path, dict[str, np.ndarray]]
 ) -> None:
@@ -269,6 +270,7 @@ def test_an_imported_autoencoder_is_trained_further(
         assert "key" in name or np.any(ours[name] != theirs[name]), name
 
 
+@pytest.mark.slow
 def test_lpips_is_measured_by_the_frozen_run(further: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Weights of the package's layout, imported, trained with and measured by; the run has a copy."""
     assert running.rows(further)[-1]["lpips"] > 0

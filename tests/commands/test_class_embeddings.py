@@ -295,6 +295,7 @@ def training(workdir: pathlib.Path, data_dir: pathlib.Path, table: pathlib.Path)
     return [f"--config={running.REPOSITORY / 'configs' / 'mmdit_rf.py'}", *small]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_table_which_training_does_not_change_when_the_file_is_gone(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

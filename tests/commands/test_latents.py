@@ -116,6 +116,7 @@ def test_a_run_on_eight_devices_is_that_on_one(
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_are_encoded_where_samples_begin_from_them(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for flags in (("--strength=0.5",), ("--mask=left",)):
         draw(run, tmp_path / "x.npz", *FEW, "--image=3", *flags)
@@ -158,6 +159,7 @@ def test_bad_input_is_one_line(
     assert statistics.flag == "config.first_stage.mean" and "prepare_data" in statistics.line
 
 
+@pytest.mark.slow
 def test_an_imported_network_of_latents_is_given_an_imported_decoder(tmp_path: pathlib.Path, run: pathlib.Path) -> None:
     for name, source, *flags in (
         ("dit_learn_sigma", "dit", "--num_heads=3", "--image_size=8"),

@@ -24,6 +24,7 @@ def test_a_plan_in_a_process_of_its_own() -> None:
     assert plan["fits"] is True and plan["devices"] == 4 and plan["device"]["name"] == "h100"
 
 
+@pytest.mark.slow
 def test_classes_are_those_of_the_configuration_or_of_the_flag() -> None:
     said = []
     for classes in (("--num_classes=7",), ("--num_classes=9", "--config.data.num_classes=7")):

@@ -198,6 +198,7 @@ def test_constants_are_those_of_the_network(tmp_path: pathlib.Path) -> None:
         assert np.any(ours[kernel] != last[kernel])
 
 
+@pytest.mark.slow
 def test_a_classifier_is_averaged_and_evaluated_as_well(tmp_path: pathlib.Path, data_dir: pathlib.Path) -> None:
     ema = saved.save(adm_classifier, tmp_path, saved.TINY_ADM | {"ema.sigma_rel": WIDTHS}).params
     store(tmp_path, ema, (100, 200))

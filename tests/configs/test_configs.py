@@ -32,7 +32,6 @@ LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configura
 TEXT = ("scenes_rf",)  # on captions
 OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes", "words", "minilm", "cached"]}
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
-CASES = [(name, variant) for name in FILES for variant in VARIANTS[name]]
 # Fields in which the others may differ from dit_rf: what their names say.
 NOISE = ("process.", "objective.", "sample.")
 NETWORK = ("model.", "optimizer.")
@@ -92,6 +91,14 @@ def _encoder() -> dict[str, Any]:
     group = ConfigDict({"tokenizer": {"length": 256, "pad_id": 0, "empty": (101, 102), "digest": ""}})
     run = types.SimpleNamespace(task=types.SimpleNamespace(model=model), shapes={"model": params}, config=group)
     return {"text": run}
+
+
+# A set of images has the network of the first one, and each takes a third of a second.
+CASES = [
+    pytest.param(name, variant, marks=[pytest.mark.slow] * (name not in OWN_VARIANTS and variant != VARIANTS[name][0]))
+    for name in FILES
+    for variant in VARIANTS[name]
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)

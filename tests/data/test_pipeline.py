@@ -95,8 +95,7 @@ def test_the_memory_limit_decides_between_resident_and_streamed(folder: pathlib.
     assert isinstance(feed_of(configured(folder, STREAMED)), StreamFeed)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("seed", [0, 2**40 + 7])
+@pytest.mark.parametrize(("flip", "seed"), [(False, 0), (True, 2**40 + 7)])
 def test_resident_and_streamed_batches_are_identical_at_every_step_of_several_epochs(
     folder: pathlib.Path, flip: bool, seed: int
 ) -> None:
@@ -124,7 +123,7 @@ def test_every_image_keeps_its_label(folder: pathlib.Path, cache: int) -> None:
     np.testing.assert_array_equal(np.concatenate([one["label"] for one in found]), numbers(found) % 2)
 
 
-@pytest.mark.parametrize("start", [1, 7, 20])
+@pytest.mark.parametrize("start", [1, 20])
 def test_a_feed_opened_later_goes_on_with_the_order_of_one_that_ran_from_the_start(
     folder: pathlib.Path, cache: int, start: int
 ) -> None:
@@ -138,7 +137,7 @@ def test_a_streamed_feed_can_be_opened_anywhere_after_it_was_closed(folder: path
         assert_equal(batches(feed, start, stop), batches(resident, start, stop))
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (2, 2), (8, 1)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 2)])
 def test_devices_share_the_batches_of_one(folder: pathlib.Path, cache: int, data: int, fsdp: int) -> None:
     config = configured(folder, cache, flip=True)
     config.batch_size = 8
@@ -168,7 +167,7 @@ def test_one_chunk_serves_the_same_batches_as_one_chunk_a_step(folder: pathlib.P
     assert_equal(together, batches(feed, 3, 23))
 
 
-@pytest.mark.parametrize("seed", [1, 2**16, 2**31])
+@pytest.mark.parametrize("seed", [1, 2**31])
 def test_another_seed_gives_another_order(folder: pathlib.Path, cache: int, seed: int) -> None:
     first, second = (numbers(batches(feed_of(configured(folder, cache, s)), 0, 9)) for s in (0, seed))
     assert (first != second).mean() > 0.5

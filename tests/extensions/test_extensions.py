@@ -71,6 +71,12 @@ EXTENSIONS = {
 }
 # What regression has and these objectives do not.
 REPLACED = ("mean_flow",)
+QUICK = ("mean_flow", "autoencoder")  # an objective and a task
+
+
+def some(*names: str) -> Any:
+    """These as parameters, of which the quick tests train some."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +159,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
     running.assert_same_run(trained[name], workdir, STEPS)
 
 
-@pytest.mark.parametrize("name", [name for name in EXTENSIONS if name != "autoencoder"])
+@pytest.mark.parametrize("name", some("mean_flow", "text", "low_res", "distillation"))
 def test_sample_draws_images_of_the_run(name: str, trained: Trained, tmp_path: pathlib.Path) -> None:
     found = drawn(trained[name], tmp_path / "x.npz", "--labels=3,1", "--per_class=2", "--guidance_scale=1")
     assert found["images"].shape == (4, 8, 8, 1) and found["images"].dtype == np.uint8
@@ -166,6 +172,7 @@ def test_a_mean_flow_is_not_guided_from_outside(trained: Trained, tmp_path: path
     assert caught.value.field == "sample.guidance.scale"
 
 
+@pytest.mark.slow
 def test_text_is_what_images_depend_on(trained: Trained, tmp_path: pathlib.Path) -> None:
     rng, run = np.random.default_rng(0), open_run(trained["text"])
     rows = {
@@ -180,16 +187,17 @@ def test_text_is_what_images_depend_on(trained: Trained, tmp_path: pathlib.Path)
     assert run.task.null_names == {"label", "tokens", "mask"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text", "distillation"])
 def test_the_frozen_runs_lie_in_the_run_and_open_without_the_originals(
-    trained: Trained, runs: dict[str, pathlib.Path]
+    name: str, trained: Trained, runs: dict[str, pathlib.Path]
 ) -> None:
-    for name, frozen in (("text", "encoder"), ("distillation", "teacher")):
-        run = open_run(trained[name])
-        assert run.runs[frozen].directory == trained[name] / "frozen" / frozen
-        original = open_run(runs[frozen])
-        for ours, theirs in zip(jax.tree.leaves(run.frozen[frozen]), jax.tree.leaves(original.params), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        assert run.config.identity.frozen[frozen] == original.digest()
+    run, frozen = open_run(trained[name]), {"text": "encoder", "distillation": "teacher"}[name]
+    assert run.runs[frozen].directory == trained[name] / "frozen" / frozen
+    original = open_run(runs[frozen])
+    for ours, theirs in zip(jax.tree.leaves(run.frozen[frozen]), jax.tree.leaves(original.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert run.config.identity.frozen[frozen] == original.digest()
 
 
 def test_an_autoencoder_reconstructs_an_image(trained: Trained, tmp_path: pathlib.Path) -> None:
@@ -203,6 +211,7 @@ def test_both_networks_are_trained_by_optimizers_of_their_own(trained: Trained) 
     assert items == {f"{network}.{kind}" for network in ("generator", "discriminator") for kind in kinds}
 
 
+@pytest.mark.slow
 def test_an_upsampler_takes_a_given_low_resolution_image(trained: Trained, tmp_path: pathlib.Path) -> None:
     low = np.stack([np.full((4, 4, 1), value, np.float32) for value in (-1, 1)])
     rows = {"label": np.asarray([0, 0]), "low_res": low, "noise_level": np.zeros(2, np.float32)}

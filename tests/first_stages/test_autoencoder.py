@@ -26,7 +26,7 @@ KEYS = jax.random.split(jax.random.key(1), len(BATCH["image"]))
 @functools.cache
 def run(changes: str) -> Any:
     task: Any = make_task(config(autoencoder, eval(changes), SMALL))
-    params = moved(task.init_params(jax.random.key(0), {}), scale=0.1)
+    params = moved(jax.eval_shape(task.init_params, jax.random.key(0), {}), scale=0.3)
     return types.SimpleNamespace(task=task, params=params, directory="runs/ae")
 
 

@@ -24,7 +24,6 @@ def changed(stem: str, **fields: Any) -> Case:
 @pytest.mark.parametrize(
     ("stem", "fields"),
     [
-        ("adm_class_cond", dict(num_head_channels=32)),
         ("adm_class_cond", dict(use_new_attention_order=True)),
         ("adm_uncond_simple", dict(num_heads_upsample=1)),
         ("adm_classifier", dict(num_head_channels=32)),

@@ -57,6 +57,7 @@ def test_a_perturbed_input_fails(stem: str, name: str) -> None:
     assert error > tolerance
 
 
+@pytest.mark.slow
 def test_settings_that_evaluation_does_not_use_are_of_no_consequence() -> None:
     for stem in ("vae_sd", "vq_model"):
         error, tolerance = compare(changed(stem, sample_size=99, force_upcast=False, act_fn="swish"))

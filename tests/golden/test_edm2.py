@@ -215,7 +215,10 @@ def write_case(path: pathlib.Path, fields: dict[str, Any]) -> None:
     np.savez(path, meta=json.dumps(meta), **arrays)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SLOW = ("filters", "heads wider than the levels")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in VARIANTS])
 def test_a_case_with_other_hyperparameters_agrees_with_the_numpy_network(name: str, tmp_path: pathlib.Path) -> None:
     write_case(tmp_path / "case.npz", FIELDS | VARIANTS[name])
     assert main([str(tmp_path / "case.npz")]) == 0

@@ -21,9 +21,10 @@ from tests.golden.synthetic import synthetic
 CASES = sorted(pathlib.Path(__file__).parent.glob("*.npz"))
 DIT = [path for path in CASES if path.stem.startswith("dit_")]
 MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
-UNETS = (
-    *("adm_class_cond", "adm_uncond_simple", "edm2_class_cond", "edm2_uncond"),
-    *("unet_sd15", "unet_sd21", "unet_sdxl"),  # the upscaler's has most of their parts
+# Not quickly: those that `tasks/test_published.py` compares as imported runs', and large ones that have others' parts.
+OTHERS = (
+    *("dit_learn_sigma", "mmdit_sd3", "adm_class_cond", "adm_uncond_simple", "adm_classifier", "edm2_class_cond"),
+    *("edm2_uncond", "unet_sd15", "unet_sd21", "unet_sdxl", "inception_fid", "lpips_vgg"),
     *("pipeline_sd2", "pipeline_sdxl", "pipeline_sd_upscaler"),  # each is a system that is imported and compiled
 )
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
@@ -155,11 +156,10 @@ def meta_of(path: pathlib.Path, **fields: Any) -> str:
         return json.dumps(json.loads(str(archive["meta"])) | fields)
 
 
-@pytest.mark.parametrize("which", ["some", pytest.param("all", marks=pytest.mark.slow)])
-def test_every_stored_case_passes(which: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Quickly all but most U-Nets, some of whose numbers `tasks/test_published.py` compares as imported runs'."""
+@pytest.mark.parametrize("others", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_stored_case_passes(others: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(CASES) >= 13 and len(DIT) >= 2 and len(MMDIT) >= 2
-    cases = [path for path in CASES if which == "all" or path.stem not in UNETS]
+    cases = [path for path in CASES if (path.stem in OTHERS) == others]
     assert main([str(path) for path in cases]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(cases) and all(line.startswith("pass  ") for line in lines)

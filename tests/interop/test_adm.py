@@ -118,7 +118,7 @@ def published_unet(name: str) -> dict[str, tuple[int, ...]]:
 
 def quick(*names: str) -> Any:
     """These as parameters, of which the quick tests trace some of every kind: each takes a second."""
-    traced = ("imagenet64", "lsun256", "upsample64-256", "imagenet128")
+    traced = ("imagenet64", "upsample64-256")
     return [name if name in traced else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

@@ -68,7 +68,6 @@ def run(command: pathlib.Path, *arguments: str, **more: str) -> subprocess.Compl
     [
         ([], 0, 0),
         (["--end=code"], 75, 0),
-        (["--end=wrong"], 2, 1),
         (["--end=missing"], 2, 1),
         (["--end=large"], 2, 1),
         (["--nonsense"], 2, 1),
@@ -83,7 +82,8 @@ def test_an_end_has_its_code_and_at_most_one_line(
 
 
 def test_an_error_names_its_field(command: pathlib.Path) -> None:
-    assert run(command, "--end=wrong").stderr == "error: config.model.depth: 3 is wrong\n"
+    done = run(command, "--end=wrong")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: config.model.depth: 3 is wrong\n")
 
 
 def test_help_lists_the_flags(command: pathlib.Path) -> None:
@@ -103,19 +103,16 @@ def test_a_device_that_is_not_there_is_one_line(command: pathlib.Path) -> None:
 def test_no_setting_of_jax_changes_the_numbers_of_a_run(command: pathlib.Path) -> None:
     settings = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
     numbers = run(command, "--end=numbers").stdout
-    assert numbers.startswith("float32 ")
-    for name, value in settings.items():
-        assert run(command, "--end=numbers", **{name: value}).stdout == numbers, name
+    assert numbers.startswith("float32 ") and run(command, "--end=numbers", **settings).stdout == numbers
 
 
 def test_closed_streams_do_no_harm(command: pathlib.Path) -> None:
     start = f"exec {sys.executable} {command}"
-    for streams in ("2>&-", ">&- 2>&-"):
-        assert running.process(["bash", "-c", f"{start} --json {streams}"], env=environment()).returncode == 0
-        assert running.process(["bash", "-c", f"{start} --end=wrong {streams}"], env=environment()).returncode == 2
+    for flags, streams, code in (("--end=wrong", "2>&-", 2), ("--json", ">&- 2>&-", 0)):
+        assert running.process(["bash", "-c", f"{start} {flags} {streams}"], env=environment()).returncode == code
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_a_run_with_the_code_of_what_goes_on_later(name: str, command: pathlib.Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(command), "--end=late"],

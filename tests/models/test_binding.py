@@ -162,7 +162,7 @@ NETWORKS: dict[str, tuple[nn.Module, Condition]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["dit", "edm2", pytest.param("mmdit", marks=pytest.mark.slow)])
 def test_networks_have_tangents_and_gradients_of_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By finite differences: as MeanFlow (forward mode) and R1 (reverse over reverse) need them, on a GPU as here."""
     model, condition = NETWORKS[name]

@@ -69,6 +69,7 @@ def test_images_have_a_gradient(params: Any) -> None:
     assert np.all(np.isfinite(found)) and np.all(np.any(found, axis=(1, 2, 3)))
 
 
+@pytest.mark.slow
 def test_where_no_feature_is_above_0_every_number_on_the_way_to_the_gradient_is_finite(params: Any) -> None:
     """Also those that are not used: who looks for the first that is not would stop there."""
     dead = jax.tree.map(lambda leaf: -jnp.abs(leaf) if leaf.ndim == 4 else leaf, params)

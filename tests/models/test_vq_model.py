@@ -69,9 +69,15 @@ def test_usage_and_perplexity_of_one_code_and_of_all_alike() -> None:
         np.testing.assert_allclose(statistics(indices, 8), (usage, perplexity), rtol=1e-5)
 
 
+def drawn(model: VQModel) -> Any:
+    """Parameters of a network, none of them zero."""
+    random, like = np.random.default_rng(1), jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    return jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype(np.float32), like)
+
+
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(0), X)["params"]
+    return drawn(MODEL)
 
 
 def test_the_network_sows_codes_their_loss_and_statistics(params: Any) -> None:
@@ -101,7 +107,7 @@ def test_gradients_reach_every_parameter(norm_type: str) -> None:
         images, extras = binding.call(model, params, X)
         return jnp.sum(jnp.square(images - X)) + jnp.sum(extras["codebook_loss"])
 
-    slopes = jax.jit(jax.grad(loss))(jax.jit(model.init)(jax.random.key(0), X)["params"])
+    slopes = jax.jit(jax.grad(loss))(drawn(model))
     assert not [path for path, leaf in jax.tree_util.tree_leaves_with_path(slopes) if not np.any(leaf)]
 
 

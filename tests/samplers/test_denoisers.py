@@ -104,8 +104,7 @@ def test_a_static_threshold_cuts_at_its_limit(limit: float) -> None:
     np.testing.assert_array_equal(ask(denoisers.StaticClip(answers(3 * X), limit)).x0, np.clip(3 * X, -limit, limit))
 
 
-@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
-@pytest.mark.parametrize("largest", [float("inf"), 1.5])
+@pytest.mark.parametrize(("quantile", "largest"), [(0.5, float("inf")), (0.9, 1.5), (0.995, float("inf")), (1.0, 1.5)])
 def test_a_dynamic_threshold_is_the_quantile_of_each_image_where_that_is_beyond_1(
     quantile: float, largest: float
 ) -> None:
@@ -151,8 +150,7 @@ def gradient(x: np.ndarray, y: int, alpha: Any, sigma: Any) -> np.ndarray:
     return score + exact.denoise(x, alpha, sigma)[1] / sigma
 
 
-@pytest.mark.parametrize("process", exact.PROCESSES.values(), ids=exact.PROCESSES)
-@pytest.mark.parametrize("y", [0, 1])
+@pytest.mark.parametrize(("process", "y"), [*zip(exact.PROCESSES.values(), (0, 1, 0, 1, 0), strict=True)])
 def test_the_perfect_classifier_turns_the_denoiser_of_all_into_that_of_the_class(process: Process, y: int) -> None:
     """Bayes: grad log p(x | y) = grad log p(x) + grad log p(y | x)."""
     t = np.asarray([0.05, 0.3, 0.6, 0.95])
@@ -252,7 +250,12 @@ SOLVERS = {
     "edm": Edm(),
     "edm_noisy": Edm(churn=3.0),
 }
-WAYS = [(name, key) for name in SOLVERS for key in ("linear", "gvp", "edm")] + [("euler", "ddpm"), ("ddpm", "ddpm")]
+WAYS = [
+    *((name, "linear") for name in SOLVERS),
+    *((name, "edm") for name in ("ddpm", "heun", "edm_noisy")),
+    *((name, "gvp") for name in ("ddim_noisy", "dpmpp_2m")),
+    *((name, "ddpm") for name in ("euler", "ddpm")),
+]
 
 
 @pytest.mark.parametrize(("name", "key"), WAYS)
@@ -277,7 +280,7 @@ def test_each_example_may_have_its_own_known_pixels() -> None:
     assert_explains(found, NOISING)
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 2, 4)])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 2, 4)])
 def test_wrappers_take_data_of_any_rank(shape: tuple[int, ...]) -> None:
     x = 3 * np.random.default_rng(2).normal(size=(B, *shape))
     plain = restless(FLOW)

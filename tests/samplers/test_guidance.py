@@ -44,7 +44,6 @@ PROCESSES: dict[str, Process] = {
     "learned_range": DDPM(variance="learned_range"),
     "edm": EDM(),
 }
-every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +80,15 @@ def guided(name: str, inner: NetworkDenoiser, *options: Any) -> Any:
 KINDS = ("classifier_free", "autoguidance")
 
 
-@every_process
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize(
+    ("process", "name", "scale"),
+    [
+        *((process, "classifier_free", 4.0) for process in PROCESSES.values()),
+        *((PROCESSES[key], "autoguidance", 4.0) for key in ("velocity", "learned_range")),
+        (FLOW, "classifier_free", 0.0),
+        (FLOW, "autoguidance", 0.5),
+    ],
+)
 def test_guidance_extrapolates_the_answer_and_keeps_the_conditional_variance(
     process: Process, name: str, scale: float
 ) -> None:
@@ -106,7 +111,7 @@ def test_scale_one_is_the_inner_denoiser_bit_for_bit(name: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 2, 4)])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 2, 4)])
 def test_guidance_takes_data_of_any_rank(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(1).normal(size=(B, *shape))
     inner = strong()
@@ -142,16 +147,15 @@ def test_a_null_condition_that_is_not_one_of_the_condition_is_refused(null: Any)
 # --- the interval
 
 
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    ("interval", "on"),
+    ("name", "interval", "on"),
     [
-        ((0.4, 0.7), [False, True, False]),  # a batch of several times
-        ((0.3, 0.55), [True, True, False]),  # both ends belong to it
-        ((0.55, 0.8), [False, True, True]),
-        ((0.3, 0.8), [True, True, True]),
-        ((0.9, 1.0), [False, False, False]),
-        ((0.55, 0.55), [False, True, False]),
+        ("classifier_free", (0.4, 0.7), [False, True, False]),  # a batch of several times
+        ("autoguidance", (0.3, 0.55), [True, True, False]),  # both ends belong to it
+        ("classifier_free", (0.55, 0.8), [False, True, True]),
+        ("autoguidance", (0.3, 0.8), [True, True, True]),
+        ("autoguidance", (0.9, 1.0), [False, False, False]),
+        ("classifier_free", (0.55, 0.55), [False, True, False]),
     ],
 )
 def test_guidance_acts_on_the_examples_whose_times_lie_in_the_interval(name: str, interval: Any, on: Any) -> None:
@@ -212,9 +216,13 @@ def test_a_step_costs_one_pass_of_a_doubled_batch_and_outside_the_interval_of_th
 # --- rescaling
 
 
-@every_process
-@pytest.mark.parametrize("interval", [None, (0.2, 0.9)])
-@pytest.mark.parametrize("rescale", [0.3, 1.0])
+@pytest.mark.parametrize(
+    ("process", "interval", "rescale"),
+    [
+        *((process, None, 0.3) for process in PROCESSES.values()),
+        *((PROCESSES[key], (0.2, 0.9), 1.0) for key in ("velocity", "learned_range")),
+    ],
+)
 def test_rescaling_moves_the_deviation_of_each_answer_to_that_of_the_conditional(
     process: Process, rescale: float, interval: Any
 ) -> None:
@@ -280,9 +288,10 @@ def published(
     return conditional + (scale - 1) * (difference - along + eta * along)
 
 
-@pytest.mark.parametrize("process", [FLOW, DDPM(variance="learned_range"), EDM()])
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("norm_threshold", [None, 2.0, 1e6])
+@pytest.mark.parametrize(
+    ("process", "eta", "norm_threshold"),
+    [(FLOW, 0.0, None), (FLOW, 0.3, 2.0), (DDPM(variance="learned_range"), 0.3, 1e6), (EDM(), 1.0, 2.0)],
+)
 def test_projected_guidance_is_algorithm_1_of_sadat_et_al(
     process: Process, eta: float, norm_threshold: float | None
 ) -> None:

@@ -17,6 +17,7 @@ from archirf_jax.objectives import adversarial
 from archirf_jax.tasks.building import make_task
 from configs import autoencoder
 from tests.tasks.settings import config
+from tests.tasks.settings import moved as noise_like
 
 SMALL = {
     **{"data.num_classes": 10, "model.block_out_channels": (8,), "model.norm_num_groups": 4, "batch_size": 4},
@@ -54,6 +55,15 @@ def task_of(**changes: Any) -> tuple[Any, Callable[..., Any], TrainState]:
     return made(repr(changes))
 
 
+def untrained(**changes: Any) -> tuple[Any, TrainState]:
+    """(task, a state whose parameters are drawn and whose other numbers are zeros); nothing is compiled."""
+    task: Any = make_task(config(autoencoder, changes, SMALL))
+    state = jax.eval_shape(task.init, jax.random.key(0), {})
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    network = zeros.networks["model"].replace(params=noise_like(state.networks["model"].params, scale=0.2))
+    return task, zeros.replace(networks={"model": network})
+
+
 def moved(before: Any, after: Any) -> dict[str, bool]:
     pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
     return {jax.tree_util.keystr(path): bool(np.any(leaf != other)) for (path, leaf), other in pairs}
@@ -73,7 +83,7 @@ def test_every_parameter_of_both_networks_moves_and_averages_follow() -> None:
 
 @pytest.mark.parametrize("model", [KL, VQ], ids=["kl", "vq"])
 def test_other_autoencoders_learn_in_the_same_task(model: dict[str, Any]) -> None:
-    task, _, state = task_of(**model)
+    task, state = untrained(**model)
     drawn, losses = task.losses(state, {}, BATCH, KEY, "model")
     params = state.networks["model"].params
     compute = jax.grad(
@@ -168,7 +178,7 @@ def test_a_nan_in_either_network_skips_both(broken: str) -> None:
 
 
 def test_training_samples_the_latents_and_evaluation_takes_their_modes() -> None:
-    task, _, state = task_of(**KL)
+    task, state = untrained(**KL)
     params = state.networks["model"].params
 
     @functools.partial(jax.jit, static_argnums=1)

@@ -117,6 +117,7 @@ def test_the_loss_is_the_mean_of_those_that_training_would_see_in_any_batch(file
     assert ("accuracy" in figures) == (file is adm_classifier)
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_without_its_dropout() -> None:
     tasks = [Diffusion(config(adm_ddpm, {"model.dropout": dropout}, TINY_ADM), {}) for dropout in (0.0, 0.9)]
     params = noisy(tasks[0])

@@ -122,6 +122,7 @@ def test_activations_grow_as_the_images_of_a_device_do() -> None:
     assert measure(small(batch_size=128), MemoryPlan(False, 2, 1), 2).activations < sizes[1]
 
 
+@pytest.mark.slow
 def test_where_a_gpu_has_flash_attention_no_weights_are_kept(half: tuple[Any, Memory]) -> None:
     config, kept = half
     flash = measure(config, PLAIN, 1, H100)

@@ -137,6 +137,7 @@ def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_frozen_runs_are_counted_in_arithmetic_and_memory() -> None:
     """The teacher answers each image once more and lies on the device; it has no gradients and no averages."""
     teacher: Any = make_task(settings.config())

@@ -13,7 +13,7 @@ import pytest
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import make_task
 from configs import autoencoder
-from tests.tasks.settings import config, noisy, run_of
+from tests.tasks.settings import config, moved, run_of
 from tests.tasks.test_autoencoder import BATCH, JUDGED, KEY, KL, SMALL
 
 PROJECTED = {
@@ -29,7 +29,7 @@ PROJECTED = {
 @functools.cache
 def features() -> Any:
     task: Any = make_task(config(autoencoder, KL, SMALL))
-    return run_of(task, noisy(task, scale=0.1))
+    return run_of(task, moved(jax.eval_shape(task.init_params, jax.random.key(0), {}), scale=0.3))
 
 
 def task_of(changes: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,13 @@ def exported(config: Any, params: Any) -> dict[str, np.ndarray]:
     return export(config, make_task(config), params)
 
 
-@pytest.fixture(scope="module", params=HINTS)
+def some(names: Iterable[str]) -> list[Any]:
+    """The golden cases as parameters, of which the quick tests import one of each kind and a U-Net without labels."""
+    quick = {*WRONG, "adm_uncond_simple"}
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module", params=some(HINTS))
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Imported:
     case = cases.load(GOLDEN / f"{request.param}.npz")
     return imported_run(case, request.param, tmp_path_factory.mktemp(request.param))

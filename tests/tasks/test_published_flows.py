@@ -18,8 +18,7 @@ from tests.tasks.test_published import GOLDEN, cases
 
 # Golden case of DiT -> heads and channels, with and without the second half of the answer that SiT drops.
 CASES = {"dit_learn_sigma": (3, 4), "dit_patch4": (4, 3)}
-every_case = pytest.mark.parametrize("name", CASES)
-every_source = pytest.mark.parametrize("source", ["sit", "repa"])
+each_source = pytest.mark.parametrize(("source", "name"), [("sit", "dit_learn_sigma"), ("repa", "dit_patch4")])
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
@@ -33,8 +32,7 @@ def imported(source: str, name: str, state: dict[str, np.ndarray]) -> tuple[Any,
     return config, make_task(config), params
 
 
-@every_case
-@every_source
+@each_source
 def test_the_answer_is_a_velocity_in_the_time_of_the_source(source: str, name: str) -> None:
     config, task, params = imported(source, name, tensors(name))
     fields = {key: value for key, value in config.model.to_dict().items() if key not in ("name", "spare_channels")}
@@ -54,8 +52,7 @@ def test_the_answer_is_a_velocity_in_the_time_of_the_source(source: str, name: s
     np.testing.assert_allclose((1 - at) * predicted.x0 + at * predicted.eps, x, atol=2e-5)
 
 
-@every_case
-@every_source
+@each_source
 def test_tensors_come_back_bit_for_bit_under_their_names(source: str, name: str) -> None:
     state = tensors(name)
     extra = {"projectors.0.0.weight": np.ones((4, 4), np.float32)} if source == "repa" else {}

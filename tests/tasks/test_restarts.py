@@ -56,12 +56,16 @@ def table(params: Any) -> np.ndarray:
     return np.asarray(params["model"]["codebook"]["embedding"])
 
 
-def test_a_collapsed_codebook_comes_back_and_without_restarts_it_does_not() -> None:
+def test_a_collapsed_codebook_comes_back() -> None:
     """Usage of a code that is not used halves at each step: 1/16 is the first below 0.1."""
     state, found = trained(6, **ON)
     assert [row["codebook_restarts"] for row in found[:4]] == [0, 0, 0, 7]
     assert found[3]["codebook_usage"] == 1 / 8 and found[4]["codebook_usage"] > 1 / 2
     assert np.abs(table(state.networks["model"].params)).max() < FAR / 2
+
+
+@pytest.mark.slow
+def test_without_restarts_a_collapsed_codebook_stays_so() -> None:
     after, found = trained(6, **VQ)
     assert all(row["codebook_usage"] == 1 / 8 for row in found) and "codebook_restarts" not in found[0]
     assert after.networks["model"].objective_state == () and np.all(table(after.networks["model"].params)[1:] == FAR)

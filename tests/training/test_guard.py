@@ -83,7 +83,7 @@ def test_an_update_that_is_not_finite_counts_as_a_loss_that_is_not_and_never_aga
         assert guards.in_a_row.tolist() == [0, 1, 2, 0] and guards.updates.tolist() == [1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("patience", [1, 2, 5])
+@pytest.mark.parametrize("patience", [1, 5])
 def test_it_stops_at_exactly_the_last_of_the_bad_ones_it_has_patience_for(patience: int) -> None:
     guards = watched([1.0, *[NAN] * patience], patience=patience)
     assert guards.stopped.tolist() == [*[0] * patience, guard.NOT_FINITE]
@@ -98,9 +98,8 @@ def settled(updates: int = guard.SETTLED) -> tuple[Guard, float]:
     return jax.tree.map(lambda leaf: leaf[-1], guards), float(guards.spread[-1]) ** 0.5
 
 
-@pytest.mark.parametrize("deviations", [3.0, 10.0])
-def test_a_loss_so_many_deviations_above_the_mean_stops_and_one_below_does_not(deviations: float) -> None:
-    start, deviation = settled()
+def test_a_loss_so_many_deviations_above_the_mean_stops_and_one_below_does_not() -> None:
+    deviations, (start, deviation) = 3.0, settled()
     for sign, share, reason in ((1, 1.01, guard.JUMP), (1, 0.99, 0), (-1, 5.0, 0)):
         loss = float(start.mean) + sign * share * deviations * deviation
         after = last(watched([loss], start=start, jump=deviations))

@@ -18,7 +18,7 @@ from absl import logging
 
 from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
-from archirf_jax.training import devices, ema, flops, replay, start
+from archirf_jax.training import devices, ema, flops, start
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.loop import Loop, train
 from archirf_jax.training.preemption import StopRequest
@@ -291,47 +291,6 @@ def test_a_directory_is_asked_for_before_a_checkpoint_is_saved(tmp_path: pathlib
     with pytest.raises(UserError):
         trained(tmp_path, still_ours=still_ours, log__every_steps=1000, sample__every_steps=1000)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-def test_a_stopped_step_is_kept_and_replayed(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError) as caught:
-        trained(tmp_path, Adversarial, Feed(bad=(8, 9)))
-    assert "step 10" in str(caught.value)
-    made = configured(Adversarial)
-    text = replay.replay(Adversarial(made), tmp_path)
-    assert "final_layer" in text or "block_0" in text
-    report = replay.read_report(tmp_path)
-    assert (report["network"], report["part"], report["step"]) == ("critic", 0, 10) and not np.isfinite(report["loss"])
-    path = tmp_path / replay.FOLDER / replay.BATCH
-    content = path.read_bytes()
-    for broken in (content[: len(content) // 2], b"", b"PK\x03\x04"):
-        path.write_bytes(broken)
-        with pytest.raises(UserError) as damaged:
-            replay.replay(Adversarial(made), tmp_path)
-        assert damaged.value.field == "replay" and "\n" not in str(damaged.value)
-    with pytest.raises(UserError) as nothing:
-        replay.replay(Adversarial(made), tmp_path / "elsewhere")
-    assert nothing.value.field == "replay"
-
-
-@pytest.mark.parametrize("parts", [1, 4])
-def test_a_replay_names_the_part_whose_batch_went_wrong(parts: int, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(UserError):
-        trained(tmp_path, Denoising, Feed(bad=(3, 4)), accumulation=parts)
-    text = replay.replay(Denoising(configured(Denoising, accumulation=parts)), tmp_path)
-    report = replay.read_report(tmp_path)
-    assert report["network"] == "net" and report["part"] == 2 % parts and "block_0" in text
-
-
-def test_a_replay_of_an_update_that_is_not_finite_says_so(tmp_path: pathlib.Path) -> None:
-    fields = {"guard__patience": 1, "optimizer__learning_rate": 3e38, "optimizer__weight_decay": 1e9}
-    with pytest.raises(UserError):
-        trained(tmp_path, **fields)
-    assert "update" in replay.replay(Denoising(configured(Denoising, **fields)), tmp_path)
-    report = replay.read_report(tmp_path)
-    assert (
-        np.isfinite(report["loss"]) and np.isfinite(report["gradient_norm"]) and not np.isfinite(report["update_norm"])
-    )
 
 
 def looped(workdir: pathlib.Path, task: Any = Denoising, **changes: Any) -> Loop:

@@ -40,8 +40,7 @@ def found(steps: int = STEPS, noise: float = NOISE, **changes: Any) -> dict[str,
     "changes",
     [
         {"accumulation": 4, "optimizer__b1": 0.5},
-        {"optimizer__name": "adam", "optimizer__moment_dtype": "bfloat16"},
-        {"optimizer__clip_norm": 0.1},  # shorter than all
+        {"optimizer__name": "adam", "optimizer__moment_dtype": "bfloat16", "optimizer__clip_norm": 0.1},  # below all
         {"optimizer__name": "lion", "optimizer__b2": 0.99},
         {"optimizer__name": "muon"},
     ],

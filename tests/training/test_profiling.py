@@ -106,6 +106,7 @@ def test_without_steps_nothing_is_recorded_and_nothing_is_waited_for(
     assert not recorder.folders and not recorder.waited
 
 
+@pytest.mark.slow
 def test_a_recording_is_on_disk_after_an_error_too_and_another_can_follow(tmp_path: pathlib.Path) -> None:
     compute = jax.jit(lambda x: x @ x)
     for name in ("first", "second"):

@@ -24,32 +24,31 @@ def kept(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"),
+    ("policy", "expected", "restarts"),
     [
-        (kept(keep=3), [8, 7, 6]),
-        (kept(keep_every=3), [8, 6, 3]),
-        (kept(keep=2, keep_best=1, keep_every=5), [8, 7, 5, 2]),
-        (kept(keep_best=2, best_metric="accuracy"), [8, 7, 1]),
-        (0, [8, 7, 6, 5, 4, 3, 2, 1]),
+        (kept(keep=3), [8, 7, 6], [2, 3, 7]),
+        (kept(keep_every=3), [8, 6, 3], [2, 3, 7]),
+        (kept(keep=2, keep_best=1, keep_every=5), [8, 7, 5, 2], []),
+        (kept(keep=2, keep_best=1, keep_every=5), [8, 7, 5, 2], [2, 3, 7]),
+        (kept(keep_best=2, best_metric="accuracy"), [8, 7, 1], [2, 3, 7]),
+        (0, [8, 7, 6, 5, 4, 3, 2, 1], []),
     ],
 )
 def test_what_stays_is_the_newest_the_best_and_every_so_many(
-    policy: Any, expected: list[int], tmp_path: pathlib.Path
+    policy: Any, expected: list[int], restarts: list[int], tmp_path: pathlib.Path
 ) -> None:
     losses = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.6, 7: 0.5, 8: 0.4}
     accuracies = {1: 0.1, 7: 0.2} | {step: 0.5 + step for step in range(2, 7)} | {8: 9.0}
-    for restarts in ([], [2, 3, 7]):
-        directory = tmp_path / str(len(restarts))
-        checkpoints = Checkpoints(directory, policy)
-        for step in losses:
-            checkpoints.save(state(step), {}, row({"loss": losses[step], "accuracy": accuracies[step]}))
-            if step in restarts:
-                checkpoints.wait()
-                checkpoints.close()
-                checkpoints = Checkpoints(directory, policy)
-        checkpoints.wait()
-        assert checkpoints.steps() == expected
-        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", policy)
+    for step in losses:
+        checkpoints.save(state(step), {}, row({"loss": losses[step], "accuracy": accuracies[step]}))
+        if step in restarts:
+            checkpoints.wait()
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path / "c", policy)
+    checkpoints.wait()
+    assert checkpoints.steps() == expected
+    checkpoints.close()
 
 
 def row(metrics: dict[str, float]) -> MetricsState:
