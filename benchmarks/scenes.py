@@ -1,9 +1,12 @@
-"""python -m benchmarks.scenes --workdir=runs/scenes [--scales=1,2,3,4] [--out=FILE]: do scenes follow their captions?
+"""python -m benchmarks.scenes --workdir=runs/scenes [--scales=1,2,4,8] [--out=FILE]: do scenes follow their captions?
 
 500 prompts over all 80 pairs of colour and digit, a fifth with one object, are drawn once at each scale of guidance,
 and each object is judged in its box: its digit by a support vector machine that was trained on real digits, its colour
 by the nearest. A prompt is right if all its objects are. Beside them: the real test scenes, prompts that hold a pair
 that no training scene has, and how often the scene of "a red seven above a blue two" is right for the two swapped.
+
+Scenes are also compared with as many real ones of the same prompts, by the Frechet distance of 64 random features
+(`image_features.py`); beside it the distance of other real scenes of these prompts. A plot shows both by the scale.
 """
 
 from __future__ import annotations
@@ -15,14 +18,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from archirf_jax.data import composition
-from archirf_jax.data.composition import COLOURS, CORNERS, PAIRS, SIDE, TRAIN_DIGITS, WITHHELD, Thing
+from archirf_jax.data.composition import COLOURS, CORNERS, PAIRS, SIDE, TRAIN_DIGITS, WITHHELD, Scene, Thing
+from archirf_jax.evaluation import distances
+from archirf_jax.evaluation.statistics import Moments, moments
 from archirf_jax.files import expand
 from archirf_jax.launch.runs import open_run
-from archirf_jax.visuals import pictures
+from archirf_jax.visuals import pictures, plots
+from benchmarks import image_features
 from benchmarks.machine import say, write
 
 PROMPTS, SINGLE = 500, 100
@@ -94,6 +101,22 @@ def _all_differ(things: tuple[Thing, ...]) -> bool:
     return things[0].colour != things[1].colour and things[0].digit != things[1].digit
 
 
+def real_scenes(asked: Sequence[Asked], seed: int) -> np.ndarray:
+    """Scenes (N, 16, 16, 3) uint8 of what was asked for, of digits that no training scene is made of."""
+    digits, random = load_digits(), np.random.RandomState(seed)
+    of_digit = [np.flatnonzero(digits.target[TRAIN_DIGITS:] == digit) + TRAIN_DIGITS for digit in range(10)]
+    found = []
+    for arrangement, things in asked:
+        images = tuple(int(random.choice(of_digit[thing.digit])) for thing in things)
+        found.append(composition.render(Scene(arrangement, things, images, ""), digits.images))
+    return np.stack(found)
+
+
+def moments_of(images: np.ndarray) -> Moments:
+    """Mean and covariance of the features of uint8 images."""
+    return moments(image_features.features(images.astype(np.float32) / 127.5 - 1))
+
+
 def real(judge: Judge) -> dict[str, float]:
     """The shares of real test scenes."""
     digits = load_digits()
@@ -110,26 +133,54 @@ def measure(workdir: pathlib.Path, scales: Sequence[float], picture: pathlib.Pat
     drawn = {scale: run.sample(prompts=texts, per_class=1, guidance_scale=scale, batch_size=250) for scale in scales}
     arrangements = [arrangement for arrangement, _ in asked]
     found = {str(scale): shares(asked, judge.objects(images, arrangements)) for scale, images in drawn.items()}
+    alike, other = (moments_of(real_scenes(asked, seed)) for seed in (0, 1))
+    for scale, images in drawn.items():
+        found[str(scale)]["frechet"] = distances.frechet(moments_of(images), alike)
     best = max(scales, key=lambda scale: found[str(scale)]["two"])
     if picture is not None:
         chosen = np.linspace(0, len(texts) - 1, SHOWN).astype(int)
         images = drawn[best][chosen].reshape(-1, 8, *drawn[best].shape[1:])
         pictures.save_png(pictures.grid(images), picture)
         say("\n".join(texts[i] for i in chosen))
-    return {"step": run.step, "scales": found, "best_scale": best, "real": real(judge)}
+    right = real(judge) | {"frechet": distances.frechet(other, alike)}
+    return {"step": run.step, "scales": found, "best_scale": best, "real": right}
+
+
+def plot(found: dict[str, Any]) -> Any:
+    """A figure of what guidance buys and costs: shares of right scenes, and the distance, against its scale."""
+    scales = sorted(found["scales"], key=float)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    kinds = {"single": "one object", "two": "two objects", "two_withheld": "two, one of a withheld pair"}
+    for i, (kind, text) in enumerate(kinds.items()):
+        values = [found["scales"][scale][kind] for scale in scales]
+        panels[0].plot([float(scale) for scale in scales], values, "o-", color=f"C{i}", label=text)
+        panels[0].axhline(found["real"][kind], color=f"C{i}", linestyle=":")
+    distance = [found["scales"][scale]["frechet"] for scale in scales]
+    panels[1].plot([float(scale) for scale in scales], distance, "o-", color="C3")
+    panels[1].axhline(found["real"]["frechet"], color="C3", linestyle=":", label="real scenes of the same prompts")
+    panels[0].set(xlabel="guidance scale", ylabel="share of right scenes (dotted: real ones)", ylim=(0, 1))
+    panels[1].set(xlabel="guidance scale", ylabel="Frechet distance", yscale="log")
+    for panel in panels:
+        panel.set_xscale("log", base=2)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    return figure
 
 
 def main() -> None:
     """Measure, say, and with --out write JSON and a picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--scales", default="1,2,3,4")
+    parser.add_argument("--scales", default="1,2,4,8")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     scales = [float(text) for text in args.scales.split(",")]
     found = measure(expand(args.workdir, "workdir"), scales, args.out.with_suffix(".png") if args.out else None)
     say(json.dumps(found, indent=1))
     write(found, args.out)
+    if args.out is not None:
+        plots.save(plot(found), args.out.with_name(f"{args.out.stem}_guidance.png"))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from archirf_jax.launch import latents
 from archirf_jax.launch.evaluation import evaluate_run
 from archirf_jax.launch.runs import Run
 from archirf_jax.training.writers import read_metrics
+from benchmarks import image_features
 from benchmarks.machine import commit
 from benchmarks.runs import trained
 from experiments.autoencoders.arms import ARMS, SETS, autoencoder_config, flow_config
 
-FEATURES = str(pathlib.Path(__file__).with_name("features.py"))
+FEATURES = image_features.__file__
 FIGURES, RECONSTRUCTIONS, SAMPLES = "figures.json", "reconstructions.npz", "samples.npz"
 RECONSTRUCTION = ("psnr", "ssim", "ms_ssim", "frechet")
 OF_LATENTS = ("latent/std", "latent/saturated", "latent_gain", "kl", "codebook_perplexity")

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from archirf_jax.data import composition
 from archirf_jax.data.composition import PAIRS, Thing
+from archirf_jax.evaluation import distances
 from benchmarks import scenes
 
 
@@ -43,3 +44,19 @@ def test_prompts_ask_for_every_pair_and_say_what_they_ask_for() -> None:
     counts = collections.Counter(tuple(thing) for _, (_, things) in found for thing in things)
     assert counts.keys() == set(PAIRS) and max(counts.values()) - min(counts.values()) <= 1
     assert all(composition.parse(text) == asked for text, asked in found)
+
+
+def test_real_scenes_of_prompts_are_what_they_say_and_nearer_to_others_than_paler_ones(judge: scenes.Judge) -> None:
+    asked = [what for _, what in scenes.prompts()]
+    first, other = (scenes.real_scenes(asked, seed) for seed in (0, 1))
+    right = scenes.shares(asked, judge.objects(first, [arrangement for arrangement, _ in asked]))
+    assert right["single"] > 0.8 and right["two"] > 0.8 and np.any(first != other)
+    of_first = scenes.moments_of(first)
+    near = distances.frechet(scenes.moments_of(other), of_first)
+    assert 0 < near < 0.5 * distances.frechet(scenes.moments_of(other // 10 * 8), of_first)
+
+
+def test_the_plot_shows_every_scale() -> None:
+    figures = {"single": 0.9, "two": 0.8, "two_withheld": 0.7, "frechet": 2.0}
+    panels = scenes.plot({"scales": {"1.0": figures, "4.0": figures}, "real": figures}).axes
+    assert [list(panel.get_lines()[0].get_xdata()) for panel in panels] == [[1, 4], [1, 4]]

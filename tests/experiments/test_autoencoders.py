@@ -17,9 +17,9 @@ from archirf_jax.evaluation import distances
 from archirf_jax.evaluation.statistics import moments
 from archirf_jax.launch.config import flat
 from archirf_jax.tasks.building import make_task, resolve
+from benchmarks.image_features import features
 from experiments.autoencoders import summary, trial
 from experiments.autoencoders.arms import ARMS, BASE, SETS, autoencoder_config, flow_config
-from experiments.autoencoders.features import features
 from tests.experiments import reduced
 
 README = pathlib.Path(summary.__file__).with_name("README.md")

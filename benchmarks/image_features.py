@@ -2,7 +2,7 @@
 
 Grey digits: the hidden layer of a small classifier that was trained on the real ones. Colour images: three convolutions
 with random weights, averaged over the quarters of the image. Random features tell textures and shapes apart without
-knowing any classes (Naeem et al. 2020, Sec. 3.3); they are a yardstick for these arms, and no FID.
+knowing any classes (Naeem et al. 2020, Sec. 3.3); they are a yardstick within one table, and no FID.
 """
 
 from __future__ import annotations
