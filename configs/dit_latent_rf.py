@@ -9,7 +9,7 @@
 | digits      | 1,797 grey 8x8           | 4x4x4   | tiny/1                   |
 | mnist       | 60,000 grey 28x28        | 7x7x4   | tiny/1                   |
 | cifar10     | 50,000 colour 32x32      | 8x8x4   | S/1                      |
-| openmoji    | 3,402 colour 64x64       | 8x8x16  | 8 blocks of width 256, /1 |
+| openmoji    | 3,402 colour 64x64       | 8x8x16  | 8 blocks of width 256, /2 |
 | imagenet64  | 1,281,167 colour 64x64   | 8x8x16  | B/1                      |
 | imagenet256 | 1,281,167 colour 256x256 | 32x32x4 | XL/2                     |
 
@@ -28,7 +28,7 @@ NETWORKS = {
     "digits": SIZES["tiny"] | {"patch_size": 1},
     "mnist": SIZES["tiny"] | {"patch_size": 1},
     "cifar10": SIZES["S"] | {"patch_size": 1},
-    "openmoji": {"hidden_size": 256, "depth": 8, "num_heads": 4, "patch_size": 1},
+    "openmoji": {"hidden_size": 256, "depth": 8, "num_heads": 4, "patch_size": 2},
     "imagenet64": SIZES["B"] | {"patch_size": 1},
     "imagenet256": SIZES["XL"] | {"patch_size": 2},
 }
@@ -67,12 +67,12 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
         config.optimizer.update(name="adamw", learning_rate=LEARNING_RATES.get(variant, 1e-4), clip_norm=1.0)
         if variant == "openmoji":
-            config.update(steps=1200, batch_size=64)
+            config.update(steps=1400, batch_size=64)
             config.data.flip = True
             config.optimizer.update(name="muon", learning_rate=2e-3)
             config.checkpoint.every_steps = config.sample.every_steps = 200
         if variant in ("digits", "openmoji"):
             config.schedule.update(name="cosine", warmup_steps=100)
-            config.ema.decay = 0.998
+            config.ema.decay = 0.995 if variant == "openmoji" else 0.998
         config.sample.update(solver={"name": "dpmpp_2m"}, grid={"name": "uniform"}, steps=20)
     return config

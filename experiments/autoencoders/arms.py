@@ -95,7 +95,7 @@ SETS = {
         flow_batch_size=64,
         learning_rate=2e-3,
         flow_learning_rate=2e-3,
-        data={"image_size": 32},
+        data={"image_size": 32, "flip": False},
         body={
             **{"patch_size": 2, "block_out_channels": (32, 64), "norm_num_groups": 8},
             "mid_block_add_attention": False,
