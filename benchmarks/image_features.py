@@ -42,7 +42,7 @@ def _random(images: Any) -> Any:
     h = images
     for i, kernel in enumerate(_kernels()):
         stride = 2 if i < 2 else 1
-        h = jax.lax.conv_general_dilated(h, kernel, (stride, stride), "SAME", dimension_numbers=LAYOUT)
+        h = jax.lax.conv_general_dilated(h, jnp.asarray(kernel), (stride, stride), "SAME", dimension_numbers=LAYOUT)
         h = jax.nn.relu(h)
     batch, height, width, channels = h.shape
     return h.reshape(batch, 2, height // 2, 2, width // 2, channels).mean(axis=(2, 4)).reshape(batch, -1)

@@ -1,0 +1,1 @@
+"""The same flow in latents and in pixels, at equal time."""
