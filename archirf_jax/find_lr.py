@@ -31,7 +31,7 @@ def main(args: types.SimpleNamespace) -> None:
     from archirf_jax.data.feeds import make_feed
     from archirf_jax.data.pipeline import load
     from archirf_jax.files import check_output
-    from archirf_jax.launch import fields, latents, runs, text_caches, training
+    from archirf_jax.launch import caches, fields, runs, training
     from archirf_jax.tasks.building import make_task, resolve
     from archirf_jax.training import range_test
 
@@ -48,9 +48,8 @@ def main(args: types.SimpleNamespace) -> None:
     dataset = load(config.data)
     resolve(config, dataset.num_classes or 1)
     frozen_runs = runs.named(config, pathlib.Path())
-    latents.fit(config, frozen_runs)
-    text_caches.fit(config, frozen_runs)
-    frozen = text_caches.frozen_params(config, frozen_runs)
+    caches.fit(config, frozen_runs)
+    frozen = caches.frozen_params(config, frozen_runs)
     task, feed = make_task(config, frozen_runs), make_feed(dataset, config)
     check_output(out, "out", ".png")
     found = range_test.sweep(task, feed, config, frozen, training.initial_weights(config, task))

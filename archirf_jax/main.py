@@ -79,8 +79,8 @@ def replay(args: types.SimpleNamespace) -> int:
     """Run the step again that the run was stopped at."""
     from absl import logging
 
+    from archirf_jax.launch.caches import frozen_params
     from archirf_jax.launch.runs import open_run
-    from archirf_jax.launch.text_caches import frozen_params
     from archirf_jax.training import replay
 
     run = open_run(args.workdir)

@@ -13,7 +13,7 @@ from archirf_jax import registry
 from archirf_jax.data import fields, kept_captions, vocabulary
 from archirf_jax.data.digests import digest
 from archirf_jax.data.fields.caption import COUNT, IDS, KIND, MASK, TOKENS, Caption
-from archirf_jax.data.sources import Source
+from archirf_jax.data.sources import Source, WithTexts
 from archirf_jax.data.tfds_source import TfdsSource, how_to_prepare
 from archirf_jax.data.tokenizer import FILE, Tokenizer
 from archirf_jax.errors import UserError
@@ -22,34 +22,18 @@ from archirf_jax.files import expand
 PART = 65_536  # captions at a time
 
 
-class CaptionedSource:
-    """A source whose examples hold the tokens of their captions as well.
+class CaptionedSource(WithTexts):
+    """A source whose examples hold the tokens of their captions as well."""
 
-    Attributes:
-        inner: the source.
-        tokenizer: what made the tokens.
-        feature: the name of the captions in the set.
-    """
+    tokenizer: Tokenizer
 
     def __init__(self, inner: Source, tokenizer: Tokenizer, feature: str, tokens: dict[str, np.ndarray]) -> None:
         """tokens: "ids" (N, captions, L) int32, "mask" likewise bool, and "caption_count" (N,) int32."""
-        self.inner, self.tokenizer, self.feature = inner, tokenizer, feature
-        self.class_names, self.checked, self.texts = inner.class_names, inner.checked, inner.texts
+        super().__init__(inner, feature, tokenizer)
         self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.inner)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.inner[index] | {TOKENS: {name: array[index] for name, array in self._tokens.items()}}
-
-    def captions(self, index: int, feature: str | None = None) -> list[str]:
-        """Texts of an example, as they were written."""
-        return self.inner.captions(index, feature or self.feature)
-
-    def describe(self, index: int) -> str:
-        """The example's name, for messages."""
-        return self.inner.describe(index)
 
     def digest(self) -> str:
         """That of the source, the tokenizer and every token."""

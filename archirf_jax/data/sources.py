@@ -12,6 +12,7 @@ from archirf_jax.data.fields import LATENTS
 from archirf_jax.data.folder_source import CAPTION, FolderSource
 from archirf_jax.data.latent_source import LatentSource
 from archirf_jax.data.tfds_source import TfdsSource
+from archirf_jax.data.tokenizer import Tokenizer
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
 
@@ -50,6 +51,31 @@ class Source(Protocol):
 
     def digest(self) -> str:
         """A digest that identifies the set; to be cheap it covers names, numbers and sizes, not pixels in files."""
+
+
+class WithTexts:
+    """A source around another one, whose examples hold what was made of their captions; subclasses say what.
+
+    Attributes:
+        inner: the source.
+        feature: the name of the captions in the set.
+        tokenizer: what made the tokens of captions; None where there are none.
+    """
+
+    def __init__(self, inner: Source, feature: str, tokenizer: Tokenizer | None) -> None:
+        self.inner, self.feature, self.tokenizer = inner, feature, tokenizer
+        self.class_names, self.checked, self.texts = inner.class_names, inner.checked, inner.texts
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def captions(self, index: int, feature: str | None = None) -> list[str]:
+        """Texts of an example, as they were written."""
+        return self.inner.captions(index, feature or self.feature)
+
+    def describe(self, index: int) -> str:
+        """The example's name, for messages."""
+        return self.inner.describe(index)
 
 
 def open_source(name: str, *, directory: str, split: str, label_key: str | None) -> Source:

@@ -14,7 +14,7 @@ from archirf_jax import registry
 from archirf_jax.data import fields, kept_captions
 from archirf_jax.data.digests import digest
 from archirf_jax.data.fields.text_states import KIND, STATES, TextStates
-from archirf_jax.data.sources import Source
+from archirf_jax.data.sources import Source, WithTexts
 from archirf_jax.data.text_cache import EMPTY, TextCache
 from archirf_jax.errors import UserError, listed
 from archirf_jax.files import expand
@@ -22,38 +22,19 @@ from archirf_jax.files import expand
 SHOWN = 3  # captions that a message names
 
 
-class StatedSource:
-    """A source around another one.
-
-    Attributes:
-        inner: the source.
-        tokenizer: what made the tokens of captions, where the inner source has them.
-        feature: the name of the captions in the set.
-    """
+class StatedSource(WithTexts):
+    """A source whose examples hold the states of their captions as well."""
 
     def __init__(
         self, inner: Source, cache: TextCache, field: TextStates, rows: np.ndarray, counts: np.ndarray
     ) -> None:
         """rows: of the cache, (N, captions); counts: (N,) int32, how many of them are the example's."""
-        self.inner, self.feature = inner, field.feature
-        self.tokenizer = getattr(inner, "tokenizer", None)
-        self.class_names, self.checked, self.texts = inner.class_names, inner.checked, inner.texts
+        super().__init__(inner, field.feature, getattr(inner, "tokenizer", None))
         self._cache, self._name, self._rows, self._counts = cache, STATES + field.prefix, rows, counts
-
-    def __len__(self) -> int:
-        return len(self.inner)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         states = self._cache.states(self._rows[index]) | {"caption_count": self._counts[index]}
         return self.inner[index] | {self._name: states}
-
-    def captions(self, index: int, feature: str | None = None) -> list[str]:
-        """Texts of an example, as they were written."""
-        return self.inner.captions(index, feature or self.feature)
-
-    def describe(self, index: int) -> str:
-        """The example's name, for messages."""
-        return self.inner.describe(index)
 
     def digest(self) -> str:
         """That of the source, of how the encoder was asked, and of every caption."""

@@ -85,19 +85,14 @@ def fit(config: Any, runs: Mapping[str, Run]) -> None:
             group.length = cache.header.length
 
 
-def frozen_params(config: Any, runs: Mapping[str, Run]) -> Frozen:
-    """The parameters of frozen runs, by name, as a training takes them.
-
-    Of an encoder whose answers are in a cache it is the one to no text alone: its parameters are not needed.
-    """
-    nulls = {}
+def nulls(config: Any) -> Frozen:
+    """By frozen run, its answer to no text, where a cache has all the others: its parameters are not needed."""
+    found = {}
     for field, cache in opened_caches(config.data):
         group = _conditioner(config, field)[1]
-        nulls[group.get("run", text.RUN)] = {text.NULL: _used(cache, group)}
+        found[group.get("run", text.RUN)] = {text.NULL: _used(cache, group)}
     readers = [group.get("run", text.RUN) for group in config.conditioners.values() if group.get("name") == KIND]
-    return {
-        name: nulls[name] if name in nulls and readers.count(name) == 1 else run.params for name, run in runs.items()
-    }
+    return {name: null for name, null in found.items() if readers.count(name) == 1}
 
 
 def encoder(place: pathlib.Path, field: str) -> Run:

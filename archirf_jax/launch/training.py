@@ -20,8 +20,8 @@ from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.fields import finish, shapes, unflipped
 from archirf_jax.errors import UserError, listed, nearest
 from archirf_jax.files import atomic_write, expand
+from archirf_jax.launch import caches, outputs, prompts, run_directory
 from archirf_jax.launch import config as configuration
-from archirf_jax.launch import latents, outputs, prompts, run_directory, text_caches
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
@@ -69,8 +69,7 @@ def train_run(
     """
     resolve(config, dataset.num_classes or 1)
     runs = frozen_runs.named(config, workdir)
-    latents.fit(config, runs)
-    text_caches.fit(config, runs)
+    caches.fit(config, runs)
     prompts.check_tokenizer(config, dataset.tokenizer, runs)
     with registry.refuse_below(workdir, config.data.dir):
         task = make_task(config, runs, model)
@@ -93,7 +92,7 @@ def train_run(
             _keep_tokenizer(dataset, workdir)
             more["still_ours"] = held.check
         sharding.agreed(0)  # the other processes wait for the copies
-        frozen = text_caches.frozen_params(config, frozen_runs.named(config, workdir))
+        frozen = caches.frozen_params(config, frozen_runs.named(config, workdir))
         if names := outputs.named_rows(dataset.class_names, range(len(dataset.class_names))):
             logging.info("classes: %s", listed([f"{i} {name}" for i, name in enumerate(names)]))
             if hasattr(task, "row_names"):

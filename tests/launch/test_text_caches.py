@@ -15,7 +15,7 @@ from archirf_jax.data.fields import finish
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.text_cache import EMPTY, TextCache
 from archirf_jax.errors import UserError
-from archirf_jax.launch import latents, text_caches
+from archirf_jax.launch import caches, latents, text_caches
 from archirf_jax.launch.runs import named, open_run
 from archirf_jax.tasks.building import make_task, resolve
 from configs import autoencoder, mmdit_rf
@@ -90,7 +90,7 @@ def parts(made: Any) -> tuple[Any, Any, Any]:
     text_caches.fit(made, runs)
     arrays = jax.tree.map(jax.numpy.asarray, dataset.arrays)
     batch = finish(dataset.fields, arrays, jax.random.key(2))
-    return make_task(made, runs), text_caches.frozen_params(made, runs), batch
+    return make_task(made, runs), caches.frozen_params(made, runs), batch
 
 
 def test_losses_from_the_cache_are_those_with_the_encoder_which_is_not_asked(
