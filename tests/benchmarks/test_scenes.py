@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -54,6 +56,18 @@ def test_real_scenes_of_prompts_are_what_they_say_and_nearer_to_others_than_pale
     of_first = scenes.moments_of(first)
     near = distances.frechet(scenes.moments_of(other), of_first)
     assert 0 < near < 0.5 * distances.frechet(scenes.moments_of(other // 10 * 8), of_first)
+
+
+def test_who_draws_real_scenes_is_as_good_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample(prompts: list[str], guidance_scale: float, **how: object) -> np.ndarray:
+        images = scenes.real_scenes([composition.parse(text) for text in prompts], seed=2)
+        return images if guidance_scale == 1 else images // 10 * 8
+
+    monkeypatch.setattr(scenes, "open_run", lambda workdir: types.SimpleNamespace(step=3, sample=sample))
+    found = scenes.measure(pathlib.Path("run"), [1.0, 2.0])
+    real, drawn, paler = found["real"], found["scales"]["1.0"], found["scales"]["2.0"]
+    assert all(abs(drawn[kind] - real[kind]) < 0.1 for kind in ("single", "two"))
+    assert 0.5 * real["frechet"] < drawn["frechet"] < 2 * real["frechet"] < paler["frechet"]
 
 
 def test_the_plot_shows_every_scale() -> None:
