@@ -28,9 +28,13 @@ FOLDER = pathlib.Path(default.__file__).parent
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem not in ("__init__", "default")}
 DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
-LATENT = ("dit_latent_rf", "mmdit_latent_rf")  # in the latents of the configurations of "autoencoder"
+LATENT = ("captions_latent_rf", "dit_latent_rf", "mmdit_latent_rf")  # in latents of configurations of "autoencoder"
 TEXT = ("scenes_rf",)  # on captions
-OWN_VARIANTS = {DESIGNS: list(MODULATIONS), "scenes_rf": ["scenes", "words", "minilm", "cached"]}
+OWN_VARIANTS = {
+    DESIGNS: list(MODULATIONS),
+    "captions_latent_rf": ["openmoji"],
+    "scenes_rf": ["scenes", "words", "minilm", "cached"],
+}
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
 # Fields in which the others may differ from dit_rf: what their names say.
 NOISE = ("process.", "objective.", "sample.")
@@ -67,9 +71,9 @@ def built(name: str, variant: str) -> tuple[Any, Any]:
     config.model.update({field: value for field, value in SHALLOW.items() if field in config.model})
     runs = dict.fromkeys(config.frozen)
     if name in LATENT:
-        runs = _latents(config, variant)
-    elif "text" in config.frozen:
-        runs = _encoder()
+        runs |= _latents(config, variant)
+    if "text" in config.frozen:
+        runs |= _encoder()
     task = make_task(config, runs)
     return task, jax.eval_shape(task.init, jax.random.key(0), getattr(task, "frozen_shapes", {}))
 
@@ -78,7 +82,9 @@ def _latents(config: Any, variant: str) -> dict[str, Any]:
     """The run of the autoencoder; the configuration gets what a cache decides."""
     task, state = built("autoencoder", variant)
     with config.unlocked(), config.ignore_type():
-        config.data.fields = ConfigDict({"moments": {"name": "latents", "shape": task.latent_shape}})
+        config.data.fields.moments = ConfigDict({"name": "latents", "shape": task.latent_shape})
+        if "text" in config.data.fields:
+            config.data.fields.text.length = config.conditioners.text.length = 16
         config.first_stage.mean = config.first_stage.std = (1.0,) * task.latent_shape[-1]
     return {"autoencoder": types.SimpleNamespace(task=task, shapes=state.networks["model"].params)}
 
