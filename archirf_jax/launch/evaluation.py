@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,29 +80,11 @@ def choices(run: Run) -> tuple[str, ...]:
     return kinds if run.config.data.name == "imported" else (*CHOICES[:1], *kinds)
 
 
-def evaluate_run(
-    run: Run,
-    metrics: Sequence[str] | None = None,
-    *,
-    features: str = PIXELS,
-    images: int | None = None,
-    repeats: int = 1,
-    levels: int = 256,
-    ode_steps: int = 200,
-    probes: int = 8,
-    data: dict[str, Any] | None = None,
-    config: SamplerConfig | None = None,
-    guides: Guides = sampling.ALONE,
-    conditions: pathlib.Path | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
-    save_images: pathlib.Path | None = None,
-) -> dict[str, Any]:
-    """Measure a run, and add what was found to `evaluations.jsonl` in its directory.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a run is measured.
 
-    Args:
-        run: whose average is measured.
-        metrics: some of CHOICES; None = loss and, where the task draws, samples.
+    Attributes:
         features: what samples are compared by: "pixels", a file with Inception's weights, a classifier's run, or a
             Python file with features(images).
         images: how many to draw and measure; None = as many as the data has, at most MOST.
@@ -116,6 +99,44 @@ def evaluate_run(
         seed: of times and noise.
         batch_size: images at a time.
         save_images: of an autoencoder: .npz file for `images` and `reconstructions`, uint8 (N, H, W, C).
+    """
+
+    features: str = PIXELS
+    images: int | None = None
+    repeats: int = 1
+    levels: int = 256
+    ode_steps: int = 200
+    probes: int = 8
+    data: dict[str, Any] | None = None
+    config: SamplerConfig | None = None
+    guides: Guides = sampling.ALONE
+    conditions: pathlib.Path | None = None
+    seed: int = 0
+    batch_size: int = 128
+    save_images: pathlib.Path | None = None
+
+
+class _Measured(NamedTuple):
+    """A run on its devices, the real images, and the row that says how it was measured."""
+
+    run: Run
+    how: Options
+    real: RealImages
+    number: int
+    key: jax.Array
+    params: Any
+    frozen: Any
+    mesh: Any
+    row: dict[str, Any]
+
+
+def evaluate_run(run: Run, metrics: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
+    """Measure a run, and add what was found to `evaluations.jsonl` in its directory.
+
+    Args:
+        run: whose average is measured.
+        metrics: some of CHOICES; None = loss and, where the task draws, samples.
+        options: those of `Options`.
 
     Returns:
         The row: "figures", "errors" and "halves" by name, and how they were measured.
@@ -123,69 +144,72 @@ def evaluate_run(
     Raises:
         UserError: something does not fit, or a figure is not finite.
     """
-    wanted, mesh = metrics_of(run, metrics), sharding.make_mesh(devices=jax.local_devices())
-    if "samples" in wanted and images is not None and images < FEWEST:
-        raise UserError("images", images, f"are too few; at least {FEWEST} are needed")
+    wanted, how = metrics_of(run, metrics), Options(**options)
+    _check(run, wanted, how)
+    at = _measured(run, how)
+    extractor = make_extractor(how.features, run, at.mesh) if {"samples", "frechet"} & {*wanted} else None
+    figures: Figures = {}
+    halves: Halves = {}
+    if "loss" in wanted:
+        state = evaluating.evaluated_state(run.task, at.params)
+        figures |= evaluating.loss(run.task, state, at.frozen, at.real, at.number, at.key)
+    if "bits_per_dim" in wanted:
+        at.row["bits_per_dim"] = ode = dict(levels=how.levels, steps=how.ode_steps, probes=how.probes)
+        task = sampling.diffusion(run)
+        figures |= evaluating.bits_per_dim(task, at.params, at.frozen, at.real, at.number, at.key, **ode)
+    if kinds := [name for name in wanted if name in likeness.KINDS]:
+        figures |= _of_reconstructions(at, kinds, extractor if "frechet" in wanted else None)
+    if extractor is not None and "samples" in wanted:
+        of_samples, halves = _of_samples(at, extractor)
+        figures |= of_samples
+    return _kept(run, at.row, figures, halves)
+
+
+def _check(run: Run, wanted: Sequence[str], how: Options) -> None:
+    if "samples" in wanted and how.images is not None and how.images < FEWEST:
+        raise UserError("images", how.images, f"are too few; at least {FEWEST} are needed")
     if "bits_per_dim" in wanted:
         if run.config.first_stage.name != "image":
             raise UserError("metrics", "bits_per_dim", "is of images, and this run diffuses latents; leave it out")
-        if ode_steps % 2:
-            raise UserError("ode_steps", ode_steps, "must be an even number")
-        evaluating.check_levels(run.task.process, levels)  # type: ignore[attr-defined]
-    real, source = real_images(run, data or {}, batch_size, mesh)
-    count, key = images or min(len(real.dataset), MOST), purpose_key(seed, "evaluate")
-    row: dict[str, Any] = dict(step=run.step, ema=run.average, data=source, images=count, seed=seed)
+        if how.ode_steps % 2:
+            raise UserError("ode_steps", how.ode_steps, "must be an even number")
+        evaluating.check_levels(run.task.process, how.levels)  # type: ignore[attr-defined]
+
+
+def _measured(run: Run, how: Options) -> _Measured:
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    real, source = real_images(run, how.data or {}, how.batch_size, mesh)
+    count, key = how.images or min(len(real.dataset), MOST), purpose_key(how.seed, "evaluate")
+    row: dict[str, Any] = dict(step=run.step, ema=run.average, data=source, images=count, seed=how.seed)
     row["batch_size"] = real.batch_size
     if names := run.config.get("identity", {}).get("class_names"):
         row["class_names"] = list(names)
     params, frozen = jax.device_put((run.params, run.frozen), sharding.whole(mesh))
-    figures: Figures = {}
-    halves: Halves = {}
-    if "samples" in wanted:
-        how = config or sampling.diffusion(run).sampling
-        extractor = make_extractor(features, run, mesh)
-        row |= dict(features=extractor.name, repeats=repeats, sampling=how.to_dict() | guides.directories())
-        seen, row["real_digest"] = evaluating.features_of_real(real, extractor, count, cache("references"))
-    if "loss" in wanted:
-        state = evaluating.evaluated_state(run.task, params)
-        figures |= evaluating.loss(run.task, state, frozen, real, count, key)
-    if "bits_per_dim" in wanted:
-        row["bits_per_dim"] = ode = dict(levels=levels, steps=ode_steps, probes=probes)
-        figures |= evaluating.bits_per_dim(sampling.diffusion(run), params, frozen, real, count, key, **ode)
-    if kinds := [name for name in wanted if name in likeness.KINDS]:
-        figures |= _of_reconstructions(run, kinds, real, count, features, row, (params, frozen), mesh, save_images)
-    if "samples" in wanted:
-        seeds = range(seed, seed + repeats)
-        labels, sets = draw(run, how, guides, real, count, seeds, extractor, conditions)
-        of_samples, halves = evaluating.of_samples(sets, labels, seen, extractor)
-        figures |= of_samples
-    return _kept(run, row, figures, halves)
+    return _Measured(run, how, real, count, key, params, frozen, mesh, row)
 
 
-def _of_reconstructions(
-    run: Run,
-    wanted: Sequence[str],
-    real: RealImages,
-    count: int,
-    features: str,
-    row: dict[str, Any],
-    placed: tuple[Any, Any],
-    mesh: Any,
-    save_images: pathlib.Path | None,
-) -> Figures:
-    batches = list(likeness.reconstruct(run.task, *placed, real, count))
-    extractor = make_extractor(features, run, mesh) if "frechet" in wanted else None
-    row |= {} if extractor is None else {"features": extractor.name}
-    distance = None
-    if LPIPS in wanted:
-        task: Any = run.task
-        distance = functools.partial(jax.jit(task.perceptual), placed[1])
-    if save_images is not None:
+def _of_samples(at: _Measured, extractor: Extractor) -> tuple[Figures, Halves]:
+    config = at.how.config or sampling.diffusion(at.run).sampling
+    at.row.update(features=extractor.name, repeats=at.how.repeats)
+    at.row["sampling"] = config.to_dict() | at.how.guides.directories()
+    seen, at.row["real_digest"] = evaluating.features_of_real(at.real, extractor, at.number, cache("references"))
+    seeds = range(at.how.seed, at.how.seed + at.how.repeats)
+    labels, sets = draw(at.run, config, at.how.guides, at.real, at.number, seeds, extractor, at.how.conditions)
+    return evaluating.of_samples(sets, labels, seen, extractor)
+
+
+def _of_reconstructions(at: _Measured, wanted: Sequence[str], extractor: Extractor | None) -> Figures:
+    task: Any = at.run.task
+    batches = list(likeness.reconstruct(task, at.params, at.frozen, at.real, at.number))
+    if extractor is not None:
+        at.row["features"] = extractor.name
+    distance = functools.partial(jax.jit(task.perceptual), at.frozen) if LPIPS in wanted else None
+    if at.how.save_images is not None:
         arrays = {"images": [batch.images for batch in batches], "reconstructions": [batch.made for batch in batches]}
         whole: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
-        atomic_write(save_images, lambda file: np.savez(file, **whole))
-        logging.info("images and reconstructions are in %s", save_images)
-    return likeness.measure(batches, real, wanted, extractor, distance)
+        atomic_write(at.how.save_images, lambda file: np.savez(file, **whole))
+        logging.info("images and reconstructions are in %s", at.how.save_images)
+    return likeness.measure(batches, at.real, wanted, extractor, distance)
 
 
 def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -> tuple[RealImages, dict[str, Any]]:
