@@ -29,6 +29,9 @@ COMMAND = Command(
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
+    Flag("original_size", "condition `size`: height and width before resizing, such as 768,1024; default: as drawn"),
+    Flag("crop_top_left", "condition `size`: top and left of the cut, such as 0,128; default: 0,0"),
+    Flag("target_size", "condition `size`: height and width of the cut, such as 768,1024; default: as drawn"),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
@@ -146,7 +149,7 @@ def main(args: types.SimpleNamespace) -> None:
 
 def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, list[str]]:
     """(what is drawn, the name of each label)."""
-    from archirf_jax.launch import outputs, prompts, sampling, sheets
+    from archirf_jax.launch import outputs, prompts, sampling, sheets, sizes
 
     names = list(run.config.get("identity", {}).get("class_names", []))
     labels = parse_labels(args.labels, names)
@@ -155,6 +158,8 @@ def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, l
     rows = sampling.rows(
         *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
     )
+    size = sizes.given(run.task, rows.batch, *[getattr(args, name) for name in sizes.FLAGS])
+    rows = rows._replace(batch=rows.batch | size)
     guides = guides_of(args, run, config, rows)
     names = [prompt.text for prompt in asked] or ([] if args.conditions else [*names, outputs.NONE])
     return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents), names

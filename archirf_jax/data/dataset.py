@@ -82,6 +82,11 @@ class Dataset:
         """The mapping for `config.data` that opens this set again."""
         return copy.deepcopy(self.settings)
 
+    def centred(self) -> Dataset:
+        """The set with its images cut out of the middle where training cuts them out at random."""
+        fields = field_functions.centred(self.fields)
+        return self if fields == self.fields else dataclasses.replace(self, fields=fields)
+
     def example(self, number: int, seed: int = 0, position: int = 0) -> Arrays:
         """Decoded arrays of the readable example `number`; a field that draws depends on seed and position.
 

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
         "channels": 1,
         "num_classes": None,
         "value_range": None,
+        "crop": None,
         "flip": False,
         "device_cache_mib": 2048,
         "skip_unreadable": False,

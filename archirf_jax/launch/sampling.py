@@ -217,8 +217,8 @@ def rows(
         return _of_prompts(run, per_class, seed, prompts, negative_prompt, conditions)
     if negative_prompt is not None:
         raise UserError("negative_prompt", negative_prompt, "belongs to prompts")
-    plain = task.needs <= {"label"}
-    if conditions is not None and plain:
+    plain = task.labels_alone
+    if conditions is not None and task.needs <= {"label"}:
         raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
     table: Batch | None = None
     null = None
@@ -289,7 +289,7 @@ def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
         order = [np.resize(found, per_class) for found in order]
     decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
     arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
-    return finish(unflipped(dataset.fields), arrays, jax.random.key(0))
+    return diffusion(run).without_usual(finish(unflipped(dataset.fields), arrays, jax.random.key(0)))
 
 
 def check_classes(run: Run, dataset: Dataset) -> None:

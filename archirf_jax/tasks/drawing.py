@@ -178,6 +178,20 @@ class Drawing:
         return self._traced.fields
 
     @functools.cached_property
+    def usual(self) -> frozenset[str]:
+        """The fields for which conditioners have values of their own when an image is drawn."""
+        return frozenset().union(*(getattr(part, "usual", ()) for part in self.conditioner.parts.values()))
+
+    @property
+    def labels_alone(self) -> bool:
+        """Whether labels suffice to draw images."""
+        return self.needs - self.usual <= {"label"}
+
+    def without_usual(self, batch: Batch) -> Batch:
+        """A batch of examples as images are drawn from it."""
+        return {name: leaf for name, leaf in batch.items() if name not in self.usual}
+
+    @functools.cached_property
     def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the conditions of one example, with its leading axis."""
         return self._traced.condition
@@ -218,10 +232,11 @@ class Drawing:
         rows, columns = self._grid()
         labels, keys = class_grid(key, range(rows), columns)
         batch: Batch = {"label": labels}
-        if not self.needs <= {"label"}:
+        if not self.labels_alone:
             if self.examples is None:
                 return None
-            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), self.examples)
+            known = self.without_usual(self.examples)
+            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), known)
         x0 = self.sampler(self.sampling, stride)(
             next(iter(state.networks.values())).averages["ema"], frozen, batch, keys
         )

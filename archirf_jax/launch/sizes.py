@@ -1,0 +1,45 @@
+"""The numbers of the condition `size` that a user names: they take the place of those of the image that is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from archirf_jax.conditioners.size import Size
+from archirf_jax.contracts import Batch
+from archirf_jax.errors import UserError
+
+FLAGS = ("original_size", "crop_top_left", "target_size")  # in the order of the numbers, each a vertical one first
+LARGEST = 2**20  # pixels
+
+
+def given(task: Any, batch: Batch, *texts: str | None) -> Batch:
+    """{"size": (N, 6)} for a batch of N images; {} where no number is named.
+
+    Args:
+        task: whose conditioners may be of the size.
+        batch: the fields of the images.
+        texts: of FLAGS, each two numbers such as "768,1024"; None = those of the image that is drawn.
+
+    Raises:
+        UserError: not two whole numbers, the network is not conditioned on these, or the batch has a size already.
+    """
+    numbers = {i: _pair(FLAGS[i], text) for i, text in enumerate(texts) if text is not None}
+    if not numbers:
+        return {}
+    field, text = next((FLAGS[i], texts[i]) for i in numbers)
+    usual = next((part.numbers for part in task.conditioner.parts.values() if isinstance(part, Size)), ())
+    if len(usual) != 2 * len(FLAGS):
+        raise UserError(field, text, "is for networks with the conditioner `size`, in six numbers; leave it out")
+    if "size" in batch:
+        raise UserError(field, text, "does not go with `size` in the file of conditions; leave one of them out")
+    whole = [number for i in range(len(FLAGS)) for number in numbers.get(i, usual[2 * i : 2 * i + 2])]
+    return {"size": jnp.broadcast_to(jnp.asarray(whole, jnp.float32), (len(next(iter(batch.values()))), len(whole)))}
+
+
+def _pair(field: str, text: str) -> tuple[int, int]:
+    found = [int(part) for part in text.split(",") if part.isdecimal() and len(part) < 9]
+    if len(found) != 2 or text.count(",") != 1 or max(found) > LARGEST:
+        raise UserError(field, text, f"is not two whole numbers, each at most {LARGEST}, such as 768,1024")
+    return found[0], found[1]
