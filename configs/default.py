@@ -82,6 +82,9 @@ def get_config(data_set: str = "") -> ConfigDict:
     # None = the largest centred square, resized. "center", "random" = resized to cover the square, which is then cut
     # out, and the batch holds "size": original sides, top and left of the cut, sides of the square (SDXL).
     data.crop = None
+    # Batches of differing shapes: (what sides are multiples of, largest aspect ratio), such as SDXL's (64, 4) with
+    # image_size 1024, whose area all have about; None = squares alone.
+    data.buckets = None
     data.device_cache_mib = 2048  # MiB; sets whose decoded images take at most this much lie on the device
     data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing
     data.fields = ConfigDict()  # further fields of a batch by name, such as {"caption": {"name": "my_lab.captions"}}

@@ -20,6 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # What Pillow raises, by format and by place of the damage.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
 HALF_A_LEVEL = 0.5 / 255
+ORIENTATION, QUARTER_TURNS = 0x0112, 5  # the tag of cameras, and its first value that swaps the sides
 MOST_PIXELS = 2**27  # of an image that is resized as a whole
 
 
@@ -97,6 +98,19 @@ def cut(
     return Cut(np.asarray(pil_image).reshape(*sides, channels), original, resized, (top, left))
 
 
+def sides_of(image: RawImage) -> tuple[int, int]:
+    """Height and width of an image as a person sees it; where the format allows, its header alone is read.
+
+    Raises:
+        as `decode`.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    with _file(image) as opened:
+        turned = opened.getexif().get(ORIENTATION, 1) >= QUARTER_TURNS
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
 def covering(original: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the smallest image of the same proportions, to a pixel, that covers `sides`."""
     scale = max(side / whole for side, whole in zip(sides, original, strict=True))
@@ -148,10 +162,14 @@ def _converted(image: RawImage, channels: int, value_range: ValueRange | None) -
 def _opened(image: RawImage) -> Any:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    with _file(image) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
+def _file(image: bytes | pathlib.Path) -> Any:
     if isinstance(image, pathlib.Path) and not image.is_file():
         raise OSError("it is not a regular file" if image.exists() else "there is no such file")
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
-        return ImageOps.exif_transpose(opened)
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
 
 
 def _eight_bits(pil_image: Any) -> Any:

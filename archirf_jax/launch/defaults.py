@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
         "num_classes": None,
         "value_range": None,
         "crop": None,
+        "buckets": None,
         "flip": False,
         "device_cache_mib": 2048,
         "skip_unreadable": False,

@@ -61,6 +61,7 @@ FIELDS: dict[str, Field] = {
     "data.num_classes": Field(int, 1, 10_000_000, optional=True),
     "data.value_range": Field(tuple, optional=True),
     "data.crop": Field(str, optional=True, later=True),
+    "data.buckets": Field(tuple, optional=True, later=True),
     "data.flip": Field(bool),
     "data.device_cache_mib": Field(int, 0, INT32),
     "data.skip_unreadable": Field(bool),

@@ -62,7 +62,8 @@ def make_fields(data: Any) -> Fields:
     """
     room = sys.modules[__name__]
     own = {name: data[name] for name in ("image_size", "channels", "flip")}
-    own |= {name: data.get(name) for name in ("value_range", "crop")}  # a saved configuration may be older than they
+    # A saved configuration may be older than these.
+    own |= {name: data.get(name) for name in ("value_range", "crop", "buckets")}
     made: Fields = {}
     if not data.name.startswith(LATENTS):
         made["image"] = registry.build(room, "data.name", "image", own)
