@@ -49,12 +49,14 @@ class Request:
         edit: one of EDITS; None = fresh images.
         stride: of the states that are returned too; 0 = none.
         latents: return what is diffused, float32, and not the images that it is decoded to.
+        sides: height and width of fresh images; None = the run's squares.
     """
 
     config: SamplerConfig
     edit: str | None = None
     stride: int = 0
     latents: bool = False
+    sides: tuple[int, int] | None = None
 
 
 class Guides(NamedTuple):
@@ -356,7 +358,7 @@ def _program(task: Diffusion, request: Request, weak: Diffusion | None, classifi
 
 
 def _draw(task: Diffusion, request: Request, keys: Any, denoise: Any, condition: Any, how: Any, given: Any) -> Any:
-    shape = task.shape
+    shape = task.shape_of(request.sides)
     if request.edit == "between_noises":
         return edits.between_noises(keys, given["other_keys"], given["weights"], denoise, condition, shape, **how)
     if request.edit == "between_images":

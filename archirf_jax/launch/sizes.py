@@ -1,4 +1,4 @@
-"""The numbers of the condition `size` that a user names: they take the place of those of the image that is drawn."""
+"""Height and width of what is drawn, and the numbers of the condition `size` that a user names."""
 
 from __future__ import annotations
 
@@ -11,25 +11,40 @@ from archirf_jax.contracts import Batch
 from archirf_jax.errors import UserError
 
 FLAGS = ("original_size", "crop_top_left", "target_size")  # in the order of the numbers, each a vertical one first
-LARGEST = 2**20  # pixels
+LARGEST, WIDEST = 2**20, 2**13  # pixels a side of an original, and of what is drawn
 
 
-def given(task: Any, batch: Batch, *texts: str | None) -> Batch:
-    """{"size": (N, 6)} for a batch of N images; {} where no number is named.
+def drawn(text: str | None) -> tuple[int, int] | None:
+    """Height and width that --size asks for; None = the run's squares.
+
+    Raises:
+        UserError: not two whole numbers, or an image without pixels.
+    """
+    sides = None if text is None else _pair("size", text)
+    if sides is not None and not 1 <= min(sides) <= max(sides) <= WIDEST:
+        raise UserError("size", text, f"must be 1 to {WIDEST} pixels high and wide")
+    return sides
+
+
+def given(task: Any, batch: Batch, sides: tuple[int, int] | None, *texts: str | None) -> Batch:
+    """{"size": (N, 6)} for a batch of N images; {} where the conditioner's own numbers hold.
 
     Args:
         task: whose conditioners may be of the size.
         batch: the fields of the images.
+        sides: of the images that are drawn, as of `drawn`; they are the original's and the target's, too.
         texts: of FLAGS, each two numbers such as "768,1024"; None = those of the image that is drawn.
 
     Raises:
         UserError: not two whole numbers, the network is not conditioned on these, or the batch has a size already.
     """
     numbers = {i: _pair(FLAGS[i], text) for i, text in enumerate(texts) if text is not None}
+    usual = next((part.numbers for part in task.conditioner.parts.values() if isinstance(part, Size)), ())
+    if sides is not None and len(usual) == 2 * len(FLAGS) and "size" not in batch:
+        numbers = {0: sides, 2: sides} | numbers
     if not numbers:
         return {}
-    field, text = next((FLAGS[i], texts[i]) for i in numbers)
-    usual = next((part.numbers for part in task.conditioner.parts.values() if isinstance(part, Size)), ())
+    field, text = next(((FLAGS[i], texts[i]) for i in numbers if texts[i] is not None), ("size", ""))
     if len(usual) != 2 * len(FLAGS):
         raise UserError(field, text, "is for networks with the conditioner `size`, in six numbers; leave it out")
     if "size" in batch:
