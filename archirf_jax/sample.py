@@ -29,6 +29,10 @@ COMMAND = Command(
     Flag("per_class", "images a class", int, 8, low=1, high=1_000_000),
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
+    Flag("size", "height and width of fresh images, such as 48,80; default: the squares that the run has"),
+    Flag("original_size", "condition `size`: height and width before resizing, such as 768,1024; default: as drawn"),
+    Flag("crop_top_left", "condition `size`: top and left of the cut, such as 0,128; default: 0,0"),
+    Flag("target_size", "condition `size`: height and width of the cut, such as 768,1024; default: as drawn"),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
@@ -105,6 +109,8 @@ def check(args: types.SimpleNamespace, kind: str) -> None:
         raise UserError("--image and --to_seed: give one at a time")
     if args.image_to is not None and args.labels is not None:
         raise UserError("labels", args.labels, "does not go with --image_to, which has no labels; leave it out")
+    if args.size is not None and edited:
+        raise UserError("size", args.size, "belongs to fresh images, without --image and --to_seed")
     if args.stride is not None and (edited or kind != ".gif"):
         raise UserError("stride", args.stride, "belongs to an --out that ends in .gif, without --image and --to_seed")
 
@@ -146,7 +152,7 @@ def main(args: types.SimpleNamespace) -> None:
 
 def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, list[str]]:
     """(what is drawn, the name of each label)."""
-    from archirf_jax.launch import outputs, prompts, sampling, sheets
+    from archirf_jax.launch import outputs, prompts, sampling, sheets, sizes
 
     names = list(run.config.get("identity", {}).get("class_names", []))
     labels = parse_labels(args.labels, names)
@@ -155,9 +161,12 @@ def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, l
     rows = sampling.rows(
         *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
     )
+    sides = sizes.drawn(args.size)
+    size = sizes.given(run.task, rows.batch, sides, *[getattr(args, name) for name in sizes.FLAGS])
+    rows = rows._replace(batch=rows.batch | size)
     guides = guides_of(args, run, config, rows)
     names = [prompt.text for prompt in asked] or ([] if args.conditions else [*names, outputs.NONE])
-    return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents), names
+    return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents, sides), names
 
 
 def reconstruct(run: Any, image: str, out: pathlib.Path, kind: str) -> None:
@@ -181,13 +190,14 @@ def check_room(out: pathlib.Path, kind: str, sheet: Any) -> None:
     from archirf_jax.visuals import pictures
 
     data, count = sheet.run.config.data, len(sheet.rows.labels) * sheet.columns
-    size = data.image_size**2 * data.channels * (1 if data.channels in sampling.CHANNELS else 4)
+    height, width = sheet.sides or (data.image_size, data.image_size)
+    size = height * width * data.channels * (1 if data.channels in sampling.CHANNELS else 4)
     if kind == FOLDER:
         return check_output_folder(out, "out", room=count * max(size, BLOCK))
     check_output(out, "out", *FORMATS, room=count * size if kind == ".npz" else 0)
     if kind != ".npz":
-        pictures.check_side("labels", len(sheet.rows.labels), data.image_size)
-        pictures.check_side("per_class", sheet.columns, data.image_size)
+        pictures.check_side("labels", len(sheet.rows.labels), height)
+        pictures.check_side("per_class", sheet.columns, width)
 
 
 def draw(args: types.SimpleNamespace, kind: str, sheet: Any, task: Any) -> tuple[Any, list[int]]:

@@ -18,10 +18,12 @@ class Size:
     numbers: "size" of a batch that holds none: pixels of the photograph's height and width, of the top and left of
         the cut, and of the height and width that it is scaled to; or a score of beauty in place of the last two.
     null_numbers: what stands for no condition; None = the size is never dropped.
+    usual: what is drawn has these numbers, and not those of examples of a data set.
     """
 
     numbers: tuple[float, ...]
     null_numbers: tuple[float, ...] | None = None
+    usual = frozenset({"size"})
 
     def __call__(self, frozen: Frozen, batch: Batch, keys: jax.Array) -> Condition:
         """{"size": (B, n) float32}."""

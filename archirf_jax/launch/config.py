@@ -14,7 +14,7 @@ from absl import logging
 from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write, check_run_directory
-from archirf_jax.launch.fields import check_saved, leaves
+from archirf_jax.launch.fields import FIELDS, check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
 from archirf_jax.training.start import had_checkpoints
 
@@ -118,7 +118,8 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
     if not (workdir / FILE).exists():
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
-    old, new = flat(load(workdir).to_dict()), flat(json.loads(json.dumps(now)))
+    later = {name: None for name, field in FIELDS.items() if field.later}
+    old, new = later | flat(load(workdir).to_dict()), later | flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
     found = [
         f"{name}: {_shown(old.get(name, ABSENT))} there, {_shown(new.get(name, ABSENT))} now"

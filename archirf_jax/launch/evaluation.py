@@ -235,7 +235,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         sampling.check_classes(run, dataset)
     size = -(-min(batch_size, len(dataset)) // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
-    return RealImages(dataset, known, size, place), {name: data.get(name) for name in names}
+    return RealImages(dataset.centred(), known, size, place), {name: data.get(name) for name in names}
 
 
 def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
@@ -291,14 +291,14 @@ def draw(
         order = np.arange(count) % len(next(iter(whole.values())))
         batch, labels = jax.tree.map(lambda leaf: leaf[order], whole), None
         guides = guides._replace(null=null)
-    elif task.needs <= {"label"}:
+    elif task.labels_alone:
         labels = real.labels(count)
         batch = {"label": labels}
     else:
         fields = real.finished(count, jax.random.key(0), "conditions")
         finished = [jax.tree.map(lambda x, n=n: np.asarray(x)[:n], part) for n, part, _ in fields]
-        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
-        labels = batch.get("label")
+        together = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
+        batch, labels = task.without_usual(together), together.get("label")
 
     def sets() -> Iterator[Sample]:
         for seed in seeds:
@@ -322,7 +322,7 @@ def table(figures: Figures, halves: Halves) -> list[str]:
 
 
 def _labels_alone(run: Run) -> bool:
-    return isinstance(run.task, Diffusion) and run.task.needs <= {"label"}
+    return isinstance(run.task, Diffusion) and run.task.labels_alone
 
 
 def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> dict[str, Any]:

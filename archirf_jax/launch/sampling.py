@@ -49,12 +49,14 @@ class Request:
         edit: one of EDITS; None = fresh images.
         stride: of the states that are returned too; 0 = none.
         latents: return what is diffused, float32, and not the images that it is decoded to.
+        sides: height and width of fresh images; None = the run's squares.
     """
 
     config: SamplerConfig
     edit: str | None = None
     stride: int = 0
     latents: bool = False
+    sides: tuple[int, int] | None = None
 
 
 class Guides(NamedTuple):
@@ -217,8 +219,8 @@ def rows(
         return _of_prompts(run, per_class, seed, prompts, negative_prompt, conditions)
     if negative_prompt is not None:
         raise UserError("negative_prompt", negative_prompt, "belongs to prompts")
-    plain = task.needs <= {"label"}
-    if conditions is not None and plain:
+    plain = task.labels_alone
+    if conditions is not None and task.needs <= {"label"}:
         raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
     table: Batch | None = None
     null = None
@@ -289,7 +291,7 @@ def of_data(run: Run, labels: list[int], per_class: int) -> Batch:
         order = [np.resize(found, per_class) for found in order]
     decoded = [dataset.example(int(number)) for number in np.concatenate(order)]
     arrays = {name: jnp.asarray(np.stack([one[name] for one in decoded])) for name in decoded[0]}
-    return finish(unflipped(dataset.fields), arrays, jax.random.key(0))
+    return diffusion(run).without_usual(finish(unflipped(dataset.fields), arrays, jax.random.key(0)))
 
 
 def check_classes(run: Run, dataset: Dataset) -> None:
@@ -356,7 +358,7 @@ def _program(task: Diffusion, request: Request, weak: Diffusion | None, classifi
 
 
 def _draw(task: Diffusion, request: Request, keys: Any, denoise: Any, condition: Any, how: Any, given: Any) -> Any:
-    shape = task.shape
+    shape = task.shape_of(request.sides)
     if request.edit == "between_noises":
         return edits.between_noises(keys, given["other_keys"], given["weights"], denoise, condition, shape, **how)
     if request.edit == "between_images":

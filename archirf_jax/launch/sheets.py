@@ -40,6 +40,7 @@ class Sheet(NamedTuple):
         guides: runs that guide.
         batch_size: images at a time.
         latents: of fresh images: what is diffused, as it is.
+        sides: of fresh images: height and width; None = the run's squares.
     """
 
     run: Run
@@ -49,11 +50,14 @@ class Sheet(NamedTuple):
     guides: Guides
     batch_size: int
     latents: bool = False
+    sides: tuple[int, int] | None = None
 
 
 def fresh(sheet: Sheet, stride: int = 0) -> np.ndarray:
     """Fresh images; with a stride (states, rows, columns, H, W, C)."""
-    return _drawn(sheet, sheet.rows.keys, Request(sheet.config, stride=stride, latents=sheet.latents))
+    return _drawn(
+        sheet, sheet.rows.keys, Request(sheet.config, stride=stride, latents=sheet.latents, sides=sheet.sides)
+    )
 
 
 def between_noises(sheet: Sheet, to_seed: int) -> np.ndarray:
@@ -152,7 +156,7 @@ def fresh_batches(sheet: Sheet) -> Iterator[np.ndarray]:
     """Fresh images (n, H, W, C), row after row, as they are drawn."""
     if len({*sheet.rows.scales}) > 1:
         return iter(fresh(sheet))
-    return _batches(sheet, sheet.rows.keys, Request(sheet.config))
+    return _batches(sheet, sheet.rows.keys, Request(sheet.config, sides=sheet.sides))
 
 
 def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np.ndarray:

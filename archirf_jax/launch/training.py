@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax.errors import FlaxError
 
 from archirf_jax import registry, sharding
-from archirf_jax.contracts import Batch, Frozen, Task
+from archirf_jax.contracts import Batch, Feed, Frozen, Task
 from archirf_jax.data import tokenizer
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
@@ -75,6 +76,7 @@ def train_run(
         task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
     check_best(config, check_step(task, config))
+    check_buckets(task, config, feed)
     saved = Checkpoints(workdir / "checkpoints")
     if saved.steps():
         _check_trained(saved, workdir)
@@ -132,6 +134,27 @@ def check_step(task: Task, config: Any) -> frozenset[str]:
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)
     return frozenset(metrics)
+
+
+def check_buckets(task: Task, config: Any, feed: Feed) -> None:
+    """Trace a step on every other shape that the batches of a feed have.
+
+    Raises:
+        UserError: the network does not take images of such sides, or its parameters depend on them.
+    """
+    buckets = getattr(feed, "buckets", None)
+    key, frozen = jax.eval_shape(jax.random.key, 0), _shapes(task.frozen)
+    state = jax.eval_shape(task.init, key, frozen)
+    batch = shapes(task.fields, config.batch_size)  # type: ignore[attr-defined]
+    for height, width in () if buckets is None else buckets.sides:
+        image = batch["image"]
+        mine = batch | {"image": jax.ShapeDtypeStruct((image.shape[0], height, width, image.shape[-1]), image.dtype)}
+        try:
+            jax.eval_shape(task.step, state, frozen, mine, key)
+        except (UserError, FlaxError, TypeError, ValueError) as e:
+            reason = " ".join(str(e).split())[:200]
+            what = f"asks for images of {height}x{width}, which {config.model.name} does not take: {reason}"
+            raise UserError("data.buckets", tuple(config.data.buckets), what) from e
 
 
 def _check_memory(state: Any, config: Any) -> None:

@@ -123,6 +123,8 @@ class DiT(nn.Module, layers.Presets):
             A label is then read if it is there. None = no text is read.
         null_tokens: learned tokens that stand for a text whose mask is all False; 0 = none do.
         low_res: concatenate the image "low_res" to x's channels and condition on its "noise_level", if it is there.
+        size_numbers: numbers in the condition "size", each embedded like a time (Podell et al. 2023, SDXL, Sec. 2.2);
+            None = it is not read.
         remat: keep no activations of blocks for the backward pass.
         scan: compile one block for all; parameters of blocks are stacked.
         dtype: compute dtype; norms, softmax and the final layer stay float32.
@@ -147,6 +149,7 @@ class DiT(nn.Module, layers.Presets):
     context_width: int | None = None
     null_tokens: int = 0
     low_res: bool = False
+    size_numbers: int | None = None
     remat: bool = False
     scan: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -160,7 +163,7 @@ class DiT(nn.Module, layers.Presets):
         Args:
             x, t: as above.
             condition: "label" (B,), "tokens" (B, L, context_width) with "mask" (B, L), "low_res" (B, h, w, C') and
-                "noise_level" (B,), as the attributes above say.
+                "noise_level" (B,), "size" (B, size_numbers), as the attributes above say.
             s: network times (B,) that the answer leads to; None = t. Only read with two_times.
 
         Raises:
@@ -208,7 +211,13 @@ class DiT(nn.Module, layers.Presets):
             time = time + embed(name="interval_embedding")(jnp.zeros_like(t) if s is None else t - s)
         if self.low_res and "noise_level" in condition:
             time = time + embed(name="noise_embedding")(NOISE_SCALE * condition["noise_level"])
-        return time
+        return time if self.size_numbers is None else time + self._size(layers.entry(condition, "size"))
+
+    def _size(self, size: jax.Array) -> jax.Array:
+        """The embedding (B, D) of numbers (B, n)."""
+        layers.check_entry("size_numbers", self.size_numbers, size)
+        numbers = layers.sinusoidal_embedding(size.reshape(-1)).reshape(len(size), -1)
+        return layers.VectorEmbedder(self.hidden_size, self.dtype, name="size_embedding")(numbers)
 
     def _label(self, condition: Condition) -> list[jax.Array]:
         """The embedding (B, D) of the label, if there is one."""
@@ -249,7 +258,7 @@ class DiT(nn.Module, layers.Presets):
         counts = ("depth", "registers", "position_size", "null_tokens")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
         layers.check_most(self, "hidden_size", "depth")
-        layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "context_width")
+        layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "context_width", "size_numbers")
         layers.check_choices(
             self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS
         )

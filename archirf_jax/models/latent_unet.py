@@ -180,8 +180,8 @@ class LatentUNet(nn.Module, layers.Presets):
         width, added = 4 * self.block_out_channels[0], jnp.float32(0)
         if self.pooled_width is not None:
             pooled, size = layers.entry(condition, "pooled"), layers.entry(condition, "size")
-            _check_entry("pooled_width", self.pooled_width, pooled)
-            _check_entry("size_numbers", self.size_numbers, size)
+            layers.check_entry("pooled_width", self.pooled_width, pooled)
+            layers.check_entry("size_numbers", self.size_numbers, size)
             assert self.size_width is not None, "checked"
             numbers = layers.sinusoidal_embedding(size.reshape(-1), self.size_width).reshape(len(size), -1)
             vector = jnp.concatenate([pooled.astype(jnp.float32), numbers], axis=-1)
@@ -203,12 +203,6 @@ class LatentUNet(nn.Module, layers.Presets):
         if (self.pooled_width is None) != (self.size_width is None):
             message = f"must be given exactly where pooled_width is, which is {self.pooled_width}"
             raise UserError("model.size_width", self.size_width, message)
-
-
-def _check_entry(field: str, width: int, value: jax.Array) -> None:
-    if value.ndim != 2 or value.shape[-1] != width:
-        message = f"does not fit the condition, whose shape is {value.shape}; it must be (B, {width})"
-        raise UserError(f"model.{field}", width, message)
 
 
 build = LatentUNet

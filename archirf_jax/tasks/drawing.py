@@ -172,10 +172,38 @@ class Drawing:
         """The shape of one x0."""
         return tuple(self._traced.x0.shape[1:])
 
+    def shape_of(self, sides: tuple[int, int] | None) -> tuple[int, ...]:
+        """The shape of one x0 of an image of this height and width; None = of the run's squares.
+
+        Raises:
+            UserError: what is diffused has no such sides.
+        """
+        if sides is None:
+            return self.shape
+        factor = self.config.data.image_size // self.shape[0]
+        if len(self.shape) != 3 or any(side % factor for side in sides):
+            what = f"must be multiples of {factor}, of which what is diffused is made"
+            raise UserError("size", f"{sides[0]},{sides[1]}", what)
+        return sides[0] // factor, sides[1] // factor, self.shape[-1]
+
     @functools.cached_property
     def needs(self) -> frozenset[str]:
         """The fields of a batch that the conditions are made of."""
         return self._traced.fields
+
+    @functools.cached_property
+    def usual(self) -> frozenset[str]:
+        """The fields for which conditioners have values of their own when an image is drawn."""
+        return frozenset().union(*(getattr(part, "usual", ()) for part in self.conditioner.parts.values()))
+
+    @property
+    def labels_alone(self) -> bool:
+        """Whether labels suffice to draw images."""
+        return self.needs - self.usual <= {"label"}
+
+    def without_usual(self, batch: Batch) -> Batch:
+        """A batch of examples as images are drawn from it."""
+        return {name: leaf for name, leaf in batch.items() if name not in self.usual}
 
     @functools.cached_property
     def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -218,10 +246,11 @@ class Drawing:
         rows, columns = self._grid()
         labels, keys = class_grid(key, range(rows), columns)
         batch: Batch = {"label": labels}
-        if not self.needs <= {"label"}:
+        if not self.labels_alone:
             if self.examples is None:
                 return None
-            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), self.examples)
+            known = self.without_usual(self.examples)
+            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), known)
         x0 = self.sampler(self.sampling, stride)(
             next(iter(state.networks.values())).averages["ema"], frozen, batch, keys
         )
@@ -230,7 +259,7 @@ class Drawing:
 
     def decode(self, frozen: Frozen, x0: jax.Array) -> jax.Array:
         """Images (..., H, W, C) of x0 (..., B, ...)."""
-        flat = x0.reshape(-1, *self.shape)
+        flat = x0.reshape(-1, *x0.shape[x0.ndim - len(self.shape) :])
         images = self.first_stage.decode(frozen, flat)
         return images.reshape(*x0.shape[: x0.ndim - len(self.shape)], *images.shape[1:])
 
