@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from flax.errors import FlaxError
 
 from archirf_jax import registry, sharding
-from archirf_jax.contracts import Batch, Feed, Frozen, Task
+from archirf_jax.contracts import Feed, Frozen, Task
 from archirf_jax.data import tokenizer
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
-from archirf_jax.data.fields import finish, shapes, unflipped
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError, listed, nearest
 from archirf_jax.files import atomic_write, expand
-from archirf_jax.launch import caches, outputs, prompts, run_directory
+from archirf_jax.launch import caches, outputs, previews, prompts, run_directory
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
@@ -97,10 +94,7 @@ def train_run(
         frozen = caches.frozen_params(config, frozen_runs.named(config, workdir))
         if names := outputs.named_rows(dataset.class_names, range(len(dataset.class_names))):
             logging.info("classes: %s", listed([f"{i} {name}" for i, name in enumerate(names)]))
-            if hasattr(task, "row_names"):
-                task.row_names = names
-        if hasattr(task, "examples"):
-            task.examples = examples(dataset, config)
+        previews.prepare(task, dataset, config)
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
 
 
@@ -130,7 +124,9 @@ def check_step(task: Task, config: Any) -> frozenset[str]:
     _, metrics = jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
-        rows, size = min(config.sample.classes, config.data.num_classes), config.data.image_size
+        rows, size = config.sample.classes, config.data.image_size
+        if getattr(task, "needs", frozenset()) <= {"label"}:
+            rows = min(rows, config.data.num_classes)
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)
     return frozenset(metrics)
@@ -207,19 +203,6 @@ def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
         "random_generator": "threefry2x32" if jax.config.jax_threefry_partitionable else "threefry2x32, in one piece",  # type: ignore[attr-defined]
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
     }
-
-
-def examples(dataset: Dataset, config: Any) -> Batch:
-    """A batch of the first examples, as many as a preview has images."""
-    count = config.sample.classes * config.sample.per_class
-    numbers = itertools.islice(itertools.cycle(range(len(dataset))), count)
-    if dataset.arrays is not None:
-        rows = np.fromiter(numbers, int)
-        arrays = {name: array[rows] for name, array in dataset.arrays.items()}
-    else:
-        decoded = [dataset.example(number) for number in numbers]
-        arrays = {name: np.stack([one[name] for one in decoded]) for name in decoded[0]}
-    return finish(unflipped(dataset.fields), jax.tree.map(jnp.asarray, arrays), jax.random.key(0))
 
 
 def _shapes(runs: Any) -> Frozen:

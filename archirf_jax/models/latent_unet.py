@@ -17,7 +17,7 @@ from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_layers import ResBlock, TimeEmbedding, conv, doubled, group_norm
-from archirf_jax.models.conditions import pack
+from archirf_jax.models.conditions import pack, pooled_text
 from archirf_jax.models.latent_unet_layers import Lengths, SpatialTransformer
 from archirf_jax.models.latent_unet_levels import Level, levels_of
 
@@ -61,7 +61,8 @@ class LatentUNet(nn.Module, layers.Presets):
         scale_shift_norm: the embedding scales and shifts the second norm of residual blocks; otherwise it is added
             before it.
         pooled_width: of the condition "pooled"; None = it is not read.
-        size_width: channels in which each number of the condition "size" is embedded, even; given with pooled_width.
+        size_width: channels in which each number of the condition "size" is embedded, even; None = it is not read. Goes
+            with pooled_width.
         size_numbers: numbers in "size": height, width, crop top, left, target height, width; or a score for the last
             two.
         noise_levels: rows of a table of the condition "noise_level", a whole number below that; None = it is not read.
@@ -179,12 +180,12 @@ class LatentUNet(nn.Module, layers.Presets):
         """What is added to the embedding of the time: (B, E), or the number 0."""
         width, added = 4 * self.block_out_channels[0], jnp.float32(0)
         if self.pooled_width is not None:
-            pooled, size = layers.entry(condition, "pooled"), layers.entry(condition, "size")
-            layers.check_entry("pooled_width", self.pooled_width, pooled)
-            layers.check_entry("size_numbers", self.size_numbers, size)
-            assert self.size_width is not None, "checked"
-            numbers = layers.sinusoidal_embedding(size.reshape(-1), self.size_width).reshape(len(size), -1)
-            vector = jnp.concatenate([pooled.astype(jnp.float32), numbers], axis=-1)
+            vector = pooled_text(condition, self.pooled_width).astype(jnp.float32)
+            if self.size_width is not None:
+                size = layers.entry(condition, "size")
+                layers.check_entry("size_numbers", self.size_numbers, size)
+                numbers = layers.sinusoidal_embedding(size.reshape(-1), self.size_width).reshape(len(size), -1)
+                vector = jnp.concatenate([vector, numbers], axis=-1)
             added = layers.VectorEmbedder(width, name="size_embedding")(vector)
         if self.noise_levels is not None:
             level = jnp.round(layers.entry(condition, "noise_level")).astype(jnp.int32)
@@ -200,9 +201,10 @@ class LatentUNet(nn.Module, layers.Presets):
         layers.require(self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", "middle_depth")
         layers.require(self, lambda value: value % 2 == 0, "must be even", "size_width")
         layers.require(self, lambda value: 0 <= value < 1, "must lie in [0, 1)", "dropout")
-        if (self.pooled_width is None) != (self.size_width is None):
-            message = f"must be given exactly where pooled_width is, which is {self.pooled_width}"
-            raise UserError("model.size_width", self.size_width, message)
+        if self.pooled_width is None and self.size_width is not None:
+            raise UserError(
+                "model.size_width", self.size_width, "needs model.pooled_width, beside which sizes are read"
+            )
 
 
 build = LatentUNet

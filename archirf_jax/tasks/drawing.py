@@ -76,7 +76,8 @@ class Drawing:
     sampling: SamplerConfig
     examples: Batch | None
     config: Any
-    row_names: Sequence[str] = ()  # of the classes, which previews have one row each of
+    row_names: Sequence[str] = ()  # of the rows of previews: classes, or captions
+    captions: Sequence[str] = ()  # that previews have one row each of, in the order of `examples`
 
     def model_fn(
         self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False
@@ -238,10 +239,10 @@ class Drawing:
         return Traced(x0, condition, frozenset(read))
 
     def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
-        """(rows, columns, H, W, C) uint8 samples of the average, one row a class, the same noise for the same key.
+        """(rows, columns, H, W, C) uint8 samples of the average, one row a class or a caption.
 
-        With a stride (frames, rows, columns, H, W, C) on their way from noise. A network that is conditioned on more
-        than labels takes its conditions from `examples`.
+        The noise is the same for the same key. With a stride (frames, rows, columns, H, W, C) on their way from noise.
+        A network that is conditioned on more than labels takes its conditions from `examples`.
         """
         rows, columns = self._grid()
         labels, keys = class_grid(key, range(rows), columns)
@@ -264,7 +265,8 @@ class Drawing:
         return images.reshape(*x0.shape[: x0.ndim - len(self.shape)], *images.shape[1:])
 
     def _grid(self) -> tuple[int, int]:
-        return min(self.config.sample.classes, self.config.data.num_classes), self.config.sample.per_class
+        classes = min(self.config.sample.classes, self.config.data.num_classes)
+        return len(self.captions) or classes, self.config.sample.per_class
 
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
