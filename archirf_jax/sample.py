@@ -15,7 +15,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.files import check_output, check_output_folder, expand
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import Flag, Texts
-from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened, refiner_of
+from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened, refiner_of, size
 
 COMMAND = Command(
     __doc__,
@@ -30,6 +30,7 @@ COMMAND = Command(
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
+    Flag("size", "height and width of the images, such as 512x768, where the network knows others than its own"),
     Flag("refiner", "run that draws the last part of each image, of the same latents or pixels", pathlib.Path),
     Flag("handover", "time from which the refiner draws, above 0 and below 1; default: 0.2", float),
     Flag("refine", "how the refiner samples where it differs, such as --refine.guidance_scale=3", dict),
@@ -135,12 +136,14 @@ def main(args: types.SimpleNamespace) -> None:
     if args.image is not None and (args.mask, args.image_to) == (None, None):
         changes = {"strength": STRENGTH} | changes
     run = opened(args)
-    if args.image is not None and hasattr(run.task, "reconstruct"):
+    if args.image is not None and args.size is None and hasattr(run.task, "reconstruct"):
         return reconstruct(run, args.image, out, kind)
     task = sampling.diffusion(run)
     if (kind != ".npz" or args.arr_0) and run.config.data.channels not in sampling.CHANNELS:
         what = f"cannot hold images of {run.config.data.channels} channels; give an .npz, without --arr_0"
         raise UserError("out", args.out, what)
+    if args.size is not None and args.image is not None and len({*size(args.size)}) > 1:
+        raise UserError("size", args.size, "must be square with --image, which is cut to a square")
     sheet, names = sheet_of(args, run, task.sampling.replace(**changes))
     check_room(out, kind, sheet)
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
@@ -166,10 +169,11 @@ def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, l
     labels = parse_labels(args.labels, names)
     asked = prompts.read(args.prompts) if args.prompts else [prompts.Prompt(text) for text in args.prompt or ()]
     columns = args.per_prompt or args.per_class
+    own, run = run, run if args.size is None else run.at_size(*size(args.size))
     rows = sheet_rows.rows(
         *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
     )
-    guides = guides_of(args, run, config, rows)
+    guides = guides_of(args, own, config, rows)
     refiner = refiner_of(args, run, rows, columns, asked or None)
     names = [prompt.text for prompt in asked] or ([] if args.conditions else [*names, outputs.NONE])
     return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents, refiner), names

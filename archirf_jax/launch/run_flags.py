@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,18 @@ def pair(field: str, text: str, example: str) -> tuple[float, float]:
     return low, high
 
 
+def size(text: str) -> tuple[int, int]:
+    """ "512x768" -> (512, 768), height and width.
+
+    Raises:
+        UserError: about "size": another form.
+    """
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found:
+        raise UserError("size", text, "is not height and width in pixels, such as 512x768")
+    return int(found[1]), int(found[2])
+
+
 def opened(args: types.SimpleNamespace) -> Run:
     """The run of --workdir, its --step, its --ema and its --autoencoder."""
     from archirf_jax.launch.runs import open_run
@@ -143,8 +156,11 @@ def refiner_of(
     if args.refiner is None:
         return None
     other = open_run(args.refiner, field="refiner")
+    companions.diffusion(other)
     if args.autoencoder is not None and other.config.get("first_stage", {}).get("name", "image") == "image":
         other = _decoded(other, args)
+    if args.size is not None:
+        other = other.at_size(*size(args.size))
     changes = companions.shared(how(args)) | _changes(args.refine)
     config = companions.diffusion(other).sampling.replace(**changes)
     handover = companions.HANDOVER if args.handover is None else args.handover

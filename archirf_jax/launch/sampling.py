@@ -139,6 +139,7 @@ def sample_run(
     refiner: Run | None = None,
     handover: float = HANDOVER,
     refine: Mapping[str, Any] | None = None,
+    size: tuple[int, int] | None = None,
     **how: Any,
 ) -> np.ndarray:
     """Fresh images of a run.
@@ -156,6 +157,7 @@ def sample_run(
         refiner: another run, which draws what is left at the time `handover`, of the same labels or prompts.
         handover: in (0, 1); see `companions.Refiner`.
         refine: changes of how the refiner is sampled; solver, grid, steps and threshold of `how` hold for it as well.
+        size: height and width of the images in pixels, where the network knows others; None = as it was trained.
         how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see
             `SamplerConfig.replace`.
 
@@ -163,6 +165,8 @@ def sample_run(
         (N, H, W, C) uint8; float32 for latents and data that is not an image.
     """
     task = diffusion(run)
+    if size is not None:
+        run, refiner = run.at_size(*size), refiner and refiner.at_size(*size)
     request = Request(task.sampling.replace(**how), latents=latents)
     if prompts is not None and (isinstance(prompts, str) or not len(prompts)):
         raise UserError("prompts", message="must be a list of texts, at least one")

@@ -219,6 +219,12 @@ def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathl
     assert made["size"].tolist() == [[16, 16, 0, 0, 6]] and null["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert prompts.null_of(run, "a blue cat")["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert np.any(null["tokens"])  # what the encoder makes of no text
+    larger: Any = run.at_size(24, 32).task
+    sized, none = jax.jit(lambda frozen: (larger.conditioner(frozen, batch, keys), larger.conditioner.null(frozen)))(
+        run.frozen
+    )
+    assert larger.shape == (12, 16, 4)
+    assert sized["size"].tolist() == [[24, 32, 0, 0, 6]] and none["size"].tolist() == [24, 32, 0, 0, 2.5]
     check_refiner(run, decoding(run, lambda leaf: leaf.astype(np.float16).astype(np.float32)), 0.2)
     with pytest.raises(UserError) as caught:
         check_refiner(run, decoding(run, lambda leaf: leaf[..., ::-1]), 0.2)
