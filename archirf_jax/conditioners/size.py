@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Batch, Condition, Frozen
 
+SCORED = 5  # numbers, of which the last is a score
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -35,6 +37,19 @@ class Size:
         """The numbers of no condition, where there are such."""
         del frozen
         return {} if self.null_numbers is None else {"size": jnp.asarray(self.null_numbers, jnp.float32)}
+
+    def at_size(self, height: int, width: int) -> Size:
+        """The conditioner of images of this size, which are neither scaled nor cut any more than others."""
+        own = float(height), float(width)
+
+        def changed(numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
+            if numbers is None:
+                return None
+            return (*own, *numbers[2:4], *(numbers[4:] if len(numbers) == SCORED else own))
+
+        numbers = changed(self.numbers)
+        assert numbers is not None, "there are always some"
+        return Size(numbers, changed(self.null_numbers))
 
 
 def build(

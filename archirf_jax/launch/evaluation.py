@@ -24,10 +24,11 @@ from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
 from archirf_jax.files import append_line, atomic_write, cache, expand
 from archirf_jax.interop import files, inception
-from archirf_jax.launch import latents, sampling
+from archirf_jax.launch import latents, sampling, sheet_rows
+from archirf_jax.launch.companions import ALONE, Guides
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
-from archirf_jax.launch.sampling import CHANNELS, Guides, Request
+from archirf_jax.launch.sampling import CHANNELS, Request
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.tasks import evaluating, likeness
 from archirf_jax.tasks.conditions import read as read_conditions
@@ -109,7 +110,7 @@ class Options:
     probes: int = 8
     data: dict[str, Any] | None = None
     config: SamplerConfig | None = None
-    guides: Guides = sampling.ALONE
+    guides: Guides = ALONE
     conditions: pathlib.Path | None = None
     seed: int = 0
     batch_size: int = 128
@@ -232,7 +233,7 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)
     if labelled and known > 1:
-        sampling.check_classes(run, dataset)
+        sheet_rows.check_classes(run, dataset)
     size = -(-min(batch_size, len(dataset)) // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
     return RealImages(dataset.centred(), known, size, place), {name: data.get(name) for name in names}

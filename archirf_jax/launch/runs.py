@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import run_directory
 from archirf_jax.tasks.building import make_task
+from archirf_jax.tasks.sizing import at_size
 from archirf_jax.training.checkpoints import Checkpoints
 
 GIVEN = "given"  # the name of a network that has to be given when the run is opened
@@ -118,6 +120,13 @@ class Run:
         from archirf_jax.launch import sampling
 
         return sampling.sample_run(self, labels, per_class, seed, **how)
+
+    def at_size(self, height: int, width: int) -> Run:
+        """The run, drawing images of another size in pixels; raises as `tasks.sizing.at_size`."""
+        sized = copy.copy(self)  # with what is read already
+        task: Any = at_size(self.task, height, width)  # type: ignore[arg-type]
+        sized.task, sized.config = task, self.config if task is self.task else task.config
+        return sized
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """What the run diffuses of uint8 images (N, H, W, C), by the modes of their distributions, float32.

@@ -18,8 +18,10 @@ from archirf_jax.data.sources import open_source
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
 from archirf_jax.launch import latents, sampling
+from archirf_jax.launch.companions import Guides, Refiner
 from archirf_jax.launch.runs import Run
-from archirf_jax.launch.sampling import Guides, Request, Rows
+from archirf_jax.launch.sampling import Request
+from archirf_jax.launch.sheet_rows import Rows
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.tasks.drawing import class_grid
@@ -40,7 +42,7 @@ class Sheet(NamedTuple):
         guides: runs that guide.
         batch_size: images at a time.
         latents: of fresh images: what is diffused, as it is.
-        sides: of fresh images: height and width; None = the run's squares.
+        refiner: a run that draws the last part; None = none does.
     """
 
     run: Run
@@ -50,14 +52,12 @@ class Sheet(NamedTuple):
     guides: Guides
     batch_size: int
     latents: bool = False
-    sides: tuple[int, int] | None = None
+    refiner: Refiner | None = None
 
 
 def fresh(sheet: Sheet, stride: int = 0) -> np.ndarray:
     """Fresh images; with a stride (states, rows, columns, H, W, C)."""
-    return _drawn(
-        sheet, sheet.rows.keys, Request(sheet.config, stride=stride, latents=sheet.latents, sides=sheet.sides)
-    )
+    return _drawn(sheet, sheet.rows.keys, Request(sheet.config, stride=stride, latents=sheet.latents))
 
 
 def between_noises(sheet: Sheet, to_seed: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def fresh_batches(sheet: Sheet) -> Iterator[np.ndarray]:
     """Fresh images (n, H, W, C), row after row, as they are drawn."""
     if len({*sheet.rows.scales}) > 1:
         return iter(fresh(sheet))
-    return _batches(sheet, sheet.rows.keys, Request(sheet.config, sides=sheet.sides))
+    return _batches(sheet, sheet.rows.keys, Request(sheet.config))
 
 
 def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np.ndarray:
@@ -171,6 +171,8 @@ def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np
         images = np.concatenate([np.arange(i * sheet.columns, (i + 1) * sheet.columns) for i in rows])
         mine = {name: array[images] if name in OF_EACH else array for name, array in arrays.items()}
         part = sheet._replace(rows=sheet.rows._replace(batch=_chosen(sheet.rows.batch, images), scales=()))
+        if part.refiner is not None:
+            part = part._replace(refiner=part.refiner._replace(batch=_chosen(part.refiner.batch, images)))
         config = sheet.config if scale is None else sheet.config.replace(guidance_scale=scale)
         parts.append(_drawn(part, keys[images], dataclasses.replace(request, config=config), **mine))
         order += rows
@@ -183,7 +185,7 @@ def _chosen(batch: Any, images: np.ndarray) -> Any:
 
 def _batches(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> Iterator[np.ndarray]:
     options: dict[str, Any] = dict(arrays=arrays, guides=sheet.guides, batch_size=sheet.batch_size)
-    return sampling.sample_images(sheet.run, sheet.rows.batch, keys, request, **options)
+    return sampling.refined_images(sheet.run, sheet.rows.batch, keys, request, sheet.refiner, **options)
 
 
 def _weights(sheet: Sheet) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Height and width of what is drawn, and the numbers of the condition `size` that a user names."""
+"""The numbers of the condition `size` that a user names."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,40 +12,26 @@ from archirf_jax.contracts import Batch
 from archirf_jax.errors import UserError
 
 FLAGS = ("original_size", "crop_top_left", "target_size")  # in the order of the numbers, each a vertical one first
-LARGEST, WIDEST = 2**20, 2**13  # pixels a side of an original, and of what is drawn
+FORMS = {"original_size": "x", "crop_top_left": ",", "target_size": "x"}  # what stands between the two
+LARGEST = 2**20  # pixels a side of an original
 
 
-def drawn(text: str | None) -> tuple[int, int] | None:
-    """Height and width that --size asks for; None = the run's squares.
-
-    Raises:
-        UserError: not two whole numbers, or an image without pixels.
-    """
-    sides = None if text is None else _pair("size", text)
-    if sides is not None and not 1 <= min(sides) <= max(sides) <= WIDEST:
-        raise UserError("size", text, f"must be 1 to {WIDEST} pixels high and wide")
-    return sides
-
-
-def given(task: Any, batch: Batch, sides: tuple[int, int] | None, *texts: str | None) -> Batch:
+def given(task: Any, batch: Batch, *texts: str | None) -> Batch:
     """{"size": (N, 6)} for a batch of N images; {} where the conditioner's own numbers hold.
 
     Args:
         task: whose conditioners may be of the size.
         batch: the fields of the images.
-        sides: of the images that are drawn, as of `drawn`; they are the original's and the target's, too.
-        texts: of FLAGS, each two numbers such as "768,1024"; None = those of the image that is drawn.
+        texts: of FLAGS, such as "768x1024" or "0,128"; None = those of the image that is drawn.
 
     Raises:
         UserError: not two whole numbers, the network is not conditioned on these, or the batch has a size already.
     """
     numbers = {i: _pair(FLAGS[i], text) for i, text in enumerate(texts) if text is not None}
-    usual = next((part.numbers for part in task.conditioner.parts.values() if isinstance(part, Size)), ())
-    if sides is not None and len(usual) == 2 * len(FLAGS) and "size" not in batch:
-        numbers = {0: sides, 2: sides} | numbers
     if not numbers:
         return {}
-    field, text = next(((FLAGS[i], texts[i]) for i in numbers if texts[i] is not None), ("size", ""))
+    usual = next((part.numbers for part in task.conditioner.parts.values() if isinstance(part, Size)), ())
+    field, text = next((FLAGS[i], texts[i]) for i in numbers)
     if len(usual) != 2 * len(FLAGS):
         raise UserError(field, text, "is for networks with the conditioner `size`, in six numbers; leave it out")
     if "size" in batch:
@@ -54,7 +41,9 @@ def given(task: Any, batch: Batch, sides: tuple[int, int] | None, *texts: str | 
 
 
 def _pair(field: str, text: str) -> tuple[int, int]:
-    found = [int(part) for part in text.split(",") if part.isdecimal() and len(part) < 9]
-    if len(found) != 2 or text.count(",") != 1 or max(found) > LARGEST:
-        raise UserError(field, text, f"is not two whole numbers, each at most {LARGEST}, such as 768,1024")
-    return found[0], found[1]
+    between = FORMS[field]
+    found = re.fullmatch(rf"(\d{{1,8}}){between}(\d{{1,8}})", text)
+    if not found or max(int(found[1]), int(found[2])) > LARGEST:
+        example = f"768{between}1024" if between == "x" else f"0{between}128"
+        raise UserError(field, text, f"is not two whole numbers, each at most {LARGEST}, such as {example}")
+    return int(found[1]), int(found[2])

@@ -147,6 +147,12 @@ class ADMUNet(nn.Module, layers.Presets):
         h = nn.silu(group_norm("norm")(h))
         return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
 
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any."""
+        del trained
+        return 2 ** (len(self.channel_mult) - 1), None
+
     def _label(self, y: jax.Array) -> jax.Array:
         """(B,) -> (B, E); zeros for the null label."""
         assert self.num_classes is not None, "checked"

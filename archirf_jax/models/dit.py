@@ -194,6 +194,16 @@ class DiT(nn.Module, layers.Presets):
         """The lowest and the highest number that a condition may be."""
         return {"noise_level": (0.0, 1.0)} if self.low_res else {}
 
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any.
+
+        A fixed table counts from the top left corner, of which smaller images take a part (Peebles & Xie 2023); a
+        learned one gives its middle; rotary positions are known at any distance (Su et al. 2021).
+        """
+        most = {"sincos": max(trained), "learned": self.patch_size * (self.position_size or 0)}
+        return self.patch_size, most.get(self.positions)
+
     def _through(
         self, x: jax.Array, t: jax.Array, s: jax.Array | None, condition: Condition, grid: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:

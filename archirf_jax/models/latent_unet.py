@@ -124,6 +124,12 @@ class LatentUNet(nn.Module, layers.Presets):
         """The lowest and the highest number that a condition may be; beyond them there is no row of a table."""
         return {} if self.noise_levels is None else {"noise_level": (0, self.noise_levels - 1)}
 
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any."""
+        del trained
+        return 2 ** (len(self.block_out_channels) - 1), None
+
     def _through(
         self, levels: tuple[Level, ...], x: jax.Array, emb: jax.Array, text: jax.Array, lengths: Lengths
     ) -> jax.Array:

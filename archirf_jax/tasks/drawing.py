@@ -173,20 +173,6 @@ class Drawing:
         """The shape of one x0."""
         return tuple(self._traced.x0.shape[1:])
 
-    def shape_of(self, sides: tuple[int, int] | None) -> tuple[int, ...]:
-        """The shape of one x0 of an image of this height and width; None = of the run's squares.
-
-        Raises:
-            UserError: what is diffused has no such sides.
-        """
-        if sides is None:
-            return self.shape
-        factor = self.config.data.image_size // self.shape[0]
-        if len(self.shape) != 3 or any(side % factor for side in sides):
-            what = f"must be multiples of {factor}, of which what is diffused is made"
-            raise UserError("size", f"{sides[0]},{sides[1]}", what)
-        return sides[0] // factor, sides[1] // factor, self.shape[-1]
-
     @functools.cached_property
     def needs(self) -> frozenset[str]:
         """The fields of a batch that the conditions are made of."""

@@ -68,17 +68,18 @@ def test_a_run_of_several_shapes_goes_on_with_the_same_bytes(
 
 def test_images_of_another_shape_are_drawn_and_conditioned_on_it(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     few = ("--labels=0", "--per_class=2", "--steps=2")
-    usual, square = (arrays(trained, tmp_path, *few, *more)[0] for more in ((), ("--size=8,8",)))
+    usual, square = (arrays(trained, tmp_path, *few, *more)[0] for more in ((), ("--size=8x8",)))
     np.testing.assert_array_equal(usual, square)
-    wide, labels = arrays(trained, tmp_path, *few, "--size=6,10")
+    wide, labels = arrays(trained, tmp_path, *few, "--size=6x10")
     assert wide.shape == (2, 6, 10, 1) and labels.tolist() == [0, 0]
-    task, batch = open_run(trained).task, {"label": np.zeros(3, np.int32)}
-    found = [sizes.given(task, batch, (6, 10), None, text, None)["size"][0] for text in (None, "2,3")]
-    np.testing.assert_array_equal(found, [[6, 10, 0, 0, 6, 10], [6, 10, 2, 3, 6, 10]])
+    task, batch = open_run(trained).at_size(6, 10).task, {"label": np.zeros(3, np.int32)}
+    usual = task.conditioner.parts["size"].numbers
+    given = sizes.given(task, batch, None, "2,3", None)["size"][0]
+    np.testing.assert_array_equal([usual, given], [[6, 10, 0, 0, 6, 10], [6, 10, 2, 3, 6, 10]])
 
 
-@pytest.mark.parametrize("text", ["8", "0,8", "8,90000"])
-def test_what_is_not_a_height_and_a_width_is_refused(text: str, trained: pathlib.Path) -> None:
+@pytest.mark.parametrize("text", ["8", "0x8", "8x90000", "12x6"])  # no bucket is larger than 10
+def test_what_is_no_size_of_the_network_is_refused(text: str, trained: pathlib.Path) -> None:
     assert running.refused("sample", f"--workdir={trained}", f"--size={text}").flag == "--size"
 
 

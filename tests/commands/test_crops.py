@@ -62,7 +62,7 @@ def test_images_are_drawn_as_uncut_ones_unless_others_are_named(trained: pathlib
     flags = ("--labels=0-1", "--per_class=2")
     usual, labels = arrays(trained, tmp_path, *flags)
     assert labels.tolist() == [0, 0, 1, 1]
-    named = ("--original_size=8,8", "--crop_top_left=0,0", "--target_size=8,8")
+    named = ("--original_size=8x8", "--crop_top_left=0,0", "--target_size=8x8")
     np.testing.assert_array_equal(arrays(trained, tmp_path, *flags, *named)[0], usual)
 
 
@@ -82,5 +82,5 @@ def test_what_is_not_two_numbers_is_refused(text: str, trained: pathlib.Path) ->
 
 
 def test_a_network_without_sizes_is_not_given_any(whole_run: pathlib.Path) -> None:
-    refusal = running.refused("sample", f"--workdir={whole_run}", "--original_size=8,8")
+    refusal = running.refused("sample", f"--workdir={whole_run}", "--original_size=8x8")
     assert refusal.flag == "--original_size"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 
 from archirf_jax.data import tokenizer
+from archirf_jax.errors import UserError
 from archirf_jax.interop import files
 from archirf_jax.interop.latent_unet_names import rename_latent_unet
 from archirf_jax.interop.weights import published_shapes
 from archirf_jax.launch import prompts
-from archirf_jax.launch.runs import keep, open_run
+from archirf_jax.launch.companions import check_refiner
+from archirf_jax.launch.runs import Run, keep, open_run
 from archirf_jax.models.latent_unet import LatentUNet
 from tests import running
 from tests.golden import cases, pipelines
@@ -189,6 +193,13 @@ def upscaler(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def decoding(run: Run, change: Callable[[np.ndarray], np.ndarray]) -> Run:
+    """The run with changed weights of its autoencoder."""
+    other = dataclasses.replace(run.runs["autoencoder"])
+    other.__dict__["_restored"] = 0, jax.tree.map(lambda leaf: change(np.asarray(leaf)), other.params)
+    return dataclasses.replace(run, runs={**run.runs, "autoencoder": other})
+
+
 def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathlib.Path) -> None:
     case = cases.load(pathlib.Path(cases.__file__).parent / "pipeline_sdxl.npz")
     folder = pipelines.write(case, tmp_path / "refiner")
@@ -208,6 +219,16 @@ def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathl
     assert made["size"].tolist() == [[16, 16, 0, 0, 6]] and null["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert prompts.null_of(run, "a blue cat")["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert np.any(null["tokens"])  # what the encoder makes of no text
+    larger: Any = run.at_size(24, 32).task
+    sized, none = jax.jit(lambda frozen: (larger.conditioner(frozen, batch, keys), larger.conditioner.null(frozen)))(
+        run.frozen
+    )
+    assert larger.shape == (12, 16, 4)
+    assert sized["size"].tolist() == [[24, 32, 0, 0, 6]] and none["size"].tolist() == [24, 32, 0, 0, 2.5]
+    check_refiner(run, decoding(run, lambda leaf: leaf.astype(np.float16).astype(np.float32)), 0.2)
+    with pytest.raises(UserError) as caught:
+        check_refiner(run, decoding(run, lambda leaf: leaf[..., ::-1]), 0.2)
+    assert caught.value.field == "refiner"
 
 
 def test_an_upscaler_takes_its_small_image_from_a_file_of_conditions(tmp_path: pathlib.Path) -> None:

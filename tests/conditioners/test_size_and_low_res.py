@@ -23,12 +23,17 @@ def test_a_size_is_that_of_the_images_unless_another_is_given() -> None:
     given = jnp.arange(12).reshape(2, 6)
     np.testing.assert_array_equal(usual({}, {"size": given}, KEYS)["size"], given)
     assert usual.null({}) == {}
+    np.testing.assert_array_equal(own.at_size(40, 80)({}, {}, KEYS)["size"], [[40, 80, 3, 5, 40, 80]] * 2)
 
 
 def test_a_score_takes_the_place_of_the_target_and_no_condition_has_another() -> None:
     refiner = size.build(DATA, score=6.0, null_score=2.5)
     np.testing.assert_array_equal(refiner({}, {}, KEYS)["size"][0], [64, 64, 0, 0, 6])
     np.testing.assert_array_equal(refiner.null({})["size"], [64, 64, 0, 0, 2.5])
+    wide = refiner.at_size(32, 96)
+    np.testing.assert_array_equal(
+        [wide({}, {}, KEYS)["size"][0], wide.null({})["size"]], [[32, 96, 0, 0, s] for s in (6, 2.5)]
+    )
 
 
 @pytest.mark.parametrize("level", [0, 20, 349])

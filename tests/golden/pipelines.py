@@ -13,8 +13,8 @@ import numpy as np
 
 from archirf_jax.interop import files
 from archirf_jax.launch import prompts, published_systems
+from archirf_jax.launch.companions import diffusion
 from archirf_jax.launch.runs import Run, open_run
-from archirf_jax.launch.sampling import diffusion
 from archirf_jax.samplers.sample import sample
 from tests.golden.adm import nhwc
 from tests.golden.case import Case
