@@ -68,10 +68,10 @@ def test_images_are_drawn_as_uncut_ones_unless_others_are_named(trained: pathlib
 
 def test_each_flag_takes_the_place_of_its_two_numbers(trained: pathlib.Path) -> None:
     task, batch = open_run(trained).task, {"label": np.zeros(3, np.int32)}
-    assert sizes.given(task, batch, None, None, None, None) == {}
-    found = sizes.given(task, batch, None, "30,40", "0,5", None)["size"]
+    assert sizes.given(task, batch, None, None, None) == {}
+    found = sizes.given(task, batch, "30x40", "0,5", None)["size"]
     np.testing.assert_array_equal(found, [[30, 40, 0, 5, 8, 8]] * 3)
-    found = sizes.given(task, batch, None, None, None, "9,7")["size"]
+    found = sizes.given(task, batch, None, None, "9x7")["size"]
     np.testing.assert_array_equal(found, [[8, 8, 0, 0, 9, 7]] * 3)
 
 
