@@ -139,10 +139,12 @@ def check_buckets(task: Task, config: Any, feed: Feed) -> None:
         UserError: the network does not take images of such sides, or its parameters depend on them.
     """
     buckets = getattr(feed, "buckets", None)
+    if buckets is None:
+        return
     key, frozen = jax.eval_shape(jax.random.key, 0), _shapes(task.frozen)
     state = jax.eval_shape(task.init, key, frozen)
     batch = shapes(task.fields, config.batch_size)  # type: ignore[attr-defined]
-    for height, width in () if buckets is None else buckets.sides:
+    for height, width in buckets.sides:
         image = batch["image"]
         mine = batch | {"image": jax.ShapeDtypeStruct((image.shape[0], height, width, image.shape[-1]), image.dtype)}
         try:
