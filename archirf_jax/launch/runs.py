@@ -78,12 +78,22 @@ class Run:
 
     @functools.cached_property
     def shapes(self) -> dict[str, Params] | None:
-        """Shapes of the parameters by module; None where only the checkpoint knows them."""
+        """Shapes of the parameters by module, in their own types; None where only the checkpoint knows them."""
         if not hasattr(self.task, "init_params"):
             return None
         frozen = {name: run.shapes or run.params for name, run in self.runs.items()}
         found = jax.eval_shape(self.task.init_params, jax.random.key(0), frozen)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found)
+        return self._as_saved(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found))
+
+    def _as_saved(self, shapes: dict[str, Params]) -> dict[str, Params]:
+        if not (self.directory / "checkpoints").is_dir():
+            return shapes
+        checkpoints = Checkpoints(self.directory / "checkpoints")
+        try:
+            found: dict[str, Params] = checkpoints.average_as_saved(shapes, self.at, self.average)
+            return found
+        finally:
+            checkpoints.close()
 
     @functools.cached_property
     def _restored(self) -> tuple[int, dict[str, Params]]:

@@ -53,7 +53,7 @@ def test_three_encoders_become_frozen_runs_and_all_weights_keep_their_type(workd
         "text_3": "t5_encoder"
     }
     for one in (run, *run.runs.values()):
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(one.params)} == {"float16"}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((one.params, one.shapes))} == {"float16"}
     assert (run.config.data.image_size, run.config.process.name) == (16, "rectified_flow")
     assert run.config.sample.grid.to_dict() == dict(name="shifted", shift=3.0, last=pytest.approx(3 / 1002))
 

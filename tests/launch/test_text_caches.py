@@ -15,9 +15,10 @@ from archirf_jax.data.fields import finish
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.text_cache import EMPTY, TextCache
 from archirf_jax.errors import UserError
-from archirf_jax.launch import caches, latents, text_caches
+from archirf_jax.launch import caches, latents, run_directory, text_caches
 from archirf_jax.launch.runs import named, open_run
 from archirf_jax.tasks.building import make_task, resolve
+from archirf_jax.tasks.footprint import MemoryPlan, held, measure
 from configs import autoencoder, mmdit_rf
 from tests import running
 from tests.commands import saved
@@ -120,6 +121,28 @@ def test_losses_from_the_cache_are_those_with_the_encoder_which_is_not_asked(
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     other = loss(frozen, batch | {"tokens": batch["tokens"][::-1]})[0]
     assert np.abs(other / losses[0] - 1).max() > 1e-2  # texts count
+
+
+def test_a_plan_counts_frozen_weights_in_their_own_type_and_no_encoder_whose_texts_are_cached(
+    encoder: pathlib.Path, images: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def parts(run: pathlib.Path, cache: pathlib.Path | None = None) -> tuple[Any, Any, Any]:
+        made = config(run, images, cache)
+        resolve(made, 1)
+        runs = named(made, pathlib.Path())
+        text_caches.fit(made, runs)
+        return made, runs, caches.frozen_shapes(made, runs)
+
+    single = open_run(encoder)
+    halved = jax.tree.map(lambda leaf: leaf.astype(np.float16), single.params)
+    attached = run_directory.attached(encoder)
+    run_directory.write(tmp_path / "half", single.config.to_dict(), halved, step=0, attached=attached)
+    for place, params in ((encoder, single.params), (tmp_path / "half", halved)):
+        _, _, frozen = parts(place)
+        assert held(frozen, 1) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    made, runs, frozen = parts(encoder, cache)
+    null = sum(array.nbytes for array in TextCache(cache, "cache").empty().values())
+    assert measure(made, MemoryPlan(False, 1, 1), 1, runs=runs, frozen=frozen).frozen == held(frozen, 1) == null
 
 
 def test_a_run_from_a_cache_draws_texts_without_it(
