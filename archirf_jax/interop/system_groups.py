@@ -49,6 +49,8 @@ def describe(
     fields: dict[str, Array] = {f"{prefix}ids": ((n,), "int32") for prefix, n in zip(prefixes, lengths, strict=True)}
     if config["model"]["low_res"]:
         fields["low_res"] = ((size // factor, size // factor, _low_res_channels(config)), "float32")
+    if config["model"]["inpaint"]:
+        fields["hole"] = ((size, size, 1), "float32")
     process = scheduler_settings.process_fields(schedulers[SCHEDULER])
     return dict(
         data=data_group(size, channels, 1) | dict(label_key=None, fields=_arrays(fields)),
@@ -106,6 +108,8 @@ def _others(source: str, config: Mapping[str, Any], schedulers: Mapping[str, Map
     groups: Group = {}
     if source in SIZED:
         groups["size"] = dict(name="size", **SIZED[source])
+    if config["model"]["inpaint"]:
+        groups["inpaint"] = dict(name="inpainting")
     if config["model"]["low_res"]:
         process = scheduler_settings.process_fields(schedulers[LOW_RES_SCHEDULER])
         names = ("schedule", "steps", "beta_start", "beta_end")
