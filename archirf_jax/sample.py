@@ -173,8 +173,12 @@ def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, l
     asked = prompts.read(args.prompts) if args.prompts else [prompts.Prompt(text) for text in args.prompt or ()]
     columns = args.per_prompt or args.per_class
     own, run = run, run if args.size is None else run.at_size(*size(args.size))
+    given = sheets.to_fill(run, args.image, args.mask)
     rows = sheet_rows.rows(
-        *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
+        *(run, labels, columns, args.seed, args.conditions, config.asks_null),
+        asked or None,
+        args.negative_prompt,
+        given,
     )
     size_of = sizes.given(run.task, rows.batch, *[getattr(args, name) for name in sizes.FLAGS])
     rows = rows._replace(batch=rows.batch | size_of)

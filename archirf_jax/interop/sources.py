@@ -145,7 +145,7 @@ def _describe_latent_unet(source: str, shapes: Shapes, hints: Hints) -> Groups:
     channels, low_res = latent_unets.image_channels(shapes, fields["low_res"])
     return dict(
         data=data_group(size, channels, 1) | dict(label_key=None),
-        conditioners=latent_unets.conditioners(fields, size, low_res),
+        conditioners=latent_unets.conditioners(fields, size, channels, low_res),
         model=dict(name="latent_unet", **fields),
         process=process,
         objective=dict(name="regression", time_distribution="steps", condition_dropout=0.1),

@@ -50,6 +50,8 @@ def describe(
     fields: dict[str, Array] = {f"{prefixes[name]}ids": ((lengths[name],), "int32") for name in texts}
     if config["model"].get("low_res"):
         fields["low_res"] = ((size // factor, size // factor, _low_res_channels(config)), "float32")
+    if config["model"].get("inpaint"):
+        fields["hole"] = ((size, size, 1), "float32")
     process, sample = _noise(source, schedulers[SCHEDULER], size // factor // config["model"].get("patch_size", 1))
     return dict(
         data=data_group(size, channels, 1) | dict(label_key=None, fields=_arrays(fields)),
@@ -134,6 +136,8 @@ def _others(source: str, config: Mapping[str, Any], schedulers: Mapping[str, Map
     groups: Group = {}
     if source in SIZED:
         groups["size"] = dict(name="size", **SIZED[source])
+    if config["model"].get("inpaint"):
+        groups["inpaint"] = dict(name="inpainting")
     if config["model"].get("low_res"):
         process = scheduler_settings.process_fields(schedulers[LOW_RES_SCHEDULER])
         names = ("schedule", "steps", "beta_start", "beta_end")

@@ -32,7 +32,7 @@ def prepare(task: Any, dataset: Dataset, config: Any) -> None:
         config: whose `sample` says how many rows and columns there are.
     """
     rows, columns = config.sample.classes, config.sample.per_class
-    labels_alone = getattr(task, "needs", frozenset()) <= {"label"}
+    labels_alone = getattr(task, "labels_alone", True)
     names = outputs.named_rows(dataset.class_names, range(len(dataset.class_names))) if labels_alone else []
     numbers, each = list(itertools.islice(itertools.cycle(range(len(dataset))), rows * columns)), 1
     if not labels_alone and task.needs & _text_fields(dataset):

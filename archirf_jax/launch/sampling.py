@@ -26,7 +26,7 @@ from archirf_jax.launch.companions import (
     shared,
 )
 from archirf_jax.launch.runs import Run
-from archirf_jax.launch.sheet_rows import refiner_of, rows
+from archirf_jax.launch.sheet_rows import hole_of, refiner_of, rows
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.grids import ending_at
@@ -140,6 +140,8 @@ def sample_run(
     handover: float = HANDOVER,
     refine: Mapping[str, Any] | None = None,
     size: tuple[int, int] | None = None,
+    image: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
     **how: Any,
 ) -> np.ndarray:
     """Fresh images of a run.
@@ -158,6 +160,7 @@ def sample_run(
         handover: in (0, 1); see `companions.Refiner`.
         refine: changes of how the refiner is sampled; solver, grid, steps and threshold of `how` hold for it as well.
         size: height and width of the images in pixels, where the network knows others; None = as it was trained.
+        image, mask: uint8 (H, W, C), and (H, W), not 0 where pixels are to be made, for a network that fills holes.
         how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see
             `SamplerConfig.replace`.
 
@@ -171,7 +174,8 @@ def sample_run(
     if prompts is not None and (isinstance(prompts, str) or not len(prompts)):
         raise UserError("prompts", message="must be a list of texts, at least one")
     asked = None if prompts is None else [texts.Prompt(text) for text in prompts]
-    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, asked, negative_prompt)
+    given = None if image is None or mask is None else hole_of(image, mask)
+    drawn = rows(run, labels, per_class, seed, conditions, request.config.asks_null, asked, negative_prompt, given)
     after = None
     if refiner is not None:
         theirs = diffusion(refiner).sampling.replace(**shared(how), **(refine or {}))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.conditioners.inpainting import HOLE
 from archirf_jax.contracts import Batch, Condition
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.fields import finish, unflipped
+from archirf_jax.data.images import to_float
 from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
 from archirf_jax.launch import prompts as texts
@@ -55,26 +57,30 @@ def rows(
     needs_null: bool = False,
     prompts: Sequence[texts.Prompt] | None = None,
     negative_prompt: str | None = None,
+    given: Batch | None = None,
 ) -> Rows:
     """Conditions of `per_class` images a label; a key depends on seed, label and number in the row alone.
 
     A network that is conditioned on labels takes them; another one takes `prompts`, whose numbers are the labels, the
     rows of `conditions`, or, without such a file, those of examples of each class from the run's data set. With
-    prompts `conditions` holds what they do not say, a row for each of them or one for all.
+    prompts `conditions` holds what they do not say, a row for each of them or one for all. `given` (1, ...) are fields
+    that are the same for all, such as an image and its hole (`needs_hole`).
 
     Raises:
         UserError: a label or row that does not exist, a file that the network does not need, or prompts that it does
             not take.
     """
-    task = diffusion(run)
+    task, given = diffusion(run), given or {}
+    _check_hole(run, given)
     if prompts is not None:
         if labels is not None:
             raise UserError("labels", str(labels), "does not go with prompts; leave one of them out")
-        return _of_prompts(run, per_class, seed, prompts, negative_prompt, conditions)
+        return _of_prompts(run, per_class, seed, prompts, negative_prompt, conditions, given)
     if negative_prompt is not None:
         raise UserError("negative_prompt", negative_prompt, "belongs to prompts")
-    plain = task.labels_alone
-    if conditions is not None and task.needs <= {"label"}:
+    needed = task.needs - given.keys()
+    plain = needed - task.usual <= {"label"}
+    if conditions is not None and needed <= {"label"}:
         raise UserError("conditions", str(conditions), "is not needed: this network takes labels alone; leave it out")
     table: Batch | None = None
     null = None
@@ -88,11 +94,34 @@ def rows(
     _check_memory(task, len(chosen), per_class)
     numbers, keys = class_grid(purpose_key(seed, "sample"), chosen, per_class)
     if table is not None:
-        return Rows(chosen, jax.tree.map(lambda leaf: leaf[numbers], table), keys, null)
+        mine = {name: leaf[numbers] for name, leaf in table.items()}
+        return Rows(chosen, mine | _for_all(given, len(keys)), keys, null)
     if not plain and run.data is None and run.config.data.name == "imported":
         raise UserError("conditions", message=f"is missing: an .npz file with {', '.join(sorted(task.needs))}")
     batch = {"label": numbers} if plain else of_data(run, chosen, per_class)
-    return Rows(chosen, batch, keys, None)
+    return Rows(chosen, batch | _for_all(given, len(keys)), keys, None)
+
+
+def needs_hole(run: Run) -> bool:
+    """Whether the network fills a hole in an image, the fields "hole" and "image" (conditioners/inpainting.py)."""
+    return HOLE in diffusion(run).needs
+
+
+def _check_hole(run: Run, given: Batch) -> None:
+    if needs_hole(run) and HOLE not in given:
+        raise UserError("image", message="is missing: this run fills holes in images, and needs an image and a mask")
+    if given and not needs_hole(run):
+        raise UserError("image", message="is for a network that fills holes, and this one does not; leave it out")
+
+
+def hole_of(image: np.ndarray, mask: np.ndarray) -> Batch:
+    """Fields (1, ...) of an image, uint8 (H, W, C), and of a mask (H, W), which is not 0 in the hole."""
+    return {"image": to_float(jnp.asarray(image))[None], HOLE: jnp.asarray(mask != 0, jnp.float32)[None, ..., None]}
+
+
+def _for_all(given: Batch, count: int) -> dict[str, Any]:
+    """The same fields for so many images; they take no memory before a batch is drawn."""
+    return {name: np.broadcast_to(np.asarray(value), (count, *value.shape[1:])) for name, value in given.items()}
 
 
 def refiner_of(
@@ -127,8 +156,10 @@ def _of_prompts(
     prompts: Sequence[texts.Prompt],
     negative_prompt: str | None,
     conditions: str | pathlib.Path | None,
+    given: Batch,
 ) -> Rows:
     table, task = texts.batch_of(run, [prompt.text for prompt in prompts]), diffusion(run)
+    table |= {name: jnp.asarray(value) for name, value in _for_all(given, len(prompts)).items()}
     table = beside(None if conditions is None else pathlib.Path(conditions), task, table)
     _check_memory(task, len(prompts), per_class)
     null = None if negative_prompt is None else texts.null_of(run, negative_prompt)
@@ -138,7 +169,8 @@ def _of_prompts(
     ]
     keys = jnp.concatenate([class_grid(purpose_key(own, "sample"), [i], per_class)[1] for i, own in places])
     numbers = np.repeat(np.arange(len(prompts)), per_class)
-    batch = {name: array[numbers] for name, array in table.items()}
+    batch = {name: array[numbers] for name, array in table.items() if name not in given}
+    batch |= _for_all(given, len(numbers))
     return Rows(list(range(len(prompts))), batch, keys, null, [prompt.guidance_scale for prompt in prompts])
 
 

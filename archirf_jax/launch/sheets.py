@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.conditioners.inpainting import HOLE
 from archirf_jax.data.images import read_image, to_uint8
 from archirf_jax.data.sources import open_source
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import latents, sampling
+from archirf_jax.launch import latents, sampling, sheet_rows
 from archirf_jax.launch.companions import Guides, Refiner
 from archirf_jax.launch.runs import Run
 from archirf_jax.launch.sampling import Request
@@ -99,10 +100,21 @@ def filled(sheet: Sheet, image: jax.Array, mask: jax.Array) -> np.ndarray:
 
     Of latents those are made whose pixels the mask touches; the others are decoded, and equal the image nearly.
     """
+    if sheet_rows.needs_hole(sheet.run):  # the rows hold both, and the network fills by itself
+        drawn = _drawn(sheet, sheet.rows.keys, Request(sheet.config))
+        return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
     encoded = _encoded(sheet, image)
     arrays = {"image": encoded, "mask": _coarser(mask, encoded.shape)}
     drawn = _drawn(sheet, sheet.rows.keys, Request(sheet.config, "fill"), **arrays)
     return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
+
+
+def to_fill(run: Run, image_name: str | None, mask_name: str | None) -> dict[str, jax.Array]:
+    """Fields (1, ...) of an image and its hole for a run whose network reads them; {} for others or without both."""
+    if image_name is None or mask_name is None or not sheet_rows.needs_hole(run):
+        return {}
+    found = image(run, "image", image_name)
+    return {"image": found[None], HOLE: mask(mask_name, found.shape[0])[None]}
 
 
 def reconstructed(run: Run, image: jax.Array) -> np.ndarray:

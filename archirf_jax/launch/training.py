@@ -125,7 +125,7 @@ def check_step(task: Task, config: Any) -> frozenset[str]:
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
         rows, size = config.sample.classes, config.data.image_size
-        if getattr(task, "needs", frozenset()) <= {"label"}:
+        if getattr(task, "labels_alone", True):
             rows = min(rows, config.data.num_classes)
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)

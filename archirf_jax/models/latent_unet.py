@@ -67,6 +67,7 @@ class LatentUNet(nn.Module, layers.Presets):
             two.
         noise_levels: rows of a table of the condition "noise_level", a whole number below that; None = it is not read.
         low_res: concatenate the image "low_res" (B, h, w, C'), bilinearly resized, behind x's channels.
+        inpaint: concatenate a hole and what is around it, "inpaint" (B, H, W, 1 + C), behind x's channels.
         out_channels: output channels; None = those of x.
         dropout: rate in residual blocks; active where an rng called "dropout" is given.
         dtype: compute dtype; norms, softmax, embeddings and the last layer stay float32.
@@ -89,6 +90,7 @@ class LatentUNet(nn.Module, layers.Presets):
     size_numbers: int = 6
     noise_levels: int | None = None
     low_res: bool = False
+    inpaint: bool = False
     out_channels: int | None = None
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -101,7 +103,8 @@ class LatentUNet(nn.Module, layers.Presets):
         """Noisy latents x (B, H, W, C), of any size, at network times t (B,) -> (B, H, W, out_channels) float32.
 
         The condition holds "tokens" (B, L, context_width), maybe "mask" (B, L), and as the attributes above say
-        "pooled" (B, P), "size" (B, n), "noise_level" (B,) and "low_res". Tokens that the mask hides have no effect.
+        "pooled" (B, P), "size" (B, n), "noise_level" (B,), "low_res" and "inpaint". Tokens that the mask hides have no
+        effect.
 
         Raises:
             UserError: a field that the attributes above do not allow, or a condition that is missing or of another
@@ -114,6 +117,8 @@ class LatentUNet(nn.Module, layers.Presets):
         if self.low_res:
             low_res = layers.entry(condition, "low_res").astype(x.dtype)
             x = jnp.concatenate([x, layers.resized(low_res, *x.shape[1:3])], axis=-1)
+        if self.inpaint:
+            x = jnp.concatenate([x, layers.entry(condition, "inpaint").astype(x.dtype)], axis=-1)
         emb = TimeEmbedding(self.block_out_channels[0], name="time_embedding")(t) + self._added(condition)
         h = self._through(levels, x.astype(self.dtype), emb, text.astype(self.dtype), lengths)
         h = nn.silu(group_norm("norm", self.norm_num_groups)(h))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from archirf_jax.data import tokenizer
 from archirf_jax.errors import UserError
@@ -172,7 +173,7 @@ def with_unet(folder: pathlib.Path, fields: dict[str, Any], **settings: Any) -> 
     x = np.zeros((1, 8, 8, 4), np.float32)
     condition = {"tokens": np.zeros((1, 3, model.context_width)), "noise_level": np.zeros(1)}
     condition |= {"low_res": np.zeros((1, 8, 8, 3)), "size": np.zeros((1, model.size_numbers))}
-    condition |= {"pooled": np.zeros((1, model.pooled_width or 1))}
+    condition |= {"inpaint": np.zeros((1, 8, 8, 5)), "pooled": np.zeros((1, model.pooled_width or 1))}
     like = jax.eval_shape(model.init, jax.random.key(0), x, np.zeros(1), condition)["params"]
     shapes = published_shapes(like, rename_latent_unet(model))
     files.write(
@@ -229,6 +230,36 @@ def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathl
     with pytest.raises(UserError) as caught:
         check_refiner(run, decoding(run, lambda leaf: leaf[..., ::-1]), 0.2)
     assert caught.value.field == "refiner"
+
+
+def test_a_network_that_fills_holes_reads_the_hole_and_what_is_around_it(tmp_path: pathlib.Path) -> None:
+    folder, workdir, out = pipelines.write(CASE, tmp_path / "inpaint"), tmp_path / "run", tmp_path / "x.npz"
+    with_unet(folder, dict(context_width=16, inpaint=True), in_channels=9)
+    running.call("import_weights", "--source=sd15", f"--checkpoint={folder}", f"--workdir={workdir}")
+    command = ("sample", f"--workdir={workdir}", *FEW, "--prompt=a red square", "--prompt=a cat", f"--out={out}")
+    random = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    inside, outside = random.copy(), random.copy()
+    inside[:, :8] //= 2
+    outside[:, 8:] //= 2
+    images = {}
+    for name, image in (("random", random), ("inside", inside), ("outside", outside)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        running.call(*command, f"--image={tmp_path / f'{name}.png'}", "--mask=left", "--negative_prompt=blue")
+        images[name] = np.load(out)["images"]
+    assert images["random"].shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(images["inside"], images["random"])  # what is in the hole is not seen
+    assert np.any(images["outside"] != images["random"])
+    running.call(*command, f"--image={tmp_path / 'random.png'}", "--mask=top", "--negative_prompt=blue")
+    assert np.any(np.load(out)["images"] != images["random"])
+    run, mask = open_run(workdir), np.arange(16) < 8
+    how: dict[str, Any] = dict(prompts=["a red square", "a cat"], per_class=1, negative_prompt="blue", steps=2)
+    again = run.sample(**how, image=random, mask=np.broadcast_to(mask, (16, 16)))
+    assert np.max(np.abs(again.astype(int) - images["random"])) <= 1
+    for wrong in ((), (f"--image={tmp_path / 'random.png'}",)):
+        assert running.refused(*command, *wrong).flag == "--image"
+    running.call("export_weights", f"--workdir={workdir}", f"--out={tmp_path / 'again'}")
+    place = f"unet/{STEM}.safetensors"
+    assert own_bytes(tmp_path / "again" / place) == own_bytes(folder / place)
 
 
 def test_an_upscaler_takes_its_small_image_from_a_file_of_conditions(tmp_path: pathlib.Path) -> None:

@@ -1,15 +1,17 @@
-"""Laws of what stands beside a text: the size of an image, and a small image with noise."""
+"""Laws of what stands beside a text: the size of an image, a small image with noise, an image with a hole."""
 
 from __future__ import annotations
 
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from archirf_jax.conditioners import low_res, size
+from archirf_jax.conditioners import inpainting, low_res, size
+from archirf_jax.first_stages.image import Image
 
 DATA = types.SimpleNamespace(image_size=64)
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -49,3 +51,25 @@ def test_a_small_image_has_the_noise_of_its_level(level: int) -> None:
     again = made({}, {"low_res": image[1:], "noise_level": jnp.asarray([level])}, KEYS[1:])
     np.testing.assert_allclose(again["low_res"], found["low_res"][1:], atol=1e-6)  # whatever stands beside it
     assert made.null({}) == {}
+
+
+class Halved(Image):
+    """A first stage that averages blocks of 2x2 pixels."""
+
+    def encode(self, frozen: Any, batch: Any, keys: Any) -> Any:
+        """(B, H, W, C) -> (B, H / 2, W / 2, C)."""
+        image = batch["image"]
+        return image.reshape(len(image), image.shape[1] // 2, 2, image.shape[2] // 2, 2, -1).mean(axis=(2, 4))
+
+
+def test_a_hole_is_grey_and_stands_before_what_is_around_it() -> None:
+    image = jax.random.uniform(jax.random.key(2), (2, 4, 6, 3), minval=0.5)
+    hole = jnp.zeros((2, 4, 6, 1)).at[0, :2, :2].set(1).at[0, 1, 3].set(1).at[1, 2, 4].set(1)
+    made = inpainting.build(Halved())
+    found = made({}, {"image": image, "hole": hole}, KEYS)["inpaint"]
+    assert found.shape == (2, 2, 3, 4) and made.null({}) == {}
+    first = [[[1, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]]  # pixel of each block
+    np.testing.assert_array_equal(found[..., 0], first)
+    known = Halved().encode({}, {"image": image * (1 - hole)}, KEYS)
+    np.testing.assert_allclose(found[..., 1:], known, atol=1e-6)
+    assert not np.any(found[0, 0, 0, 1:]) and np.all(found[1, 0, 0, 1:] > 0.5)
