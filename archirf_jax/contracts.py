@@ -157,7 +157,11 @@ class FirstStage(Protocol):
 
 
 class Conditioner(Protocol):
-    """From a batch to conditions; acts on each example alone. A key that the batch already holds is taken as given."""
+    """From a batch to conditions; acts on each example alone. A key that the batch already holds is taken as given.
+
+    It may have an attribute `usual`: names of fields that images to be drawn are not given from examples of the data
+    set, because it has values of its own for them.
+    """
 
     def __call__(self, frozen: Frozen, batch: Batch, keys: jax.Array) -> Condition:
         """Conditions (B, ...) of a batch, with one key an example, in training and sampling alike."""

@@ -58,7 +58,7 @@ def main(args: types.SimpleNamespace) -> None:
     from absl import logging
 
     from archirf_jax.files import check_output, check_rows
-    from archirf_jax.launch import evaluation
+    from archirf_jax.launch import companions, evaluation
 
     run = opened(args)
     path = args.workdir / evaluation.FILE
@@ -88,7 +88,7 @@ def main(args: types.SimpleNamespace) -> None:
         probes=args.probes,
         data=data,
         config=config,
-        guides=guides_of(args, run, config) if config else evaluation.sampling.ALONE,
+        guides=guides_of(args, run, config) if config else companions.ALONE,
         conditions=args.conditions and pathlib.Path(args.conditions),
         seed=args.seed,
         batch_size=args.batch_size,

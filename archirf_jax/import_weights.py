@@ -89,7 +89,7 @@ def main(args: types.SimpleNamespace) -> None:
         raise UserError("workdir", str(workdir), "exists and is not empty; give a new directory")
     hints = {flag.name: getattr(args, flag.name) for flag in HINTS if getattr(args, flag.name) is not None}
     if args.source in published_folder.PARTS and published_folder.is_system(args.checkpoint):
-        check_system(args, hints, published_systems.TAKEN)
+        check_system(args, hints, published_systems.taken(args.source))
         published_systems.write(args.source, args.checkpoint, workdir, hints)
     else:
         write(args, hints)

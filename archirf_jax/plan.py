@@ -41,7 +41,7 @@ def main(args: types.SimpleNamespace) -> None:
     resolve(config, config.data.num_classes or args.num_classes)
     named = runs.named(config, pathlib.Path())
     caches.fit(config, named)
-    plan = planning.make(config, device, args.devices, named)
+    plan = planning.make(config, device, args.devices, named, caches.frozen_shapes(config, named))
     for line in planning.lines(plan, args.utilisation):
         logging.info("%s", line)
     if args.json:

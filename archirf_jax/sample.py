@@ -15,7 +15,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.files import check_output, check_output_folder, expand
 from archirf_jax.launch.cli import Command
 from archirf_jax.launch.flags import Flag, Texts
-from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened
+from archirf_jax.launch.run_flags import RUN, SAMPLING, guides_of, how, opened, refiner_of, size
 
 COMMAND = Command(
     __doc__,
@@ -30,6 +30,13 @@ COMMAND = Command(
     Flag("out", "file to write: .png, .gif or .npz; or, ending in /, a folder of one PNG an image", str, "samples.png"),
     Flag("arr_0", "name the arrays of an .npz arr_0 and arr_1, for guided-diffusion's evaluator", bool, False),
     Flag("latents", "write what is diffused, float32, and not the images that it is decoded to; .npz", bool, False),
+    Flag("size", "height and width of the images, such as 512x768, where the network knows others than its own"),
+    Flag("original_size", "condition `size`: height and width before resizing, such as 768x1024; default: as drawn"),
+    Flag("crop_top_left", "condition `size`: top and left of the cut, such as 0,128; default: 0,0"),
+    Flag("target_size", "condition `size`: height and width of the cut, such as 768x1024; default: as drawn"),
+    Flag("refiner", "run that draws the last part of each image, of the same latents or pixels", pathlib.Path),
+    Flag("handover", "time from which the refiner draws, above 0 and below 1; default: 0.2", float),
+    Flag("refine", "how the refiner samples where it differs, such as --refine.guidance_scale=3", dict),
     Flag("stride", "a .gif of fresh images shows every so many steps", int, low=1),
     Flag("to_seed", "go from the noise of --seed to that of this one", int, low=0, high=2**31 - 1),
     Flag("image", "start from this image: a file, or the number of a training image"),
@@ -105,8 +112,19 @@ def check(args: types.SimpleNamespace, kind: str) -> None:
         raise UserError("--image and --to_seed: give one at a time")
     if args.image_to is not None and args.labels is not None:
         raise UserError("labels", args.labels, "does not go with --image_to, which has no labels; leave it out")
+    _check_refiner(args, kind)
     if args.stride is not None and (edited or kind != ".gif"):
         raise UserError("stride", args.stride, "belongs to an --out that ends in .gif, without --image and --to_seed")
+
+
+def _check_refiner(args: types.SimpleNamespace, kind: str) -> None:
+    if args.refiner is None:
+        for name, value in (("handover", args.handover), ("refine", args.refine or None)):
+            if value is not None:
+                raise UserError(f"--{name} needs a run that goes on; name it by --refiner")
+    elif args.mask is not None or args.image_to is not None or (kind == ".gif" and args.to_seed is None):
+        what = "does not go with --mask, --image_to and a .gif of fresh images; leave it out"
+        raise UserError("refiner", str(args.refiner), what)
 
 
 def main(args: types.SimpleNamespace) -> None:
@@ -121,12 +139,14 @@ def main(args: types.SimpleNamespace) -> None:
     if args.image is not None and (args.mask, args.image_to) == (None, None):
         changes = {"strength": STRENGTH} | changes
     run = opened(args)
-    if args.image is not None and hasattr(run.task, "reconstruct"):
+    if args.image is not None and args.size is None and hasattr(run.task, "reconstruct"):
         return reconstruct(run, args.image, out, kind)
     task = sampling.diffusion(run)
     if (kind != ".npz" or args.arr_0) and run.config.data.channels not in sampling.CHANNELS:
         what = f"cannot hold images of {run.config.data.channels} channels; give an .npz, without --arr_0"
         raise UserError("out", args.out, what)
+    if args.size is not None and args.image is not None and len({*size(args.size)}) > 1:
+        raise UserError("size", args.size, "must be square with --image, which is cut to a square")
     sheet, names = sheet_of(args, run, task.sampling.replace(**changes))
     check_room(out, kind, sheet)
     if kind == FOLDER and (args.image, args.to_seed) == (None, None):
@@ -146,18 +166,26 @@ def main(args: types.SimpleNamespace) -> None:
 
 def sheet_of(args: types.SimpleNamespace, run: Any, config: Any) -> tuple[Any, list[str]]:
     """(what is drawn, the name of each label)."""
-    from archirf_jax.launch import outputs, prompts, sampling, sheets
+    from archirf_jax.launch import outputs, prompts, sheet_rows, sheets, sizes
 
     names = list(run.config.get("identity", {}).get("class_names", []))
     labels = parse_labels(args.labels, names)
     asked = prompts.read(args.prompts) if args.prompts else [prompts.Prompt(text) for text in args.prompt or ()]
     columns = args.per_prompt or args.per_class
-    rows = sampling.rows(
-        *(run, labels, columns, args.seed, args.conditions, config.asks_null), asked or None, args.negative_prompt
+    own, run = run, run if args.size is None else run.at_size(*size(args.size))
+    given = sheets.to_fill(run, args.image, args.mask)
+    rows = sheet_rows.rows(
+        *(run, labels, columns, args.seed, args.conditions, config.asks_null),
+        asked or None,
+        args.negative_prompt,
+        given,
     )
-    guides = guides_of(args, run, config, rows)
+    size_of = sizes.given(run.task, rows.batch, *[getattr(args, name) for name in sizes.FLAGS])
+    rows = rows._replace(batch=rows.batch | size_of)
+    guides = guides_of(args, own, config, rows)
+    refiner = refiner_of(args, run, rows, columns, asked or None)
     names = [prompt.text for prompt in asked] or ([] if args.conditions else [*names, outputs.NONE])
-    return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents), names
+    return sheets.Sheet(run, config, rows, columns, guides, args.batch_size, args.latents, refiner), names
 
 
 def reconstruct(run: Any, image: str, out: pathlib.Path, kind: str) -> None:

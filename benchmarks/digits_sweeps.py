@@ -18,9 +18,9 @@ from typing import Any
 
 import matplotlib
 
+from archirf_jax.launch.companions import diffusion
 from archirf_jax.launch.evaluation import evaluate_run
 from archirf_jax.launch.runs import Run, open_run
-from archirf_jax.launch.sampling import diffusion
 from benchmarks.machine import say, write
 
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0)

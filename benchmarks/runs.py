@@ -10,8 +10,9 @@ import numpy as np
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.preparation import prepare
 from archirf_jax.launch import fields
+from archirf_jax.launch.companions import diffusion
 from archirf_jax.launch.runs import Run, open_run
-from archirf_jax.launch.sampling import diffusion, sample_run
+from archirf_jax.launch.sampling import sample_run
 from archirf_jax.launch.training import train_run
 
 # Evaluations of the network in N steps.

@@ -73,12 +73,18 @@ def get_config(data_set: str = "") -> ConfigDict:
     data.dir = "data"  # folder of prepared TFDS sets
     data.split = "train"  # a split or a part of one, such as train[:80%]
     data.label_key = "label"  # TFDS feature with the class; None = no labels, one class
-    data.image_size = 8  # pixels a side after crop and resize
+    data.image_size = 8  # pixels a side of what a network sees
     data.channels = 1  # 1 grey, 3 RGB
     data.num_classes = None  # None = as many as the set has; the run's saved configuration holds the number
     # Levels (lo, hi) of the files that become -1 and 1, those outside clipped: (0, 4095) for 12 bits in 16.
     data.value_range = None  # None = what the format says
     data.flip = False  # mirror images at random
+    # None = the largest centred square, resized. "center", "random" = resized to cover the square, which is then cut
+    # out, and the batch holds "size": original sides, top and left of the cut, sides of the square (SDXL).
+    data.crop = None
+    # Batches of differing shapes: (what sides are multiples of, largest aspect ratio), such as SDXL's (64, 4) with
+    # image_size 1024, whose area all have about; None = squares alone.
+    data.buckets = None
     data.device_cache_mib = 2048  # MiB; sets whose decoded images take at most this much lie on the device
     data.skip_unreadable = False  # train without the unreadable images of a folder instead of refusing
     data.fields = ConfigDict()  # further fields of a batch by name, such as {"caption": {"name": "my_lab.captions"}}

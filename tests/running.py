@@ -243,7 +243,7 @@ _checked: dict[Any, frozenset[str]] = {}
 STAND_INS: dict[str, Any] = {
     "archirf_jax.data.pipeline.load": _load,
     "archirf_jax.launch.evaluation.load": _load,
-    "archirf_jax.launch.sampling.load": _load,
+    "archirf_jax.launch.sheet_rows.load": _load,
     "archirf_jax.launch.runs.make_task": _task,
     "archirf_jax.launch.training.make_task": _task,
     "archirf_jax.launch.training.check_step": _check_step,

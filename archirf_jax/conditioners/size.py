@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Batch, Condition, Frozen
 
+SCORED = 5  # numbers, of which the last is a score
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -18,10 +20,12 @@ class Size:
     numbers: "size" of a batch that holds none: pixels of the photograph's height and width, of the top and left of
         the cut, and of the height and width that it is scaled to; or a score of beauty in place of the last two.
     null_numbers: what stands for no condition; None = the size is never dropped.
+    usual: what is drawn has these numbers, and not those of examples of a data set.
     """
 
     numbers: tuple[float, ...]
     null_numbers: tuple[float, ...] | None = None
+    usual = frozenset({"size"})
 
     def __call__(self, frozen: Frozen, batch: Batch, keys: jax.Array) -> Condition:
         """{"size": (B, n) float32}."""
@@ -33,6 +37,19 @@ class Size:
         """The numbers of no condition, where there are such."""
         del frozen
         return {} if self.null_numbers is None else {"size": jnp.asarray(self.null_numbers, jnp.float32)}
+
+    def at_size(self, height: int, width: int) -> Size:
+        """The conditioner of images of this size, which are neither scaled nor cut any more than others."""
+        own = float(height), float(width)
+
+        def changed(numbers: tuple[float, ...] | None) -> tuple[float, ...] | None:
+            if numbers is None:
+                return None
+            return (*own, *numbers[2:4], *(numbers[4:] if len(numbers) == SCORED else own))
+
+        numbers = changed(self.numbers)
+        assert numbers is not None, "there are always some"
+        return Size(numbers, changed(self.null_numbers))
 
 
 def build(

@@ -12,6 +12,7 @@ import numpy as np
 from archirf_jax.data import fields as field_functions
 from archirf_jax.data.digests import digest
 from archirf_jax.data.fields import Arrays, Fields
+from archirf_jax.data.fields.image import SIDES
 from archirf_jax.data.images import UNREADABLE
 from archirf_jax.data.sources import Source
 from archirf_jax.data.tokenizer import Tokenizer
@@ -82,15 +83,23 @@ class Dataset:
         """The mapping for `config.data` that opens this set again."""
         return copy.deepcopy(self.settings)
 
-    def example(self, number: int, seed: int = 0, position: int = 0) -> Arrays:
+    def centred(self) -> Dataset:
+        """The set with its images cut out of the middle where training cuts them out at random."""
+        fields = field_functions.centred(self.fields)
+        return self if fields == self.fields else dataclasses.replace(self, fields=fields)
+
+    def example(self, number: int, seed: int = 0, position: int = 0, sides: tuple[int, int] | None = None) -> Arrays:
         """Decoded arrays of the readable example `number`; a field that draws depends on seed and position.
+
+        `sides` are height and width of the image; None = it is a square.
 
         Raises:
             UserError: it cannot be read any more.
         """
         index = int(self.readable[number])
+        more = {} if sides is None else {SIDES: sides}
         try:
-            return field_functions.decode(self.fields, self.source[index], seed, position)
+            return field_functions.decode(self.fields, self.source[index] | more, seed, position)
         except UserError:
             raise
         except UNREADABLE as e:

@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from archirf_jax import sharding
 from archirf_jax.contracts import Batch
+from archirf_jax.data.buckets import BucketOrder, bucket_order
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.fields import Arrays, Fields, finish
-from archirf_jax.data.order import shuffled_index
+from archirf_jax.data.order import example_at, shuffled_index
 from archirf_jax.errors import UserError
 
 
@@ -74,6 +75,7 @@ class StreamFeed:
         steps: where the run ends.
         mesh: has the devices.
         dispatch: steps that a chunk serves.
+        buckets: the order of a set whose batches differ in shape.
     """
 
     dataset: Dataset
@@ -82,6 +84,7 @@ class StreamFeed:
     steps: int
     mesh: Mesh
     dispatch: int = 1
+    buckets: BucketOrder | None = None
     _batches: Iterator[Any] | None = None
 
     def chunk(self, step: int, most: int) -> tuple[Any, int]:
@@ -121,10 +124,10 @@ class StreamFeed:
         return iter(examples.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8)))
 
     def _example(self, position: int) -> Arrays:
-        epoch, index = divmod(position, len(self.dataset))
-        place = np.asarray([epoch % 2**32], np.uint32), np.asarray([index], np.uint32)
-        chosen = int(shuffled_index(self.seed, len(self.dataset), *place)[0])
-        return self.dataset.example(chosen, self.seed, position)
+        if self.buckets is None:
+            return self.dataset.example(example_at(self.seed, len(self.dataset), position), self.seed, position)
+        chosen, sides = self.buckets.at(position)
+        return self.dataset.example(chosen, self.seed, position, sides)
 
 
 def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
@@ -139,6 +142,9 @@ def make_feed(dataset: Dataset, config: Any) -> ResidentFeed | StreamFeed:
     mesh = sharding.from_config(config)
     sharding.check_batch(mesh, config.batch_size, config.accumulation)
     seed = config.seed % 2**32
+    if sides := getattr(dataset.fields.get("image"), "buckets", ()):
+        buckets = bucket_order(dataset, sides, config.batch_size, seed)
+        return StreamFeed(dataset, config.batch_size, seed, config.steps, mesh, buckets=buckets)
     if dataset.arrays is None:
         return StreamFeed(dataset, config.batch_size, seed, config.steps, mesh)
     arrays = jax.device_put(dataset.arrays, sharding.whole(mesh))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,6 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # What Pillow raises, by format and by place of the damage.
 UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, struct.error, Image.DecompressionBombError)
 HALF_A_LEVEL = 0.5 / 255
+ORIENTATION, QUARTER_TURNS = 0x0112, 5  # the tag of cameras, and its first value that swaps the sides
+MOST_PIXELS = 2**27  # of an image that is resized as a whole
 
 
 def decode(image: RawImage, size: int, channels: int, value_range: ValueRange | None = None) -> np.ndarray:
@@ -40,10 +42,7 @@ def decode(image: RawImage, size: int, channels: int, value_range: ValueRange | 
             an unreadable file; also not a regular file, not a raster format, or levels out of range.
         UserError: other channels.
     """
-    check_channels(channels)
-    pil_image = _opened(image)
-    pil_image = _eight_bits(pil_image) if value_range is None else _ranged(pil_image, channels, *value_range)
-    pil_image = _on_white(pil_image).convert(MODES[channels])
+    pil_image = _converted(image, channels, value_range)
     side = min(pil_image.size)
     if pil_image.size != (side, side):
         left, top = (pil_image.width - side) // 2, (pil_image.height - side) // 2
@@ -51,6 +50,72 @@ def decode(image: RawImage, size: int, channels: int, value_range: ValueRange | 
     if side != size:
         pil_image = pil_image.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(pil_image).reshape(size, size, channels)
+
+
+class Cut(NamedTuple):
+    """A part of an image that was resized as a whole; heights come before widths.
+
+    Attributes:
+        pixels: (height, width, C) uint8.
+        original: sides before the resizing.
+        resized: sides after it.
+        corner: top and left of the part, in pixels of the resized image.
+    """
+
+    pixels: np.ndarray
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def cut(
+    image: RawImage,
+    sides: tuple[int, int],
+    channels: int,
+    value_range: ValueRange | None = None,
+    rng: np.random.Generator | None = None,
+) -> Cut:
+    """A part of an image that is resized to just cover it, as SDXL's are (Podell et al. 2023, Sec. 2.2).
+
+    Args:
+        image, channels, value_range: as of `decode`, as are filter and modes.
+        sides: height and width of the part.
+        rng: draws where it lies, evenly; None = in the middle.
+
+    Raises:
+        as `decode`; also ValueError for an image so narrow that it would become too large.
+    """
+    pil_image = _converted(image, channels, value_range)
+    original = pil_image.height, pil_image.width
+    resized = covering(original, sides)
+    if resized[0] * resized[1] > MOST_PIXELS:
+        raise ValueError(f"its sides {original} are so unequal that it would be resized to {resized}")
+    if resized != original:
+        pil_image = pil_image.resize(resized[::-1], Image.Resampling.LANCZOS)
+    spare = [whole - part for whole, part in zip(resized, sides, strict=True)]
+    top, left = (each // 2 if rng is None else int(rng.integers(each + 1)) for each in spare)
+    pil_image = pil_image.crop((left, top, left + sides[1], top + sides[0]))
+    return Cut(np.asarray(pil_image).reshape(*sides, channels), original, resized, (top, left))
+
+
+def sides_of(image: RawImage) -> tuple[int, int]:
+    """Height and width of an image as a person sees it; where the format allows, its header alone is read.
+
+    Raises:
+        as `decode`.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    with _file(image) as opened:
+        turned = opened.getexif().get(ORIENTATION, 1) >= QUARTER_TURNS
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
+def covering(original: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the smallest image of the same proportions, to a pixel, that covers `sides`."""
+    scale = max(side / whole for side, whole in zip(sides, original, strict=True))
+    height, width = (max(side, round(whole * scale)) for side, whole in zip(sides, original, strict=True))
+    return height, width
 
 
 def check_channels(channels: int) -> None:
@@ -86,13 +151,25 @@ def to_uint8(images: Any) -> np.ndarray:
     return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
+def _converted(image: RawImage, channels: int, value_range: ValueRange | None) -> Any:
+    """The whole image as a Pillow image of 8 bits and so many channels."""
+    check_channels(channels)
+    pil_image = _opened(image)
+    pil_image = _eight_bits(pil_image) if value_range is None else _ranged(pil_image, channels, *value_range)
+    return _on_white(pil_image).convert(MODES[channels])
+
+
 def _opened(image: RawImage) -> Any:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    with _file(image) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
+def _file(image: bytes | pathlib.Path) -> Any:
     if isinstance(image, pathlib.Path) and not image.is_file():
         raise OSError("it is not a regular file" if image.exists() else "there is no such file")
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as opened:
-        return ImageOps.exif_transpose(opened)
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS)
 
 
 def _eight_bits(pil_image: Any) -> Any:

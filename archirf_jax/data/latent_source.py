@@ -109,7 +109,7 @@ def _header(folder: pathlib.Path) -> Header:
     if not path.exists():
         unfinished = (folder / MOMENTS).exists()
         what = "is not finished; run the same prepare_data again" if unfinished else "is not a latent cache"
-        advice = "" if unfinished else f" (it has no {HEADER}); make one by prepare_data with --autoencoder"
+        advice = "" if unfinished else f" (it has no {HEADER}); name its place or make one: prepare_data --autoencoder"
         raise UserError("data.name", f"latents:{folder}", f"{what}{advice}")
     try:
         values = untrusted.read_json(path)

@@ -23,6 +23,8 @@ SETTINGS: dict[str, Any] = {  # of `config.data` where nothing else is given
     "label_key": "label",
     "num_classes": None,
     "value_range": None,
+    "crop": None,
+    "buckets": None,
     "flip": False,
     "device_cache_mib": 2048,
     "skip_unreadable": False,
@@ -42,6 +44,8 @@ def load(
     value_range: tuple[float, float] | None = None,
     captions: bool = False,
     tokenizer: str | None = None,
+    crop: str | None = None,
+    buckets: Sequence[float] | None = None,
 ) -> Dataset:
     """A TFDS set, prepared first if it is not.
 
@@ -58,6 +62,9 @@ def load(
             clipped. None = what the format says.
         captions: batches hold the tokens of the texts "caption": "ids" and "mask".
         tokenizer: tokenizer.json, or the run of a text encoder; None = that of the set's own words.
+        crop: None = the largest centred square. "center", "random" = a square of the image that is resized to cover it,
+            with its "size"; see `fields.image.Image`.
+        buckets: (what sides are multiples of, largest aspect ratio) of batches of several shapes; None = squares alone.
 
     Raises:
         UserError: as `prepare` and `pipeline.load`; images of different sizes where no size is given.
@@ -72,7 +79,7 @@ def load(
         "channels": _own("data.channels", channels, 1 if depth == 1 else 3 if depth else None),
     }
     given |= dict(dir=dir, split=split, label_key=label_key, flip=flip, skip_unreadable=skip_unreadable)
-    given |= {"value_range": value_range, "fields": _fields(captions, tokenizer)}
+    given |= {"value_range": value_range, "crop": crop, "buckets": buckets, "fields": _fields(captions, tokenizer)}
     return _load(source, name=name, **given)
 
 
@@ -84,6 +91,8 @@ def folder(
     value_range: tuple[float, float] | None = None,
     captions: bool = False,
     tokenizer: str | None = None,
+    crop: str | None = None,
+    buckets: Sequence[float] | None = None,
 ) -> Dataset:
     """Images in a folder, one subfolder a class, cut to squares of `size` pixels; other arguments as of `load`.
 
@@ -92,10 +101,10 @@ def folder(
     Raises:
         UserError: no such folder, or images that cannot be read or have no caption.
     """
-    given: dict[str, Any] = dict(image_size=size, channels=channels, flip=flip, value_range=value_range)
+    given: dict[str, Any] = dict(image_size=size, channels=channels, flip=flip, value_range=value_range, crop=crop)
     name = f"{FOLDER}{path}"
     source = open_source(name, directory="", split="train", label_key="label")
-    return _load(source, name=name, fields=_fields(captions, tokenizer), **given)
+    return _load(source, name=name, buckets=buckets, fields=_fields(captions, tokenizer), **given)
 
 
 def from_arrays(

@@ -40,6 +40,12 @@ def shuffled_index(seed: int, size: int, epoch: Any, index: Any) -> Any:
     return x
 
 
+def example_at(seed: int, size: int, position: int) -> int:
+    """The example at a position of the endless order, on the host; position may be any size."""
+    epoch, index = divmod(position, size)
+    return int(shuffled_index(seed, size, np.asarray([epoch % 2**32], np.uint32), np.asarray([index], np.uint32))[0])
+
+
 def _hash(x: Any) -> Any:
     """Murmur3's 32-bit finaliser (Appleby): every input bit moves every output bit."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)

@@ -60,6 +60,10 @@ def take_latents(data: ConfigDict) -> LatentSource | None:
         there = source.header.images.get(field)
         if data[field] != there:
             raise UserError(f"data.{field}", data[field], f"is not the {there} of the images in {data.name!r}")
+    for field in ("crop", "buckets"):
+        if data.get(field) is not None:
+            what = "is for images, and those of a latent cache were cut out already: None"
+            raise UserError(f"data.{field}", data[field], what)
     if data.label_key is not None and not source.class_names:
         raise UserError("data.label_key", data.label_key, f"is not in {data.name!r}, whose images have no labels: None")
     with data.unlocked():

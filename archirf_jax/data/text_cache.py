@@ -155,7 +155,7 @@ def _header(folder: pathlib.Path, field: str) -> Header:
     if not path.exists():
         unfinished = (folder / resumable.PROGRESS).exists()
         what = "is not finished; run the same prepare_data again" if unfinished else "is not a text cache"
-        advice = "" if unfinished else f" (it has no {HEADER}); make one by prepare_data with --text_encoder"
+        advice = "" if unfinished else f" (it has no {HEADER}); name its place or make one: prepare_data --text_encoder"
         raise UserError(field, str(folder), f"{what}{advice}")
     try:
         header = Header(**untrusted.read_json(path))

@@ -74,6 +74,7 @@ def unet_fields(source: str, shapes: Shapes, hints: Mapping[str, Any]) -> Fields
         scale_shift_norm=first == 2 * widths[0],
         noise_levels=shapes.get("class_embedding.weight", (None,))[0],
         low_res=known.get("low_res", False),
+        inpaint=not known.get("low_res", False) and _fills(shapes),
     )
     _check_kind(source, fields)
     return fields | _heads(known, hints) | _sizes(shapes, known, hints)
@@ -86,10 +87,12 @@ def image_channels(shapes: Shapes, low_res: bool) -> tuple[int, int]:
         UserError: the network takes other channels than those.
     """
     taken, given = shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
+    if not low_res and _fills(shapes):
+        return given, 0
     if (taken > given) == low_res and taken >= given:
         return given, taken - given
-    what = "as an image is concatenated" if low_res else "as networks that fill in or see depth are not read"
-    relation = "more than" if low_res else "as many as"
+    what = "as an image is concatenated" if low_res else "as networks that see depth are not read"
+    relation = "more than" if low_res else "as many as, or for one that fills holes 1 + 2 times,"
     raise UserError("checkpoint", message=f"takes {taken} channels, which must be {relation} it gives, {given}, {what}")
 
 
@@ -110,7 +113,7 @@ def latent_size(source: str, prediction: str, hints: Mapping[str, Any]) -> int:
     return int(hints.get("image_size") or trained)
 
 
-def conditioners(fields: Mapping[str, Any], size: int, low_res: int) -> Fields:
+def conditioners(fields: Mapping[str, Any], size: int, channels: int, low_res: int) -> Fields:
     """The groups of conditioners: a text, and what the network reads besides, which is never dropped."""
 
     def given(droppable: bool, **shapes: tuple[int, ...]) -> Fields:
@@ -123,9 +126,16 @@ def conditioners(fields: Mapping[str, Any], size: int, low_res: int) -> Fields:
         groups["size"] = given(False, size=(fields["size_numbers"],))
     if low_res:
         groups["low_res"] = given(False, low_res=(size, size, low_res))
+    if fields["inpaint"]:
+        groups["inpaint"] = given(False, inpaint=(size, size, 1 + channels))
     if fields["noise_levels"]:
         groups["noise_level"] = given(False, noise_level=())
     return {"text": given(True, **text)} | groups
+
+
+def _fills(shapes: Shapes) -> bool:
+    """Whether the network takes a hole and the latents around it beside its own."""
+    return shapes["conv_in.weight"][1] == 1 + 2 * shapes["conv_out.weight"][0]
 
 
 def _depth(shapes: Shapes, transformer: str) -> int:

@@ -66,7 +66,7 @@ def check_said(source: str, settings: Settings, fields: Mapping[str, Any]) -> No
     if not settings:
         return
     said = {field: settings[name] for field, name in PARTS[source].said.items() if settings.get(name) is not None}
-    if source not in ("vae", "clip-text") and "down_block_types" in settings:
+    if PARTS[source] is _UNET and "down_block_types" in settings:
         said["transformer_depth"] = _depths(settings)
     for field, value in said.items():
         if fields.get(field) is not None and not _same(_plain(value), _plain(fields[field])):
@@ -99,6 +99,10 @@ def _text_hints(settings: Settings) -> dict[str, Any]:
         "activation": settings.get("hidden_act"),
         "end_id": None if end == LARGEST_ID else end,
     }
+
+
+def _transformer_hints(settings: Settings) -> dict[str, Any]:
+    return {"num_heads": settings.get("num_attention_heads"), "image_size": settings.get("sample_size")}
 
 
 def _depths(settings: Settings) -> tuple[int, ...]:
@@ -155,5 +159,26 @@ _TEXT = Part(
     },
     {"layer_norm_eps": (1e-5,)},
 )
+_T5 = Part(
+    lambda settings: {},
+    {
+        **{"vocab_size": "vocab_size", "hidden_size": "d_model", "depth": "num_layers", "num_heads": "num_heads"},
+        **{"head_size": "d_kv", "mlp_size": "d_ff", "buckets": "relative_attention_num_buckets"},
+    },
+    {
+        **{"feed_forward_proj": ("gated-gelu", "relu"), "layer_norm_epsilon": (1e-6,)},
+        "relative_attention_max_distance": (128,),
+    },
+)
+_TRANSFORMER = Part(
+    _transformer_hints,
+    {
+        **{"patch_size": "patch_size", "depth": "num_layers", "num_heads": "num_attention_heads"},
+        **{"context_width": "joint_attention_dim", "pooled_width": "pooled_projection_dim"},
+        **{"hidden_size": "caption_projection_dim", "position_size": "pos_embed_max_size"},
+        "dual_layers": "dual_attention_layers",
+    },
+    {"qk_norm": (None, "rms_norm")},
+)
 PARTS = {name: _UNET for name in ("sd15", "sd2", "sdxl", "sdxl-refiner", "sd-upscaler")}
-PARTS |= {"vae": _AUTOENCODER, "clip-text": _TEXT}
+PARTS |= {"vae": _AUTOENCODER, "clip-text": _TEXT, "t5": _T5, "sd3": _TRANSFORMER}

@@ -9,18 +9,24 @@ from typing import Any
 from archirf_jax import untrusted
 from archirf_jax.errors import UserError
 
-INDEX, SETTINGS, UNET = "model_index.json", "config.json", "unet"
+INDEX, SETTINGS = "model_index.json", "config.json"
+UNET, TRANSFORMER = "unet", "transformer"
 SCHEDULER, LOW_RES_SCHEDULER = "scheduler", "low_res_scheduler"
 SCHEDULER_SETTINGS = "scheduler_config.json"
 # Kind of system -> frozen run of ours: its subfolder. Those of texts have a tokenizer beside them.
-AUTOENCODER, TEXT, TEXT_2 = ("autoencoder", "vae"), ("text", "text_encoder"), ("text_2", "text_encoder_2")
+AUTOENCODER = ("autoencoder", "vae")
+TEXT, TEXT_2, TEXT_3 = ("text", "text_encoder"), ("text_2", "text_encoder_2"), ("text_3", "text_encoder_3")
 PARTS: dict[str, dict[str, str]] = {
     **{name: dict([AUTOENCODER, TEXT]) for name in ("sd15", "sd2", "sd-upscaler")},
     "sdxl": dict([AUTOENCODER, TEXT, TEXT_2]),
     "sdxl-refiner": dict([AUTOENCODER, ("text", TEXT_2[1])]),
+    "sd3": dict([AUTOENCODER, TEXT, TEXT_2, TEXT_3]),
 }
-KINDS = {"vae": "vae", "text_encoder": "clip-text", "text_encoder_2": "clip-text"}  # subfolder -> source of its weights
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+NETWORKS = {"sd3": TRANSFORMER}  # kind of system -> the subfolder of the network that draws, where it is no U-Net
+OPTIONAL = {"sd3": ("text_3",)}  # what a system may lack: T5 was dropped in training so often that SD3 draws without
+# Subfolder -> source of its weights.
+KINDS = {"vae": "vae", "text_encoder": "clip-text", "text_encoder_2": "clip-text", "text_encoder_3": "t5"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
 STEMS = ("diffusion_pytorch_model", "model")
 # Full precision first; an index stands for several files.
 ENDINGS = (
@@ -33,18 +39,38 @@ LARGEST_SMALL = 2**25  # bytes of such a file
 
 def is_system(path: pathlib.Path) -> bool:
     """Whether a folder is a saved pipeline, and not the folder of a network alone."""
-    return path.is_dir() and ((path / INDEX).is_file() or (path / UNET).is_dir())
+    return path.is_dir() and ((path / INDEX).is_file() or any((path / name).is_dir() for name in (UNET, TRANSFORMER)))
+
+
+def network(source: str) -> str:
+    """The subfolder of the network that draws, of a system of this kind."""
+    return NETWORKS.get(source, UNET)
+
+
+def parts(path: pathlib.Path, source: str) -> dict[str, str]:
+    """Frozen run of ours: its subfolder, of a system of this kind, but for optional ones that the folder lacks.
+
+    Raises:
+        UserError: its index is damaged.
+    """
+    index = settings(path / INDEX)
+
+    def absent(name: str) -> bool:
+        return not (path / name).is_dir() or index.get(name, True) in (None, [None, None])
+
+    optional = OPTIONAL.get(source, ())
+    return {run: name for run, name in PARTS[source].items() if run not in optional or not absent(name)}
 
 
 def check_complete(path: pathlib.Path, source: str) -> None:
     """Raise a UserError that names a subfolder which a system of this kind has and the folder lacks."""
-    parts = list(PARTS[source].values())
-    needed = [UNET, *parts, *(TOKENIZERS[part] for part in parts if part in TOKENIZERS), SCHEDULER]
+    found = parts(path, source).values()
+    needed = [network(source), *found, *(TOKENIZERS[part] for part in found if part in TOKENIZERS), SCHEDULER]
     needed += [LOW_RES_SCHEDULER] if source == "sd-upscaler" else []
     for name in needed:
         if not (path / name).is_dir():
             what = f"has no folder {name!r}, which a pipeline of the kind {source} has; give the whole folder"
-            raise UserError("checkpoint", str(path), f"{what}, or the U-Net's alone")
+            raise UserError("checkpoint", str(path), f"{what}, or that of the network {network(source)!r} alone")
 
 
 def weights(folder: pathlib.Path) -> pathlib.Path:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from archirf_jax.errors import UserError
+from archirf_jax.processes.times import shift_time
 
 Settings = Mapping[str, Any]
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
@@ -22,6 +24,13 @@ SOLVERS: dict[str, tuple[dict[str, Any], str]] = {
     "DPMSolverMultistepScheduler": (dict(name="dpmpp_2m"), "linspace"),
 }
 OTHERS = (dict(name="ddim"), "leading")
+FLOW = "FlowMatchEulerDiscreteScheduler"
+# Of a flow's scheduler: setting -> its only value that is read.
+FLOW_FIXED = {
+    **{"time_shift_type": "exponential", "shift_terminal": None, "invert_sigmas": False, "stochastic_sampling": False},
+    **{f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")},
+}
+LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 # Classes that end at the data's step 0 unless they are told to end at the data.
 ENDS = {"DDIMScheduler": True, "PNDMScheduler": False}
 
@@ -73,6 +82,38 @@ def sample_fields(settings: Settings, offset: int | None = None) -> dict[str, An
     if kind == "DPMSolverMultistepScheduler" and spacing != "trailing":
         grid["skipped"] = 1
     return dict(solver=dict(solver), grid=grid)
+
+
+def flow_process_fields(settings: Settings) -> dict[str, Any]:
+    """The group `process` of a rectified flow that a scheduler's settings say."""
+    scale = float(settings.get("num_train_timesteps", 1000))
+    return dict(name="rectified_flow", path="linear", prediction="velocity", time_scale=scale)
+
+
+def flow_sample_fields(settings: Settings, tokens: int) -> dict[str, Any]:
+    """The fields `solver` and `grid` of the group `sample` that the settings of a flow's scheduler say.
+
+    Even times end at the first one of training, which a constant shift has moved before it moves all of them.
+
+    Args:
+        settings: of the scheduler.
+        tokens: of an image, for a shift that depends on them.
+
+    Raises:
+        UserError: times that this project does not have.
+    """
+    for name, value in FLOW_FIXED.items():
+        if settings.get(name, value) not in (value, value or None):
+            what = f"in scheduler_config.json is not read; it must be {value!r}"
+            raise UserError("checkpoint", f"{name}={settings[name]!r}", what)
+    if settings.get("_class_name") != FLOW:
+        logging.info("the pipeline's scheduler is %s; samples are drawn by euler instead", settings.get("_class_name"))
+    solver, first = dict(name="euler"), 1 / settings.get("num_train_timesteps", 1000)
+    if settings.get("use_dynamic_shifting"):
+        line = {name: settings[name] for name in LINE if settings.get(name) is not None}
+        return dict(solver=solver, grid=dict(name="dynamic_shift", image_seq_len=tokens, last=first, **line))
+    shift = float(settings.get("shift", 1.0))
+    return dict(solver=solver, grid=dict(name="shifted", shift=shift, last=float(shift_time(np.asarray(first), shift))))
 
 
 def _choice(settings: Settings, name: str, default: str, allowed: Mapping[str, str]) -> str:

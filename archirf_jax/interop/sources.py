@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os.path
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,17 @@ import numpy as np
 from absl import logging
 
 from archirf_jax.errors import UserError
-from archirf_jax.interop import adm, autoencoders, dit, edm2, latent_unets, sd3, text_encoders, text_names
+from archirf_jax.interop import (
+    adm,
+    autoencoders,
+    dit,
+    edm2,
+    latent_unets,
+    sd3,
+    sd3_diffusers,
+    text_encoders,
+    text_names,
+)
 from archirf_jax.interop.adm_names import rename_classifier, rename_unet
 from archirf_jax.interop.autoencoder_names import Spelling, rename_autoencoder
 from archirf_jax.interop.imported_data import data_group
@@ -47,6 +57,7 @@ class Source:
         inputs: `config.data` -> shapes of what a network is called with whose task is "network".
         half: whether weights in half precision stay so; no layer may compute with parameters alone, which would round.
         aliases: another name of a tensor in this network -> its name; files may hold it under either or both.
+        spellings: a tensor that the network has in other names alone -> the kind that reads those.
     """
 
     describe: Callable[[Shapes, Hints], Groups]
@@ -58,6 +69,7 @@ class Source:
     inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]] = lambda data: ()
     half: bool = False
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     latents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -122,6 +134,10 @@ def _describe_sd3(shapes: Shapes, hints: Hints) -> Groups:
     )
 
 
+def _describe_sd3_of_diffusers(shapes: Shapes, hints: Hints) -> Groups:
+    return _describe_sd3(sd3_diffusers.as_reference(shapes), hints)
+
+
 def _describe_latent_unet(source: str, shapes: Shapes, hints: Hints) -> Groups:
     known, fields = latent_unets.PUBLISHED[source], latent_unets.unet_fields(source, shapes, hints)
     process = latent_unets.process_fields(source, hints)
@@ -129,7 +145,7 @@ def _describe_latent_unet(source: str, shapes: Shapes, hints: Hints) -> Groups:
     channels, low_res = latent_unets.image_channels(shapes, fields["low_res"])
     return dict(
         data=data_group(size, channels, 1) | dict(label_key=None),
-        conditioners=latent_unets.conditioners(fields, size, low_res),
+        conditioners=latent_unets.conditioners(fields, size, channels, low_res),
         model=dict(name="latent_unet", **fields),
         process=process,
         objective=dict(name="regression", time_distribution="steps", condition_dropout=0.1),
@@ -250,7 +266,14 @@ SOURCES = {
     "dit": Source(_describe_dit, lambda model, size: dit.rename(model), dit.constants),
     "sit": Source(_describe_sit, lambda model, size: dit.rename(model), dit.constants),
     "repa": Source(_describe_repa, lambda model, size: dit.rename(model), dit.constants, dit.without_projectors),
-    "sd3": Source(_describe_sd3, lambda model, size: sd3.rename(model), tensor_name=sd3.tensor_name),
+    "sd3": Source(
+        _describe_sd3,
+        lambda model, size: sd3.rename(model),
+        tensor_name=sd3.tensor_name,
+        half=True,
+        spellings={sd3_diffusers.PATCHES: "sd3-diffusers"},
+    ),
+    "sd3-diffusers": Source(_describe_sd3_of_diffusers, lambda model, size: sd3_diffusers.rename(model), half=True),
     "adm": Source(_describe_adm, lambda model, size: rename_unet(model)),
     "adm-superres": Source(_describe_adm_superres, lambda model, size: rename_unet(model)),
     "adm-classifier": Source(_describe_adm_classifier, lambda model, size: rename_classifier(model), task="classifier"),
@@ -286,6 +309,12 @@ MODELS = {
     "latent_unet": "sd15",  # all kinds have the same names
     **{"clip_text": "clip-text", "t5_encoder": "t5", "bert": "minilm"},
 }
+
+
+def spelling(source: str, names: Iterable[str]) -> str:
+    """The kind that reads these names, where a network was published under several."""
+    spellings = SOURCES[source].spellings
+    return next((kind for own, kind in spellings.items() for name in names if name.endswith(own)), source)
 
 
 def configuration(source: str, shapes: Shapes, hints: Hints) -> dict[str, Any]:

@@ -14,9 +14,11 @@ Array = tuple[tuple[int, ...], str]  # shape and type of an array of one example
 Configs = Mapping[str, Mapping[str, Any]]  # of the frozen runs, by name
 # The pipelines of these kinds start at step 1, whatever their scheduler says.
 FIRST_STEP = {"sd15": 1, "sd2": 1}
-JOINED = ("sdxl",)  # kinds with two encoders
+JOINED = ("sdxl", "sd3")  # kinds with several encoders
+FLOWS = ("sd3",)
 SIZED = {"sdxl": {}, "sdxl-refiner": dict(score=6.0, null_score=2.5)}  # what is taken besides sizes
 SCHEDULER, LOW_RES_SCHEDULER = "scheduler", "low_res_scheduler"
+T5, T5_LENGTH = "text_3", 256  # the encoder whose tokens follow CLIP's, and how many its pipeline gives
 
 
 def describe(
@@ -42,28 +44,38 @@ def describe(
     """
     size, channels, factor = _image(config, frozen["autoencoder"]["model"], given)
     texts = {name: each for name, each in frozen.items() if "tokenizer" in each}
-    _check_widths(config["model"], texts)
-    conditioners = {"text": _text(source, texts, index)} | _others(source, config, schedulers)
-    prefixes = [f"{name}_" for name in texts] if source in JOINED else [""]
-    lengths = [each["tokenizer"]["length"] for each in texts.values()]
-    fields: dict[str, Array] = {f"{prefix}ids": ((n,), "int32") for prefix, n in zip(prefixes, lengths, strict=True)}
-    if config["model"]["low_res"]:
+    _check_widths(source, config["model"], texts)
+    prefixes = {name: f"{name}_" if source in JOINED else "" for name in texts}
+    lengths = {name: T5_LENGTH if name == T5 else each["tokenizer"]["length"] for name, each in texts.items()}
+    fields: dict[str, Array] = {f"{prefixes[name]}ids": ((lengths[name],), "int32") for name in texts}
+    if config["model"].get("low_res"):
         fields["low_res"] = ((size // factor, size // factor, _low_res_channels(config)), "float32")
-    process = scheduler_settings.process_fields(schedulers[SCHEDULER])
+    if config["model"].get("inpaint"):
+        fields["hole"] = ((size, size, 1), "float32")
+    process, sample = _noise(source, schedulers[SCHEDULER], size // factor // config["model"].get("patch_size", 1))
     return dict(
         data=data_group(size, channels, 1) | dict(label_key=None, fields=_arrays(fields)),
         first_stage=dict(name="autoencoder"),
-        conditioners=conditioners,
+        conditioners={"text": _text(source, texts, index, config["model"])} | _others(source, config, schedulers),
         process=process | {name: given[name] for name in ("prediction",) if name in given},
-        sample=config["sample"] | scheduler_settings.sample_fields(schedulers[SCHEDULER], FIRST_STEP.get(source)),
+        sample=config["sample"] | sample,
     )
+
+
+def _noise(source: str, settings: Mapping[str, Any], side: int) -> tuple[Group, Group]:
+    """The group `process` and fields of `sample`; `side` is that of an image in tokens."""
+    if source in FLOWS:
+        flow = scheduler_settings.flow_process_fields(settings)
+        return flow, scheduler_settings.flow_sample_fields(settings, side**2)
+    process = scheduler_settings.process_fields(settings)
+    return process, scheduler_settings.sample_fields(settings, FIRST_STEP.get(source))
 
 
 def _image(config: Mapping[str, Any], autoencoder: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int, int, int]:
     """(pixels a side of the images, their channels, how many times smaller the latents are)."""
     latents, channels = config["data"]["channels"], autoencoder["latent_channels"]
     if latents != channels:
-        what = f"has latents of {channels} channels, and the U-Net takes {latents}; give the parts of one system"
+        what = f"has latents of {channels} channels, and the network takes {latents}; give the parts of one system"
         raise UserError("checkpoint", "vae", what)
     factor = 2 ** (len(autoencoder["block_out_channels"]) - 1)
     size = given.get("image_size") or config["data"]["image_size"] * factor
@@ -74,21 +86,30 @@ def _image(config: Mapping[str, Any], autoencoder: Mapping[str, Any], given: Map
     return size, autoencoder["out_channels"], factor
 
 
-def _check_widths(model: Mapping[str, Any], texts: Configs) -> None:
-    width = sum(each["model"]["hidden_size"] for each in texts.values())
-    if width != model["context_width"]:
-        what = f"give tokens of {width} channels, and the U-Net takes {model['context_width']}; give the parts of one "
-        raise UserError("checkpoint", "text encoders", f"{what}system")
-    if model["pooled_width"] is None:
-        return
-    pooled = list(texts.values())[-1]["model"]["projection_size"]
-    if pooled != model["pooled_width"]:
-        what = f"gives pooled texts of {pooled} channels, and the U-Net takes {model['pooled_width']}"
-        raise UserError("checkpoint", "text_encoder_2", f"{what}; give the parts of one system")
+def _check_widths(source: str, model: Mapping[str, Any], texts: Configs) -> None:
+    """Raise a UserError unless the network takes the tokens and pooled texts that the encoders give."""
+    joined = {name: each["model"] for name, each in texts.items() if name != T5}
+    width = sum(each["hidden_size"] for each in joined.values())
+    # What SD3 lacks is filled up with zeros.
+    _check("text encoders", "tokens", width, model["context_width"], at_most=source in FLOWS)
+    if T5 in texts:
+        _check("text_encoder_3", "tokens", texts[T5]["model"]["hidden_size"], model["context_width"])
+    if model["pooled_width"] is not None:
+        giving = list(joined) if source in FLOWS else list(joined)[-1:]
+        pooled = sum(joined[name]["projection_size"] or 0 for name in giving)
+        _check("text encoders", "pooled texts", pooled, model["pooled_width"])
 
 
-def _text(source: str, texts: Configs, index: Mapping[str, Any]) -> Group:
+def _check(part: str, what: str, given: int, taken: int | None, at_most: bool = False) -> None:
+    if given != taken and not (at_most and taken is not None and given < taken):
+        message = f"of the pipeline gives {what} of {given} channels, and the network takes {taken}"
+        raise UserError("checkpoint", part, f"{message}; give the parts of one system")
+
+
+def _text(source: str, texts: Configs, index: Mapping[str, Any], model: Mapping[str, Any]) -> Group:
     """The conditioner of texts; padding is seen, as the published networks were trained."""
+    if source in FLOWS:
+        return _flow_text(texts, model["context_width"])
     if source not in SIZED:
         return dict(name="text", run="text", masked=False, null="empty")
     null = "zeros" if index.get("force_zeros_for_empty_prompt", True) else "empty"
@@ -101,12 +122,23 @@ def _text(source: str, texts: Configs, index: Mapping[str, Any]) -> Group:
     return dict(name="joined_texts", parts=parts)
 
 
+def _flow_text(texts: Configs, width: int) -> Group:
+    """CLIP's tokens side by side, T5's after them, or zeros where it is left out (Esser et al. 2024, Sec. 4)."""
+    seen = dict(masked=False, null="empty")
+    clip = dict(tokens="penultimate", pooled="projected") | seen
+    parts = {name: seen | dict(length=T5_LENGTH) if name == T5 else clip for name in texts}
+    following, zeros = ((T5,), 0) if T5 in texts else ((), T5_LENGTH)
+    return dict(name="joined_texts", parts=parts, following=following, width=width, zeros=zeros)
+
+
 def _others(source: str, config: Mapping[str, Any], schedulers: Mapping[str, Mapping[str, Any]]) -> Group:
     """Conditioners of what is not a text."""
     groups: Group = {}
     if source in SIZED:
         groups["size"] = dict(name="size", **SIZED[source])
-    if config["model"]["low_res"]:
+    if config["model"].get("inpaint"):
+        groups["inpaint"] = dict(name="inpainting")
+    if config["model"].get("low_res"):
         process = scheduler_settings.process_fields(schedulers[LOW_RES_SCHEDULER])
         names = ("schedule", "steps", "beta_start", "beta_end")
         groups["low_res"] = dict(name="low_res") | {name: process[name] for name in names if name in process}

@@ -22,9 +22,12 @@ Path = tuple[str, ...]  # of a parameter in our tree
 
 
 class Layout(NamedTuple):
-    """How a published tensor becomes ours and back; both ways take numpy and jax arrays."""
+    """How a published tensor becomes ours and back; both ways take numpy and jax arrays.
 
-    to_ours: Callable[[Any], Any]
+    Of a parameter that is several tensors `to_ours` takes them all, and `to_theirs` gives them in the same order.
+    """
+
+    to_ours: Callable[..., Any]
     to_theirs: Callable[[Any], Any]
 
 
@@ -42,8 +45,18 @@ def patches(size: int) -> Layout:
     )
 
 
-# Where a parameter of ours lies: the published name and the layout of the tensor.
-Rename = Callable[[Path], tuple[str, Layout]]
+def side_by_side(count: int) -> Layout:
+    """So many linear layers of one input: (out, in) each, or biases (out,) <-> (in, count * out) or (count * out,)."""
+
+    def theirs(w: Any) -> list[Any]:
+        width = w.shape[-1] // count
+        return [w[..., i * width : (i + 1) * width].T for i in range(count)]
+
+    return Layout(lambda *each: np.concatenate(each).T, theirs)
+
+
+# Where a parameter of ours lies: the published name or names, and the layout of the tensor or tensors.
+Rename = Callable[[Path], tuple[str | tuple[str, ...], Layout]]
 
 
 def published_shapes(like: Any, rename: Rename) -> dict[str, tuple[int, ...]]:
@@ -61,10 +74,11 @@ def to_state(params: Any, rename: Rename) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for path, leaf in _leaves(params):
         try:
-            name, layout = rename(path)
+            names, layout = rename(path)
         except KeyError as e:
             raise UserError("model", "/".join(path), "is a parameter that the published network does not have") from e
-        state[name] = layout.to_theirs(leaf)
+        theirs = layout.to_theirs(leaf)
+        state |= {names: theirs} if isinstance(names, str) else zip(names, theirs, strict=True)
     return state
 
 
@@ -84,11 +98,9 @@ def to_params(state: State, like: Any, rename: Rename, read: Callable[[Any], np.
     check({name: np.shape(value) for name, value in state.items()}, published_shapes(like, rename))
     flat = {}
     for path, _ in _leaves(like):
-        name, layout = rename(path)
-        value = read(state[name])
-        if not np.isfinite(value).all():
-            raise UserError("checkpoint", name, "holds nan or infinity, with which no image can be drawn")
-        flat[path] = layout.to_ours(value)
+        names, layout = rename(path)
+        each = [_finite(name, read(state[name])) for name in ([names] if isinstance(names, str) else names)]
+        flat[path] = layout.to_ours(*each)
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[_names(path)], like)
 
 
@@ -137,6 +149,12 @@ def numbered(name: str, word: str) -> int | None:
     """3 for ("block_3", "block"); None for other names."""
     match = re.fullmatch(rf"{word}_(\d+)", name)
     return int(match[1]) if match else None
+
+
+def _finite(name: str, value: np.ndarray) -> np.ndarray:
+    if not np.isfinite(value).all():
+        raise UserError("checkpoint", name, "holds nan or infinity, with which no image can be drawn")
+    return value
 
 
 def _leaves(tree: Any) -> list[tuple[Path, Any]]:

@@ -24,3 +24,9 @@ def frozen_params(config: Any, runs: Mapping[str, Run]) -> Frozen:
     """The parameters of frozen runs, by name, as a training takes them: those of a cached text encoder are left out."""
     nulls = text_caches.nulls(config)
     return {name: nulls[name] if name in nulls else run.params for name, run in runs.items()}
+
+
+def frozen_shapes(config: Any, runs: Mapping[str, Run]) -> Frozen:
+    """Shapes of what `frozen_params` gives, in its types; parameters are read where nothing else knows them."""
+    nulls = text_caches.nulls(config)
+    return {name: nulls[name] if name in nulls else run.shapes or run.params for name, run in runs.items()}

@@ -12,14 +12,17 @@ import ml_collections
 from absl import logging
 
 from archirf_jax import untrusted
+from archirf_jax.data.fields import LATENTS
+from archirf_jax.data.fields.text_states import KIND
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write, check_run_directory
-from archirf_jax.launch.fields import check_saved, leaves
+from archirf_jax.launch.fields import FIELDS, check_saved, leaves
 from archirf_jax.launch.lock import Lock, lock
 from archirf_jax.training.start import had_checkpoints
 
 FILE = "config.json"
 IDENTITY = "identity"
+DIGEST = f"{IDENTITY}.data_digest"
 # Fields that may change while a run goes on: where it is computed, and what is reported and kept of it. Frozen runs
 # are copied into the run directory, and their digests are part of the identity.
 FREE = (
@@ -118,15 +121,27 @@ def differences(config: Any, workdir: pathlib.Path, identity: Mapping[str, Any] 
     if not (workdir / FILE).exists():
         return f"unknown: checkpoints are there and {FILE} is not"
     now = config.to_dict() | {IDENTITY: dict(identity or {})}
-    old, new = flat(load(workdir).to_dict()), flat(json.loads(json.dumps(now)))
+    later = {name: None for name, field in FIELDS.items() if field.later}
+    old, new = later | flat(load(workdir).to_dict()), later | flat(json.loads(json.dumps(now)))
     free = (*FREE, "steps") if config.schedule.name in ENDLESS else FREE
     found = [
         f"{name}: {_shown(old.get(name, ABSENT))} there, {_shown(new.get(name, ABSENT))} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free)
+        if old.get(name, ABSENT) != new.get(name, ABSENT) and not name.startswith(free) and not _moved(name, old, new)
     ]
     more = [f"and {len(found) - LISTED} more"] if len(found) > LISTED else []
     return "; ".join(found[:LISTED] + more)
+
+
+def _moved(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a field is the place of a cache of latents or texts, and both places hold what has the same digest."""
+    if DIGEST not in old or old[DIGEST] != new.get(DIGEST):
+        return False
+    if name == "data.name":
+        return all(str(values.get(name)).startswith(LATENTS) for values in (old, new))
+    field, _, option = name.rpartition(".")
+    kinds = {values.get(f"{field}.name") for values in (old, new)}
+    return field.startswith("data.fields.") and option == "cache" and kinds == {KIND}
 
 
 def _shown(value: Any) -> str:

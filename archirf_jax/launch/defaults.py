@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
         "channels": 1,
         "num_classes": None,
         "value_range": None,
+        "crop": None,
+        "buckets": None,
         "flip": False,
         "device_cache_mib": 2048,
         "skip_unreadable": False,

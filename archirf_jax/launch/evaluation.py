@@ -24,10 +24,11 @@ from archirf_jax.evaluation.neighbours import FEWEST
 from archirf_jax.evaluation.reference import Sample
 from archirf_jax.files import append_line, atomic_write, cache, expand
 from archirf_jax.interop import files, inception
-from archirf_jax.launch import latents, sampling
+from archirf_jax.launch import latents, sampling, sheet_rows
+from archirf_jax.launch.companions import ALONE, Guides
 from archirf_jax.launch.features import of_file, of_run
 from archirf_jax.launch.runs import Run
-from archirf_jax.launch.sampling import CHANNELS, Guides, Request
+from archirf_jax.launch.sampling import CHANNELS, Request
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.tasks import evaluating, likeness
 from archirf_jax.tasks.conditions import read as read_conditions
@@ -109,7 +110,7 @@ class Options:
     probes: int = 8
     data: dict[str, Any] | None = None
     config: SamplerConfig | None = None
-    guides: Guides = sampling.ALONE
+    guides: Guides = ALONE
     conditions: pathlib.Path | None = None
     seed: int = 0
     batch_size: int = 128
@@ -232,10 +233,10 @@ def real_images(run: Run, changes: dict[str, Any], batch_size: int, mesh: Any) -
         what = f"has {found} classes by {data.label_key!r}, but the run knows {known}"
         raise UserError("data.name", data.name, what)
     if labelled and known > 1:
-        sampling.check_classes(run, dataset)
+        sheet_rows.check_classes(run, dataset)
     size = -(-min(batch_size, len(dataset)) // mesh.size) * mesh.size
     place = sharding.of_batch(mesh) if mesh.size > 1 else None
-    return RealImages(dataset, known, size, place), {name: data.get(name) for name in names}
+    return RealImages(dataset.centred(), known, size, place), {name: data.get(name) for name in names}
 
 
 def make_extractor(text: str, run: Run, mesh: Any) -> Extractor:
@@ -291,14 +292,14 @@ def draw(
         order = np.arange(count) % len(next(iter(whole.values())))
         batch, labels = jax.tree.map(lambda leaf: leaf[order], whole), None
         guides = guides._replace(null=null)
-    elif task.needs <= {"label"}:
+    elif task.labels_alone:
         labels = real.labels(count)
         batch = {"label": labels}
     else:
         fields = real.finished(count, jax.random.key(0), "conditions")
         finished = [jax.tree.map(lambda x, n=n: np.asarray(x)[:n], part) for n, part, _ in fields]
-        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
-        labels = batch.get("label")
+        together = jax.tree.map(lambda *parts: np.concatenate(parts), *finished)
+        batch, labels = task.without_usual(together), together.get("label")
 
     def sets() -> Iterator[Sample]:
         for seed in seeds:
@@ -322,7 +323,7 @@ def table(figures: Figures, halves: Halves) -> list[str]:
 
 
 def _labels_alone(run: Run) -> bool:
-    return isinstance(run.task, Diffusion) and run.task.needs <= {"label"}
+    return isinstance(run.task, Diffusion) and run.task.labels_alone
 
 
 def _kept(run: Run, row: dict[str, Any], figures: Figures, halves: Halves) -> dict[str, Any]:

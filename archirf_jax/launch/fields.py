@@ -34,12 +34,14 @@ class Field:
         low: smallest number; None where the room that uses the field checks it.
         high: largest number.
         optional: whether it may be None.
+        later: whether runs that were saved before the field existed lack it; there it is None.
     """
 
     kind: type
     low: float | None = None
     high: float | None = None
     optional: bool = False
+    later: bool = False
 
 
 FIELDS: dict[str, Field] = {
@@ -58,6 +60,8 @@ FIELDS: dict[str, Field] = {
     "data.channels": Field(int, 1, 4096),
     "data.num_classes": Field(int, 1, 10_000_000, optional=True),
     "data.value_range": Field(tuple, optional=True),
+    "data.crop": Field(str, optional=True, later=True),
+    "data.buckets": Field(tuple, optional=True, later=True),
     "data.flip": Field(bool),
     "data.device_cache_mib": Field(int, 0, INT32),
     "data.skip_unreadable": Field(bool),
@@ -147,7 +151,7 @@ def check_saved(values: Mapping[str, Any]) -> None:
     for name, field in FIELDS.items():
         if name in found:
             check_value(name, found[name], field)
-        elif name in ALWAYS or trained:
+        elif name in ALWAYS or (trained and not field.later) or any(other.startswith(f"{name}.") for other in found):
             raise UserError(name, message="is missing")
 
 

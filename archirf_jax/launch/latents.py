@@ -117,8 +117,13 @@ def make_cache(run: Run, data: Any, out: pathlib.Path, flip: bool, batch_size: i
         batch_size: images at a time.
 
     Raises:
-        UserError: no such set, images of another kind than the autoencoder's, or the folder holds something else.
+        UserError: no such set, images of another kind than the autoencoder's, images that are cut out at random, or
+            the folder holds something else.
     """
+    if data.get("crop") == "random":
+        raise UserError("data.crop", data.crop, "draws anew at each step, and a cache holds an image once: None")
+    if data.get("buckets") is not None:
+        raise UserError("data.buckets", data.buckets, "gives several shapes, and a cache holds one: None")
     task: Any = run.task
     dataset, params = load(data), jax.device_put(run.params)
     compute = jax.jit(lambda params, images: task.encoded(params, to_float(images)))
@@ -130,6 +135,8 @@ def make_cache(run: Run, data: Any, out: pathlib.Path, flip: bool, batch_size: i
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     shape = jax.eval_shape(compute, shapes, image).shape[1:]
     images = {name: value for name, value in data.to_dict().items() if name != "device_cache_mib"}
+    # As in caches that are older than these fields.
+    images = {name: value for name, value in images.items() if value is not None or name not in ("crop", "buckets")}
     plan = Plan(
         images=images | {"flip": False, "num_classes": None},  # of a training, not of the images
         autoencoder=run.digest(),

@@ -30,9 +30,15 @@ FLAGS = {
     "vae": ("scaling_factor", "shift_factor"),
     "clip-text": ("activation", "end_id", "pad_id"),
     "unet": ("num_heads", "num_head_channels", "size_width", "prediction"),
+    "transformer": ("num_heads",),
 }
-TAKEN = {"image_size", *(name for names in FLAGS.values() for name in names)}
 Hints = Mapping[str, Any]
+
+
+def taken(source: str) -> set[str]:
+    """The hints that a system of this kind takes."""
+    kinds = [published_folder.KINDS[part] for part in published_folder.PARTS[source].values()]
+    return {"image_size"}.union(*(FLAGS.get(kind, ()) for kind in (*kinds, published_folder.network(source))))
 
 
 def write(source: str, folder: pathlib.Path, workdir: pathlib.Path, given: Hints) -> None:
@@ -48,10 +54,14 @@ def write(source: str, folder: pathlib.Path, workdir: pathlib.Path, given: Hints
         UserError: a part is missing or damaged, is of another kind, or does not fit the others.
     """
     published_folder.check_complete(folder, source)
-    frozen = {run: _part(folder / name, given) for run, name in published_folder.PARTS[source].items()}
+    parts = published_folder.parts(folder, source)
+    frozen = {run: _part(folder / name, given) for run, name in parts.items()}
     config, params = _network(source, folder, given, {name: part.config for name, part in frozen.items()})
-    config["frozen"] = {run: str(folder / name) for run, name in published_folder.PARTS[source].items()}
+    config["frozen"] = {run: str(folder / name) for run, name in parts.items()}
     config["imported"]["system"] = _places(source, folder)
+    for name in published_folder.PARTS[source].keys() - parts.keys():
+        what = "the folder has no %s, whose tokens are zeros instead"
+        logging.info(what, published_folder.PARTS[source][name])
     if absent := _left_out(folder):
         logging.info("not imported: %s", ", ".join(absent))
     kept = {f"{FOLDER}/{name}": content for name, content in published_folder.small_files(folder).items()}
@@ -100,7 +110,7 @@ def _part(folder: pathlib.Path, given: Hints) -> Contents:
     attached: dict[str, bytes] = {}
     if "tokenizer" in config:
         beside = folder.with_name(published_folder.TOKENIZERS[folder.name])
-        found = tokenizer_of(beside, config["tokenizer"], given.get("pad_id"))
+        found = tokenizer_of(beside, config["tokenizer"], _own(given, kind).get("pad_id"))
         config["tokenizer"] = tokenizer.described(found, config["model"]["vocab_size"])
         attached[tokenizer.FILE] = found.content.encode()
     return Contents(DEFAULTS | config, params, attached)
@@ -108,9 +118,9 @@ def _part(folder: pathlib.Path, given: Hints) -> Contents:
 
 def _network(source: str, folder: pathlib.Path, given: Hints, frozen: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """(configuration, parameters) of the network that draws, which takes what the frozen runs make."""
-    unet = folder / published_folder.UNET
-    with _inside(unet):
-        config, params = _loaded(source, unet, _own(given, "unet"))
+    network = folder / published_folder.network(source)
+    with _inside(network):
+        config, params = _loaded(source, network, _own(given, network.name))
     schedulers = {
         name: published_folder.settings(folder / name / published_folder.SCHEDULER_SETTINGS)
         for name in (published_folder.SCHEDULER, published_folder.LOW_RES_SCHEDULER)
@@ -129,7 +139,7 @@ def _loaded(kind: str, folder: pathlib.Path, given: Hints) -> tuple[dict[str, An
 
 
 def _own(given: Hints, part: str) -> dict[str, Any]:
-    return {name: given[name] for name in FLAGS[part] if name in given}
+    return {name: given[name] for name in FLAGS.get(part, ()) if name in given}
 
 
 def tokenizer_of(folder: pathlib.Path, group: Mapping[str, Any], pad_id: int | None = None) -> Tokenizer:
@@ -154,7 +164,7 @@ def tokenizer_of(folder: pathlib.Path, group: Mapping[str, Any], pad_id: int | N
 
 def _places(source: str, folder: pathlib.Path) -> dict[str, str]:
     """Run -> where its weights lie in the folder, each in one file."""
-    parts = {MODEL: published_folder.UNET} | published_folder.PARTS[source]
+    parts = {MODEL: published_folder.network(source)} | published_folder.parts(folder, source)
     names = {run: published_folder.weights(folder / part).name for run, part in parts.items()}
     return {run: f"{part}/{published_folder.single(names[run])}" for run, part in parts.items()}
 
@@ -162,7 +172,7 @@ def _places(source: str, folder: pathlib.Path) -> dict[str, str]:
 def _left_out(folder: pathlib.Path) -> list[str]:
     """Parts with weights that no system of ours has, such as a filter of images."""
     index = published_folder.settings(folder / published_folder.INDEX)
-    known = {published_folder.UNET, *published_folder.KINDS}
+    known = {published_folder.UNET, published_folder.TRANSFORMER, *published_folder.KINDS}
     weights = ("*.safetensors", "*.bin")
     return [name for name in index if name not in known and any(any((folder / name).glob(each)) for each in weights)]
 

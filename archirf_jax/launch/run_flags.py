@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import types
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from archirf_jax.errors import UserError
 from archirf_jax.launch.flags import WORKDIR, Flag
 
 if TYPE_CHECKING:
+    from archirf_jax.launch.companions import Guides, Refiner
+    from archirf_jax.launch.prompts import Prompt
     from archirf_jax.launch.runs import Run
-    from archirf_jax.launch.sampling import Guides, Rows
+    from archirf_jax.launch.sheet_rows import Rows
     from archirf_jax.samplers.config import SamplerConfig
 
 RUN = (
@@ -66,12 +70,10 @@ def how(args: types.SimpleNamespace) -> dict[str, Any]:
     Raises:
         UserError: a value of another form, or flags that do not go together.
     """
-    from archirf_jax.launch.overrides import literal
-
     changes = {flag.name: getattr(args, flag.name) for flag in SHORT if getattr(args, flag.name) is not None}
     if "guidance_interval" in changes:
         changes["guidance_interval"] = pair("sample.guidance.interval", changes["guidance_interval"], "0.2,0.8")
-    changes |= {name.removeprefix("sample."): literal(text) for name, text in args.sample}
+    changes |= _changes(args.sample)
     if (args.weak_workdir, args.weak_step) != (None, None) and args.guidance != "autoguidance":
         raise UserError("--weak_workdir and --weak_step belong to --guidance=autoguidance")
     if args.classifier_scale is not None and args.classifier is None:
@@ -79,6 +81,13 @@ def how(args: types.SimpleNamespace) -> dict[str, Any]:
             "sample.classifier_scale", args.classifier_scale, "needs a classifier; name its run by --classifier"
         )
     return changes
+
+
+def _changes(overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The changes that --GROUP.NAME=VALUE asks for, by name without the group."""
+    from archirf_jax.launch.overrides import literal
+
+    return {name.partition(".")[2]: literal(text) for name, text in overrides}
 
 
 def pair(field: str, text: str, example: str) -> tuple[float, float]:
@@ -94,13 +103,23 @@ def pair(field: str, text: str, example: str) -> tuple[float, float]:
     return low, high
 
 
+def size(text: str) -> tuple[int, int]:
+    """ "512x768" -> (512, 768), height and width.
+
+    Raises:
+        UserError: about "size": another form.
+    """
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found:
+        raise UserError("size", text, "is not height and width in pixels, such as 512x768")
+    return int(found[1]), int(found[2])
+
+
 def opened(args: types.SimpleNamespace) -> Run:
     """The run of --workdir, its --step, its --ema and its --autoencoder."""
-    from archirf_jax.launch import latents
     from archirf_jax.launch.runs import open_run
 
-    run = open_run(args.workdir, args.step, args.ema)
-    return run if args.autoencoder is None else latents.with_autoencoder(run, args.autoencoder)
+    return _decoded(open_run(args.workdir, args.step, args.ema), args)
 
 
 def guides_of(args: types.SimpleNamespace, run: Run, config: SamplerConfig, rows: Rows | None = None) -> Guides:
@@ -109,8 +128,8 @@ def guides_of(args: types.SimpleNamespace, run: Run, config: SamplerConfig, rows
     Raises:
         UserError: there is no such run, or it does not fit this one.
     """
+    from archirf_jax.launch.companions import Guides, check_guide
     from archirf_jax.launch.runs import open_run
-    from archirf_jax.launch.sampling import Guides, check_guide
 
     weak = classifier = None
     if config.asks_weak and (args.weak_workdir, args.weak_step) != (None, None):
@@ -121,3 +140,34 @@ def guides_of(args: types.SimpleNamespace, run: Run, config: SamplerConfig, rows
         classifier = open_run(args.classifier, field="classifier")
         check_guide(run, classifier, "classifier")
     return Guides(weak, classifier, rows.null if rows else None)
+
+
+def refiner_of(
+    args: types.SimpleNamespace, run: Run, rows: Rows, columns: int, prompts: Sequence[Prompt] | None
+) -> Refiner | None:
+    """The run of --refiner, which goes on with what `rows` has `columns` images each of; None where there is none.
+
+    Raises:
+        UserError: there is no such run, or it does not fit this one.
+    """
+    from archirf_jax.launch import companions, sheet_rows
+    from archirf_jax.launch.runs import open_run
+
+    if args.refiner is None:
+        return None
+    other = open_run(args.refiner, field="refiner")
+    companions.diffusion(other)
+    if args.autoencoder is not None and other.config.get("first_stage", {}).get("name", "image") == "image":
+        other = _decoded(other, args)
+    if args.size is not None:
+        other = other.at_size(*size(args.size))
+    changes = companions.shared(how(args)) | _changes(args.refine)
+    config = companions.diffusion(other).sampling.replace(**changes)
+    handover = companions.HANDOVER if args.handover is None else args.handover
+    return sheet_rows.refiner_of(run, other, config, handover, rows, columns, prompts, args.negative_prompt)
+
+
+def _decoded(run: Run, args: types.SimpleNamespace) -> Run:
+    from archirf_jax.launch import latents
+
+    return run if args.autoencoder is None else latents.with_autoencoder(run, args.autoencoder)

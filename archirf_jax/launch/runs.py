@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from archirf_jax.files import expand
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import run_directory
 from archirf_jax.tasks.building import make_task
+from archirf_jax.tasks.sizing import at_size
 from archirf_jax.training.checkpoints import Checkpoints
 
 GIVEN = "given"  # the name of a network that has to be given when the run is opened
@@ -76,12 +78,22 @@ class Run:
 
     @functools.cached_property
     def shapes(self) -> dict[str, Params] | None:
-        """Shapes of the parameters by module; None where only the checkpoint knows them."""
+        """Shapes of the parameters by module, in their own types; None where only the checkpoint knows them."""
         if not hasattr(self.task, "init_params"):
             return None
         frozen = {name: run.shapes or run.params for name, run in self.runs.items()}
         found = jax.eval_shape(self.task.init_params, jax.random.key(0), frozen)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found)
+        return self._as_saved(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), found))
+
+    def _as_saved(self, shapes: dict[str, Params]) -> dict[str, Params]:
+        if not (self.directory / "checkpoints").is_dir():
+            return shapes
+        checkpoints = Checkpoints(self.directory / "checkpoints")
+        try:
+            found: dict[str, Params] = checkpoints.average_as_saved(shapes, self.at, self.average)
+            return found
+        finally:
+            checkpoints.close()
 
     @functools.cached_property
     def _restored(self) -> tuple[int, dict[str, Params]]:
@@ -118,6 +130,13 @@ class Run:
         from archirf_jax.launch import sampling
 
         return sampling.sample_run(self, labels, per_class, seed, **how)
+
+    def at_size(self, height: int, width: int) -> Run:
+        """The run, drawing images of another size in pixels; raises as `tasks.sizing.at_size`."""
+        sized = copy.copy(self)  # with what is read already
+        task: Any = at_size(self.task, height, width)  # type: ignore[arg-type]
+        sized.task, sized.config = task, self.config if task is self.task else task.config
+        return sized
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """What the run diffuses of uint8 images (N, H, W, C), by the modes of their distributions, float32.

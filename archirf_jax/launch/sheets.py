@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.conditioners.inpainting import HOLE
 from archirf_jax.data.images import read_image, to_uint8
 from archirf_jax.data.sources import open_source
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import latents, sampling
+from archirf_jax.launch import latents, sampling, sheet_rows
+from archirf_jax.launch.companions import Guides, Refiner
 from archirf_jax.launch.runs import Run
-from archirf_jax.launch.sampling import Guides, Request, Rows
+from archirf_jax.launch.sampling import Request
+from archirf_jax.launch.sheet_rows import Rows
 from archirf_jax.samplers import edits
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.tasks.drawing import class_grid
@@ -40,6 +43,7 @@ class Sheet(NamedTuple):
         guides: runs that guide.
         batch_size: images at a time.
         latents: of fresh images: what is diffused, as it is.
+        refiner: a run that draws the last part; None = none does.
     """
 
     run: Run
@@ -49,6 +53,7 @@ class Sheet(NamedTuple):
     guides: Guides
     batch_size: int
     latents: bool = False
+    refiner: Refiner | None = None
 
 
 def fresh(sheet: Sheet, stride: int = 0) -> np.ndarray:
@@ -95,10 +100,21 @@ def filled(sheet: Sheet, image: jax.Array, mask: jax.Array) -> np.ndarray:
 
     Of latents those are made whose pixels the mask touches; the others are decoded, and equal the image nearly.
     """
+    if sheet_rows.needs_hole(sheet.run):  # the rows hold both, and the network fills by itself
+        drawn = _drawn(sheet, sheet.rows.keys, Request(sheet.config))
+        return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
     encoded = _encoded(sheet, image)
     arrays = {"image": encoded, "mask": _coarser(mask, encoded.shape)}
     drawn = _drawn(sheet, sheet.rows.keys, Request(sheet.config, "fill"), **arrays)
     return np.concatenate([_column(jnp.where(mask > 0.5, 0.0, image), len(drawn)), drawn], axis=1)
+
+
+def to_fill(run: Run, image_name: str | None, mask_name: str | None) -> dict[str, jax.Array]:
+    """Fields (1, ...) of an image and its hole for a run whose network reads them; {} for others or without both."""
+    if image_name is None or mask_name is None or not sheet_rows.needs_hole(run):
+        return {}
+    found = image(run, "image", image_name)
+    return {"image": found[None], HOLE: mask(mask_name, found.shape[0])[None]}
 
 
 def reconstructed(run: Run, image: jax.Array) -> np.ndarray:
@@ -167,6 +183,8 @@ def _drawn(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> np
         images = np.concatenate([np.arange(i * sheet.columns, (i + 1) * sheet.columns) for i in rows])
         mine = {name: array[images] if name in OF_EACH else array for name, array in arrays.items()}
         part = sheet._replace(rows=sheet.rows._replace(batch=_chosen(sheet.rows.batch, images), scales=()))
+        if part.refiner is not None:
+            part = part._replace(refiner=part.refiner._replace(batch=_chosen(part.refiner.batch, images)))
         config = sheet.config if scale is None else sheet.config.replace(guidance_scale=scale)
         parts.append(_drawn(part, keys[images], dataclasses.replace(request, config=config), **mine))
         order += rows
@@ -179,7 +197,7 @@ def _chosen(batch: Any, images: np.ndarray) -> Any:
 
 def _batches(sheet: Sheet, keys: jax.Array, request: Request, **arrays: Any) -> Iterator[np.ndarray]:
     options: dict[str, Any] = dict(arrays=arrays, guides=sheet.guides, batch_size=sheet.batch_size)
-    return sampling.sample_images(sheet.run, sheet.rows.batch, keys, request, **options)
+    return sampling.refined_images(sheet.run, sheet.rows.batch, keys, request, sheet.refiner, **options)
 
 
 def _weights(sheet: Sheet) -> jax.Array:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
+from flax.errors import FlaxError
 
 from archirf_jax import registry, sharding
-from archirf_jax.contracts import Batch, Frozen, Task
+from archirf_jax.contracts import Feed, Frozen, Task
 from archirf_jax.data import tokenizer
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.data.feeds import make_feed
-from archirf_jax.data.fields import finish, shapes, unflipped
+from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError, listed, nearest
 from archirf_jax.files import atomic_write, expand
-from archirf_jax.launch import caches, outputs, prompts, run_directory
+from archirf_jax.launch import caches, outputs, previews, prompts, run_directory
 from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
@@ -75,6 +73,7 @@ def train_run(
         task = make_task(config, runs, model)
     feed = make_feed(dataset, config)
     check_best(config, check_step(task, config))
+    check_buckets(task, config, feed)
     saved = Checkpoints(workdir / "checkpoints")
     if saved.steps():
         _check_trained(saved, workdir)
@@ -95,10 +94,7 @@ def train_run(
         frozen = caches.frozen_params(config, frozen_runs.named(config, workdir))
         if names := outputs.named_rows(dataset.class_names, range(len(dataset.class_names))):
             logging.info("classes: %s", listed([f"{i} {name}" for i, name in enumerate(names)]))
-            if hasattr(task, "row_names"):
-                task.row_names = names
-        if hasattr(task, "examples"):
-            task.examples = examples(dataset, config)
+        previews.prepare(task, dataset, config)
         return train(task, feed, config, workdir, frozen, again=again, profile=profile, hard_exit=hard_exit, **more)
 
 
@@ -128,10 +124,35 @@ def check_step(task: Task, config: Any) -> frozenset[str]:
     _, metrics = jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
-        rows, size = min(config.sample.classes, config.data.num_classes), config.data.image_size
+        rows, size = config.sample.classes, config.data.image_size
+        if getattr(task, "labels_alone", True):
+            rows = min(rows, config.data.num_classes)
         pictures.check_side("sample.classes", rows, size)
         pictures.check_side("sample.per_class", config.sample.per_class, size)
     return frozenset(metrics)
+
+
+def check_buckets(task: Task, config: Any, feed: Feed) -> None:
+    """Trace a step on every other shape that the batches of a feed have.
+
+    Raises:
+        UserError: the network does not take images of such sides, or its parameters depend on them.
+    """
+    buckets = getattr(feed, "buckets", None)
+    if buckets is None:
+        return
+    key, frozen = jax.eval_shape(jax.random.key, 0), _shapes(task.frozen)
+    state = jax.eval_shape(task.init, key, frozen)
+    batch = shapes(task.fields, config.batch_size)  # type: ignore[attr-defined]
+    for height, width in buckets.sides:
+        image = batch["image"]
+        mine = batch | {"image": jax.ShapeDtypeStruct((image.shape[0], height, width, image.shape[-1]), image.dtype)}
+        try:
+            jax.eval_shape(task.step, state, frozen, mine, key)
+        except (UserError, FlaxError, TypeError, ValueError) as e:
+            reason = " ".join(str(e).split())[:200]
+            what = f"asks for images of {height}x{width}, which {config.model.name} does not take: {reason}"
+            raise UserError("data.buckets", tuple(config.data.buckets), what) from e
 
 
 def _check_memory(state: Any, config: Any) -> None:
@@ -184,19 +205,6 @@ def identity(dataset: Dataset, runs: dict[str, Run]) -> dict[str, Any]:
         "random_generator": "threefry2x32" if jax.config.jax_threefry_partitionable else "threefry2x32, in one piece",  # type: ignore[attr-defined]
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",  # type: ignore[attr-defined]
     }
-
-
-def examples(dataset: Dataset, config: Any) -> Batch:
-    """A batch of the first examples, as many as a preview has images."""
-    count = config.sample.classes * config.sample.per_class
-    numbers = itertools.islice(itertools.cycle(range(len(dataset))), count)
-    if dataset.arrays is not None:
-        rows = np.fromiter(numbers, int)
-        arrays = {name: array[rows] for name, array in dataset.arrays.items()}
-    else:
-        decoded = [dataset.example(number) for number in numbers]
-        arrays = {name: np.stack([one[name] for one in decoded]) for name in decoded[0]}
-    return finish(unflipped(dataset.fields), jax.tree.map(jnp.asarray, arrays), jax.random.key(0))
 
 
 def _shapes(runs: Any) -> Frozen:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.models import layers
-from archirf_jax.models.adm_layers import GROUPS, ORDERS, Attention, ResBlock, conv, doubled, halved
+from archirf_jax.models.adm_layers import GROUPS, ORDERS, Attention, ResBlock, Text, conv, doubled, halved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
         return make(width, self.scale_shift_norm, dropout, direction, self.dtype, name=name)
 
     def attention(self, width: int, name: str, up: bool = False) -> Attention:
-        """Self-attention of maps with `width` channels; only inside a compact module."""
+        """Attention of maps with `width` channels; only inside a compact module."""
         make = nn.remat(Attention) if self.remat else Attention
         return make(self.heads(width, up), self.attention_order, self.dtype, name=name)
 
@@ -134,8 +134,11 @@ class Encoder(nn.Module):
     plan: Plan
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """Images (B, H, W, C), embedding (B, E) -> the last map, and all maps on the way, which the decoder takes."""
+    def __call__(self, x: jax.Array, emb: jax.Array, text: Text | None = None) -> tuple[jax.Array, list[jax.Array]]:
+        """Images (B, H, W, C), embedding (B, E) -> the last map, and all maps on the way, which the decoder takes.
+
+        Every attention reads the text, if there is one.
+        """
         plan = self.plan
         h = conv(plan.widths[0], plan.dtype, "input")(x)
         maps = [h]
@@ -143,13 +146,13 @@ class Encoder(nn.Module):
             for i in range(plan.num_res_blocks):
                 h = plan.block(level, width, f"down_{level}_block_{i}")(h, emb)
                 if plan.attends(level):
-                    h = plan.attention(width, f"down_{level}_attention_{i}")(h)
+                    h = plan.attention(width, f"down_{level}_attention_{i}")(h, text)
                 maps.append(h)
             if level + 1 < len(plan.widths):
                 h = plan.resample(level, h, emb, "down")
                 maps.append(h)
         h = plan.block(level, width, "middle_block_0")(h, emb)
-        h = plan.attention(width, "middle_attention")(h)
+        h = plan.attention(width, "middle_attention")(h, text)
         return plan.block(level, width, "middle_block_1")(h, emb), maps
 
 
@@ -159,15 +162,15 @@ class Decoder(nn.Module):
     plan: Plan
 
     @nn.compact
-    def __call__(self, h: jax.Array, maps: list[jax.Array], emb: jax.Array) -> jax.Array:
-        """The encoder's last map and its maps on the way, embedding (B, E) -> (B, H, W, D)."""
+    def __call__(self, h: jax.Array, maps: list[jax.Array], emb: jax.Array, text: Text | None = None) -> jax.Array:
+        """The encoder's last map and its maps on the way, embedding (B, E), text as there -> (B, H, W, D)."""
         plan, maps = self.plan, list(maps)
         for level, width in reversed(list(enumerate(plan.widths))):
             for i in range(plan.num_res_blocks + 1):
                 h = jnp.concatenate([h, maps.pop()], axis=-1)
                 h = plan.block(level, width, f"up_{level}_block_{i}")(h, emb)
                 if plan.attends(level):
-                    h = plan.attention(width, f"up_{level}_attention_{i}", up=True)(h)
+                    h = plan.attention(width, f"up_{level}_attention_{i}", up=True)(h, text)
             if level:
                 h = plan.resample(level, h, emb, "up")
         return h

@@ -19,6 +19,7 @@ from archirf_jax.models.linear import Dense
 
 GROUPS = 32  # of every norm of ADM
 ORDERS = ("legacy", "new")  # of attention
+Text = tuple[jax.Array, jax.Array | None]  # tokens (B, L, C), and how many of the first ones count (B,); None = all
 # Uniform between +-1/sqrt(fan in), as the published networks begin.
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -99,12 +100,12 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of all pixels, added to its input.
+    """Self-attention of all pixels, added to its input; a text's tokens may join the pixels as keys and values.
 
     Attributes:
         num_heads: must divide the channels.
-        order: how the 3 D channels of the one projection fall apart: "legacy" first into heads, "new" first into
-            queries, keys and values.
+        order: how the channels of a projection fall apart: "legacy" first into heads, "new" first into queries, keys
+            and values.
         dtype: compute dtype; the norm and the softmax are in float32.
     """
 
@@ -113,22 +114,31 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x (B, H, W, D) -> (B, H, W, D)."""
+    def __call__(self, x: jax.Array, text: Text | None = None) -> jax.Array:
+        """x (B, H, W, D) -> (B, H, W, D), under one softmax over pixels and tokens (Nichol et al. 2021, Sec. 4)."""
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
         h = Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
         q, k, v = split_heads(h, self.num_heads, self.order)
+        lengths = None
+        if text is not None:
+            tokens, lengths = text
+            of_text = Dense(2 * d, dtype=self.dtype, kernel_init=uniform, name="text_key_value")(tokens)
+            joined = zip((k, v), split_heads(of_text, self.num_heads, self.order, parts=2), strict=True)
+            k, v = (jnp.concatenate(pair, axis=1) for pair in joined)
+            lengths = None if lengths is None else height * width + lengths
         sow_logit(self, q, k)
-        h = attend(q, k, v).reshape(b, height * width, d)
+        h = attend(q, k, v, key_lengths=lengths).reshape(b, height * width, d)
         h = Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
         return x + h.reshape(x.shape)
 
 
-def split_heads(qkv: jax.Array, num_heads: int, order: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(B, N, 3 D) -> queries, keys and values (B, N, heads, D / heads); `order` as in `Attention`."""
-    b, n, d = qkv.shape
-    shape = (num_heads, 3) if order == "legacy" else (3, num_heads)
-    parts = qkv.reshape(b, n, *shape, d // 3 // num_heads)
-    q, k, v = jnp.moveaxis(parts, 3 if order == "legacy" else 2, 0)
-    return q, k, v
+def split_heads(projected: jax.Array, num_heads: int, order: str, parts: int = 3) -> tuple[jax.Array, ...]:
+    """(B, N, parts D) -> queries, keys and values (B, N, heads, D / heads), or of two parts the last two.
+
+    `order` as in `Attention`.
+    """
+    b, n, d = projected.shape
+    shape = (num_heads, parts) if order == "legacy" else (parts, num_heads)
+    apart = projected.reshape(b, n, *shape, d // parts // num_heads)
+    return tuple(jnp.moveaxis(apart, 3 if order == "legacy" else 2, 0))

@@ -1,7 +1,9 @@
 """ADM's U-Net (Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", Sec. 3 and tables 4, 11, 12).
 
 Residual blocks with attention at the coarse levels, conditioned on time and label by adaptive group norms; with
-`super_resolution` it also sees a smaller image, as ADM-U does. The output is exactly 0 at initialisation.
+`super_resolution` it also sees a smaller image, as ADM-U does, and with `context_width` it reads a text, as GLIDE does
+(Nichol et al. 2021, "GLIDE: Towards Photorealistic Image Generation and Editing with Text-Guided Diffusion Models",
+Sec. 4). The output is exactly 0 at initialisation.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_halves import Decoder, Encoder, Plan
-from archirf_jax.models.adm_layers import TimeEmbedding, conv, group_norm
+from archirf_jax.models.adm_layers import TimeEmbedding, conv, group_norm, uniform
+from archirf_jax.models.conditions import check_null_tokens, pack, pooled_text, with_null
 
 _PUBLISHED = dict(num_res_blocks=2, scale_shift_norm=True, resblock_updown=True, learn_sigma=True)
 _IMAGENET256 = _PUBLISHED | dict(
@@ -79,6 +82,11 @@ class ADMUNet(nn.Module, layers.Presets):
         learn_sigma: give 2C output channels instead of C; the second half is the variance's.
         out_channels: output channels; None = as learn_sigma says.
         super_resolution: concatenate the image "low_res" (B, h, w, C), bilinearly resized, to x's channels.
+        context_width: width of text tokens, which join the pixels' keys and values in every attention; None = no text
+            is read.
+        pooled_width: width of pooled text vectors, which are projected and added to the embedding of time as labels
+            are; None = none are read.
+        null_tokens: learned tokens that stand for a text whose mask is all False, with a pooled vector; 0 = none do.
         dtype: compute dtype; norms, softmax, the embedding of time and the last layer stay float32.
         remat: keep no activations of blocks for the backward pass.
     """
@@ -100,6 +108,9 @@ class ADMUNet(nn.Module, layers.Presets):
     learn_sigma: bool = False
     out_channels: int | None = None
     super_resolution: bool = False
+    context_width: int | None = None
+    pooled_width: int | None = None
+    null_tokens: int = 0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -109,7 +120,8 @@ class ADMUNet(nn.Module, layers.Presets):
     def __call__(self, x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
         """Noisy images x (B, H, W, C) at network times t (B,) -> (B, H, W, C') float32; C' is C, 2C or out_channels.
 
-        The condition holds "label" (B,) and "low_res" (B, h, w, C), as far as the attributes above say.
+        The condition holds "label" (B,), "low_res" (B, h, w, C), "tokens" (B, L, context_width) with "mask" (B, L), and
+        "pooled" (B, pooled_width), as far as the attributes above say. Tokens that the mask hides have no effect.
 
         Raises:
             UserError: a field or an image size that the attributes above do not allow, or a missing condition.
@@ -123,10 +135,23 @@ class ADMUNet(nn.Module, layers.Presets):
         emb = TimeEmbedding(self.model_channels, name="time_embedding")(t)
         if self.class_conditional:
             emb = emb + self._label(layers.entry(condition, "label"))
-        h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb)
-        h = Decoder(plan, name="decoder")(h, maps, emb)
+        text = None
+        if self.context_width is not None:
+            condition = with_null(self, condition, self.null_tokens, self.context_width, self.pooled_width)
+            text = pack(condition, self.context_width)
+        if self.pooled_width is not None:
+            pooled = pooled_text(condition, self.pooled_width).astype(jnp.float32)
+            emb = emb + nn.Dense(4 * self.model_channels, kernel_init=uniform, name="pooled_embedding")(pooled)
+        h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb, text)
+        h = Decoder(plan, name="decoder")(h, maps, emb, text)
         h = nn.silu(group_norm("norm")(h))
         return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
+
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any."""
+        del trained
+        return 2 ** (len(self.channel_mult) - 1), None
 
     def _label(self, y: jax.Array) -> jax.Array:
         """(B,) -> (B, E); zeros for the null label."""
@@ -145,8 +170,10 @@ class ADMUNet(nn.Module, layers.Presets):
         if self.class_conditional and (self.num_classes is None or self.num_classes < 1):
             message = "must be above 0; without labels, set model.class_conditional to False"
             raise UserError("model.num_classes", self.num_classes, message)
-        counts = ("num_head_channels", "num_heads_upsample", "out_channels")
+        counts = ("num_head_channels", "num_heads_upsample", "out_channels", "context_width", "pooled_width")
         layers.require(self, lambda value: value > 0, "must be above 0", *counts)
+        layers.require(self, lambda value: value >= 0, "must be 0 or more", "null_tokens")
+        check_null_tokens(self.null_tokens, self.context_width is not None, "model.context_width")
 
 
 build = ADMUNet

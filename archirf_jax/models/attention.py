@@ -230,13 +230,15 @@ class SelfAttention(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
-        """Tokens x (B, N, D), rotary angles (N, D / heads / 2) or none -> (B, N, D)."""
+    def __call__(
+        self, x: jax.Array, angles: jax.Array | None = None, key_lengths: jax.Array | None = None
+    ) -> jax.Array:
+        """Tokens x (B, N, D), rotary angles (N, D / heads / 2) or none, how many count (B,) or all -> (B, N, D)."""
         q, k, v = Projection(self.num_heads, self.qk_norm, self.use_bias, self.dtype, name="project")(x)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         sow_logit(self, q, k)
-        h = attend(q, k, v).reshape(x.shape)
+        h = attend(q, k, v, key_lengths=key_lengths).reshape(x.shape)
         return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
 
 

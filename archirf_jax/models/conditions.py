@@ -51,6 +51,17 @@ def pack(condition: Condition, width: int) -> tuple[jax.Array, jax.Array | None]
     return jnp.take_along_axis(tokens, order, axis=1), jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
+def pooled_text(condition: Condition, width: int) -> jax.Array:
+    """A text's pooled vector (B, width).
+
+    Raises:
+        UserError: there is none, or it has another width.
+    """
+    pooled = layers.entry(condition, "pooled")
+    layers.check_entry("pooled_width", width, pooled)
+    return pooled
+
+
 def with_null(module: nn.Module, condition: Condition, count: int, width: int, pooled: int | None = None) -> Condition:
     """The condition with a learned text in the place of those that are not there, whose mask is all False.
 
@@ -139,7 +150,7 @@ class Context(nn.Module):
             width = self.context_width or self.width
             condition = with_null(self, condition, self.null_tokens, width, self.pooled_width)
             tokens, lengths = self._text(condition)
-            return tokens, lengths, embed(self._pooled(condition)) if self.pooled_width else 0.0
+            return tokens, lengths, embed(pooled_text(condition, self.pooled_width)) if self.pooled_width else 0.0
         tokens = self._labels(layers.entry(condition, "label"))
         return tokens, None, embed(jnp.mean(tokens, axis=1))
 
@@ -150,12 +161,6 @@ class Context(nn.Module):
             there = jnp.arange(tokens.shape[1]) < lengths[:, None]
             tokens = jnp.where(there[..., None], tokens, jnp.zeros((), tokens.dtype))
         return tokens, lengths
-
-    def _pooled(self, condition: Condition) -> jax.Array:
-        pooled = layers.entry(condition, "pooled")
-        if pooled.shape[-1] != self.pooled_width:
-            raise UserError("model.pooled_width", self.pooled_width, f"is not pooled texts' width, {pooled.shape[-1]}")
-        return pooled
 
     def _labels(self, y: jax.Array) -> jax.Array:
         classes = self._positive("num_classes")

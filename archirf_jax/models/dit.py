@@ -6,7 +6,7 @@ linear layer turns each token back into a patch. The designs differ in how time 
     adaln_zero       norms shifted and scaled by them, every branch behind a gate that starts at zero
     adaln            the same without gates
     cross_attention  time and label are a sequence of two, which every block attends to; a text may follow them
-    in_context       time and label are two tokens more
+    in_context       time and label are two tokens more, and so are those of a text
 
 The final layer starts at zero: the network's output is exactly 0 at initialisation. With adaln_zero every block is the
 identity then.
@@ -25,7 +25,7 @@ import numpy as np
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention, layers
-from archirf_jax.models.conditions import check_null_tokens, pack, with_null
+from archirf_jax.models.conditions import check_null_tokens, pack, pooled_text, with_null
 from archirf_jax.models.linear import Dense
 
 # Peebles & Xie 2022, Table 1: width, depth and heads; "tiny" is this project's own, for 8x8 digits on a CPU.
@@ -38,6 +38,7 @@ SIZES = {
 }
 PRESETS = {f"{size}/{patch}": SIZES[size] | dict(patch_size=patch) for size in SIZES for patch in (2, 4, 8)}
 MODULATIONS = {"adaln_zero": 3, "adaln": 2, "cross_attention": 0, "in_context": 0}  # vectors a branch takes
+READING = ("cross_attention", "in_context")  # the designs that read the tokens of a text
 POSITIONS = ("sincos", "learned", "rotary")
 NOISE_SCALE = 1000.0  # a process time of 1 is embedded as a network time of this
 Branch = Callable[[jax.Array], jax.Array]
@@ -59,11 +60,13 @@ class DiTBlock(nn.Module):
     ) -> jax.Array:
         """Tokens x (B, N, D) -> (B, N, D).
 
-        c is (B, D), or (B, M, D) to attend to, of which the first `lengths` (B,) count; angles are rotary positions.
+        c is (B, D), or (B, M, D) to attend to; of these, or in context of x, the first `lengths` (B,) count. Angles are
+        rotary positions.
         """
         width = x.shape[-1]
         attend = attention.SelfAttention(self.num_heads, self.dtype, self.qk_norm, name="attention")
-        branches: dict[str, Branch] = {"attention": lambda h: attend(h, angles)}
+        own = lengths if self.conditioning == "in_context" else None
+        branches: dict[str, Branch] = {"attention": lambda h: attend(h, angles, own)}
         if self.conditioning == "cross_attention":
             cross = attention.CrossAttention(self.num_heads, self.dtype, self.qk_norm, name="cross_attention")
             branches["cross_attention"] = lambda h: cross(h, c, lengths)
@@ -119,10 +122,13 @@ class DiT(nn.Module, layers.Presets):
         position_size: side of the learned table in patches; smaller images take its middle.
         null_label: whether there is an embedding for the null label.
         two_times: condition also on the time s that the answer leads to, as t - s.
-        context_width: width of text tokens, which every block attends to; only with conditioning "cross_attention".
-            A label is then read if it is there. None = no text is read.
-        null_tokens: learned tokens that stand for a text whose mask is all False; 0 = none do.
+        context_width: width of text tokens, which every block attends to; only with conditioning "cross_attention" and
+            "in_context". A label is then read if it is there. None = no text is read.
+        pooled_width: width of pooled text vectors, which condition as labels do; None = none are read.
+        null_tokens: learned tokens that stand for a text whose mask is all False, with a pooled vector; 0 = none do.
         low_res: concatenate the image "low_res" to x's channels and condition on its "noise_level", if it is there.
+        size_numbers: numbers in the condition "size", each embedded like a time (Podell et al. 2023, SDXL, Sec. 2.2);
+            None = it is not read.
         remat: keep no activations of blocks for the backward pass.
         scan: compile one block for all; parameters of blocks are stacked.
         dtype: compute dtype; norms, softmax and the final layer stay float32.
@@ -145,8 +151,10 @@ class DiT(nn.Module, layers.Presets):
     null_label: bool = True
     two_times: bool = False
     context_width: int | None = None
+    pooled_width: int | None = None
     null_tokens: int = 0
     low_res: bool = False
+    size_numbers: int | None = None
     remat: bool = False
     scan: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -159,8 +167,8 @@ class DiT(nn.Module, layers.Presets):
 
         Args:
             x, t: as above.
-            condition: "label" (B,), "tokens" (B, L, context_width) with "mask" (B, L), "low_res" (B, h, w, C') and
-                "noise_level" (B,), as the attributes above say.
+            condition: "label" (B,), "tokens" (B, L, context_width) with "mask" (B, L), "pooled" (B, pooled_width),
+                "low_res" (B, h, w, C') and "noise_level" (B,), "size" (B, size_numbers), as the attributes above say.
             s: network times (B,) that the answer leads to; None = t. Only read with two_times.
 
         Raises:
@@ -176,21 +184,7 @@ class DiT(nn.Module, layers.Presets):
             x = jnp.concatenate([x, low_res], axis=-1)
         x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
-        vectors = [self._time(t, s, condition), *self._label(condition)]
-
-        prefix = self._registers(len(x))  # tokens before the image's: (B, R, D)
-        c, lengths = (sum(vectors[1:], vectors[0]) if MODULATIONS[self.conditioning] else jnp.stack(vectors, 1)), None
-        if self.conditioning == "in_context":
-            prefix = jnp.concatenate([prefix, c], axis=1)
-        if self.context_width is not None:
-            c, lengths = self._with_text(c, condition)
-        extra = prefix.shape[1]
-        x = jnp.concatenate([prefix, x], axis=1)
-        block = functools.partial(
-            DiTBlock, self.num_heads, self.conditioning, self.mlp_ratio, self.mlp, self.qk_norm, self.dtype
-        )
-        angles = self._angles(extra, rows, columns)
-        x = layers.repeat(block, self.depth, x, c, angles, lengths, remat=self.remat, scan=self.scan)[:, extra:]
+        x, c = self._through(x, t, s, condition, (rows, columns))
         final = FinalLayer(p * p * computed, name="final_layer")  # (B, N, p*p*C')
         answer = layers.from_patches(final(x, c if MODULATIONS[self.conditioning] else None), p, rows)
         return answer[..., :channels]
@@ -200,6 +194,40 @@ class DiT(nn.Module, layers.Presets):
         """The lowest and the highest number that a condition may be."""
         return {"noise_level": (0.0, 1.0)} if self.low_res else {}
 
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any.
+
+        A fixed table counts from the top left corner, of which smaller images take a part (Peebles & Xie 2023); a
+        learned one gives its middle; rotary positions are known at any distance (Su et al. 2021).
+        """
+        most = {"sincos": max(trained), "learned": self.patch_size * (self.position_size or 0)}
+        return self.patch_size, most.get(self.positions)
+
+    def _through(
+        self, x: jax.Array, t: jax.Array, s: jax.Array | None, condition: Condition, grid: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tokens of the image (B, N, D) after all blocks, and what conditioned these: (B, D) or (B, M, D)."""
+        if self.context_width is not None:
+            condition = with_null(self, condition, self.null_tokens, self.context_width, self.pooled_width)
+        vectors = [self._time(t, s, condition), *self._label(condition), *self._pooled(condition)]
+        c, lengths = (sum(vectors[1:], vectors[0]) if MODULATIONS[self.conditioning] else jnp.stack(vectors, 1)), None
+        prefix = self._registers(len(x))  # tokens before the image's: (B, R, D)
+        if self.conditioning == "in_context":
+            prefix = jnp.concatenate([prefix, c], axis=1)
+        first, count = prefix.shape[1], x.shape[1]
+        x = jnp.concatenate([prefix, x], axis=1)
+        if self.context_width is not None and self.conditioning == "in_context":
+            x, lengths = self._with_text(x, condition)
+        elif self.context_width is not None:
+            c, lengths = self._with_text(c, condition)
+        block = functools.partial(
+            DiTBlock, self.num_heads, self.conditioning, self.mlp_ratio, self.mlp, self.qk_norm, self.dtype
+        )
+        angles = self._angles(first, x.shape[1] - first - count, *grid)
+        x = layers.repeat(block, self.depth, x, c, angles, lengths, remat=self.remat, scan=self.scan)
+        return x[:, first : first + count], c
+
     def _time(self, t: jax.Array, s: jax.Array | None, condition: Condition) -> jax.Array:
         """The embedding (B, D) of all times."""
         embed = functools.partial(layers.TimestepEmbedder, self.hidden_size, self.dtype)
@@ -208,7 +236,13 @@ class DiT(nn.Module, layers.Presets):
             time = time + embed(name="interval_embedding")(jnp.zeros_like(t) if s is None else t - s)
         if self.low_res and "noise_level" in condition:
             time = time + embed(name="noise_embedding")(NOISE_SCALE * condition["noise_level"])
-        return time
+        return time if self.size_numbers is None else time + self._size(layers.entry(condition, "size"))
+
+    def _size(self, size: jax.Array) -> jax.Array:
+        """The embedding (B, D) of numbers (B, n)."""
+        layers.check_entry("size_numbers", self.size_numbers, size)
+        numbers = layers.sinusoidal_embedding(size.reshape(-1)).reshape(len(size), -1)
+        return layers.VectorEmbedder(self.hidden_size, self.dtype, name="size_embedding")(numbers)
 
     def _label(self, condition: Condition) -> list[jax.Array]:
         """The embedding (B, D) of the label, if there is one."""
@@ -218,10 +252,16 @@ class DiT(nn.Module, layers.Presets):
         table = nn.Embed(rows, self.hidden_size, embedding_init=layers.small_normal, name="label_embedding")
         return [table(layers.entry(condition, "label")).astype(self.dtype)]
 
+    def _pooled(self, condition: Condition) -> list[jax.Array]:
+        """The embedding (B, D) of a text's pooled vector, if it is read."""
+        if self.pooled_width is None:
+            return []
+        embed = layers.VectorEmbedder(self.hidden_size, self.dtype, name="pooled_embedding")
+        return [embed(pooled_text(condition, self.pooled_width))]
+
     def _with_text(self, c: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None]:
         """A sequence (B, M, D) followed by the text's tokens, and how many count (B,)."""
-        width = self.context_width or 0
-        tokens, lengths = pack(with_null(self, condition, self.null_tokens, width), width)
+        tokens, lengths = pack(condition, self.context_width or 0)
         text = Dense(self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier, name="context")(tokens)
         return jnp.concatenate([c, text], axis=1), None if lengths is None else c.shape[1] + lengths
 
@@ -238,23 +278,24 @@ class DiT(nn.Module, layers.Presets):
             return layers.sincos_positions_2d(rows, columns, self.hidden_size)
         return jnp.zeros(())
 
-    def _angles(self, extra: int, rows: int, columns: int) -> jax.Array | None:
+    def _angles(self, before: int, after: int, rows: int, columns: int) -> jax.Array | None:
         if self.positions != "rotary":
             return None
         angles = attention.rotary_angles(rows, columns, self.hidden_size // self.num_heads)
-        return jnp.asarray(np.pad(angles, ((extra, 0), (0, 0))))  # only patches are turned
+        return jnp.asarray(np.pad(angles, ((before, after), (0, 0))))  # only patches are turned
 
     def _check(self, height: int, width: int) -> None:
         layers.require(self, lambda value: value > 0, "must be above 0", "hidden_size", "mlp_ratio")
         counts = ("depth", "registers", "position_size", "null_tokens")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", *counts)
         layers.check_most(self, "hidden_size", "depth")
-        layers.require(self, lambda value: value > 0, "must be above 0", "num_classes", "context_width")
+        widths = ("num_classes", "context_width", "pooled_width", "size_numbers")
+        layers.require(self, lambda value: value > 0, "must be above 0", *widths)
         layers.check_choices(
             self, conditioning=MODULATIONS, positions=POSITIONS, mlp=layers.MLPS, qk_norm=attention.QK_NORMS
         )
-        if self.context_width is not None and self.conditioning != "cross_attention":
-            needs = "needs model.conditioning='cross_attention'; texts are not read otherwise"
+        if self.context_width is not None and self.conditioning not in READING:
+            needs = f"needs model.conditioning {' or '.join(map(repr, READING))}; tokens are not read otherwise"
             raise UserError("model.context_width", self.context_width, needs)
         check_null_tokens(self.null_tokens, self.context_width is not None, "model.context_width")
         layers.check_mlp(self.hidden_size, self.mlp_ratio)

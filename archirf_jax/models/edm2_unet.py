@@ -167,6 +167,12 @@ class EDM2UNet(nn.Module, layers.Presets):
         """Forced weight normalization: unit weights, which make the same function but for the paper's eps."""
         return with_unit_weights(params)
 
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any."""
+        del trained
+        return 2 ** (len(self.channel_mult) - 1), None
+
     def _embedding(self, t: jax.Array, condition: Condition) -> jax.Array:
         noise = self.model_channels * (self.channel_mult_noise or 0) or self._widths[0]
         width = self.model_channels * (self.channel_mult_emb or 0) or max(self._widths)

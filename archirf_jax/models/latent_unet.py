@@ -17,7 +17,7 @@ from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
 from archirf_jax.models.adm_layers import ResBlock, TimeEmbedding, conv, doubled, group_norm
-from archirf_jax.models.conditions import pack
+from archirf_jax.models.conditions import pack, pooled_text
 from archirf_jax.models.latent_unet_layers import Lengths, SpatialTransformer
 from archirf_jax.models.latent_unet_levels import Level, levels_of
 
@@ -61,11 +61,13 @@ class LatentUNet(nn.Module, layers.Presets):
         scale_shift_norm: the embedding scales and shifts the second norm of residual blocks; otherwise it is added
             before it.
         pooled_width: of the condition "pooled"; None = it is not read.
-        size_width: channels in which each number of the condition "size" is embedded, even; given with pooled_width.
+        size_width: channels in which each number of the condition "size" is embedded, even; None = it is not read. Goes
+            with pooled_width.
         size_numbers: numbers in "size": height, width, crop top, left, target height, width; or a score for the last
             two.
         noise_levels: rows of a table of the condition "noise_level", a whole number below that; None = it is not read.
         low_res: concatenate the image "low_res" (B, h, w, C'), bilinearly resized, behind x's channels.
+        inpaint: concatenate a hole and what is around it, "inpaint" (B, H, W, 1 + C), behind x's channels.
         out_channels: output channels; None = those of x.
         dropout: rate in residual blocks; active where an rng called "dropout" is given.
         dtype: compute dtype; norms, softmax, embeddings and the last layer stay float32.
@@ -88,6 +90,7 @@ class LatentUNet(nn.Module, layers.Presets):
     size_numbers: int = 6
     noise_levels: int | None = None
     low_res: bool = False
+    inpaint: bool = False
     out_channels: int | None = None
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -100,7 +103,8 @@ class LatentUNet(nn.Module, layers.Presets):
         """Noisy latents x (B, H, W, C), of any size, at network times t (B,) -> (B, H, W, out_channels) float32.
 
         The condition holds "tokens" (B, L, context_width), maybe "mask" (B, L), and as the attributes above say
-        "pooled" (B, P), "size" (B, n), "noise_level" (B,) and "low_res". Tokens that the mask hides have no effect.
+        "pooled" (B, P), "size" (B, n), "noise_level" (B,), "low_res" and "inpaint". Tokens that the mask hides have no
+        effect.
 
         Raises:
             UserError: a field that the attributes above do not allow, or a condition that is missing or of another
@@ -113,6 +117,8 @@ class LatentUNet(nn.Module, layers.Presets):
         if self.low_res:
             low_res = layers.entry(condition, "low_res").astype(x.dtype)
             x = jnp.concatenate([x, layers.resized(low_res, *x.shape[1:3])], axis=-1)
+        if self.inpaint:
+            x = jnp.concatenate([x, layers.entry(condition, "inpaint").astype(x.dtype)], axis=-1)
         emb = TimeEmbedding(self.block_out_channels[0], name="time_embedding")(t) + self._added(condition)
         h = self._through(levels, x.astype(self.dtype), emb, text.astype(self.dtype), lengths)
         h = nn.silu(group_norm("norm", self.norm_num_groups)(h))
@@ -122,6 +128,12 @@ class LatentUNet(nn.Module, layers.Presets):
     def condition_ranges(self) -> dict[str, tuple[float, float]]:
         """The lowest and the highest number that a condition may be; beyond them there is no row of a table."""
         return {} if self.noise_levels is None else {"noise_level": (0, self.noise_levels - 1)}
+
+    @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any."""
+        del trained
+        return 2 ** (len(self.block_out_channels) - 1), None
 
     def _through(
         self, levels: tuple[Level, ...], x: jax.Array, emb: jax.Array, text: jax.Array, lengths: Lengths
@@ -179,12 +191,12 @@ class LatentUNet(nn.Module, layers.Presets):
         """What is added to the embedding of the time: (B, E), or the number 0."""
         width, added = 4 * self.block_out_channels[0], jnp.float32(0)
         if self.pooled_width is not None:
-            pooled, size = layers.entry(condition, "pooled"), layers.entry(condition, "size")
-            _check_entry("pooled_width", self.pooled_width, pooled)
-            _check_entry("size_numbers", self.size_numbers, size)
-            assert self.size_width is not None, "checked"
-            numbers = layers.sinusoidal_embedding(size.reshape(-1), self.size_width).reshape(len(size), -1)
-            vector = jnp.concatenate([pooled.astype(jnp.float32), numbers], axis=-1)
+            vector = pooled_text(condition, self.pooled_width).astype(jnp.float32)
+            if self.size_width is not None:
+                size = layers.entry(condition, "size")
+                layers.check_entry("size_numbers", self.size_numbers, size)
+                numbers = layers.sinusoidal_embedding(size.reshape(-1), self.size_width).reshape(len(size), -1)
+                vector = jnp.concatenate([vector, numbers], axis=-1)
             added = layers.VectorEmbedder(width, name="size_embedding")(vector)
         if self.noise_levels is not None:
             level = jnp.round(layers.entry(condition, "noise_level")).astype(jnp.int32)
@@ -200,15 +212,10 @@ class LatentUNet(nn.Module, layers.Presets):
         layers.require(self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", "middle_depth")
         layers.require(self, lambda value: value % 2 == 0, "must be even", "size_width")
         layers.require(self, lambda value: 0 <= value < 1, "must lie in [0, 1)", "dropout")
-        if (self.pooled_width is None) != (self.size_width is None):
-            message = f"must be given exactly where pooled_width is, which is {self.pooled_width}"
-            raise UserError("model.size_width", self.size_width, message)
-
-
-def _check_entry(field: str, width: int, value: jax.Array) -> None:
-    if value.ndim != 2 or value.shape[-1] != width:
-        message = f"does not fit the condition, whose shape is {value.shape}; it must be (B, {width})"
-        raise UserError(f"model.{field}", width, message)
+        if self.pooled_width is None and self.size_width is not None:
+            raise UserError(
+                "model.size_width", self.size_width, "needs model.pooled_width, beside which sizes are read"
+            )
 
 
 build = LatentUNet

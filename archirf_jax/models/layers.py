@@ -164,6 +164,13 @@ def entry(condition: Mapping[str, jax.Array], name: str) -> jax.Array:
     return condition[name]
 
 
+def check_entry(field: str, width: int | None, value: jax.Array) -> None:
+    """Raise a UserError about the network's `field` unless a condition is (B, width)."""
+    if value.ndim != 2 or value.shape[-1] != width:
+        message = f"does not fit the condition, whose shape is {value.shape}; it must be (B, {width})"
+        raise UserError(f"model.{field}", width, message)
+
+
 def resized(x: jax.Array, height: int, width: int) -> jax.Array:
     """Images (B, h, w, C) -> (B, height, width, C): bilinear between pixel centres, constant beyond the outermost."""
     return jax.image.resize(x, (len(x), height, width, x.shape[-1]), "linear", antialias=False)

@@ -240,6 +240,14 @@ class MMDiT(nn.Module, layers.Presets):
         return layers.from_patches(x, p, rows)
 
     @nn.nowrap
+    def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
+        """What sides of images are multiples of, and the largest side after training at `trained`; None = any.
+
+        Images take the middle of the table of positions (Esser et al. 2024), or without one count from the corner.
+        """
+        return self.patch_size, self.patch_size * self.position_size if self.position_size else max(trained)
+
+    @nn.nowrap
     def conditions(self, name: str | None = None) -> Context:
         """What turns labels or texts into tokens and a pooled vector."""
         return Context(

@@ -14,6 +14,7 @@ from archirf_jax.models.attention import check_heads
 from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, layer_norm
 
 EPS = 1e-6
+POOLINGS = ("mean", "last")
 
 
 class TextTransformer(nn.Module):
@@ -26,6 +27,8 @@ class TextTransformer(nn.Module):
         depth: blocks; 0 leaves words and places.
         num_heads: of attention.
         mlp_ratio: width of the perceptrons' hidden layers over hidden_size.
+        pooling: what the one vector is: "mean" of the tokens under the mask, or the "last" of them, as in GLIDE; zeros
+            for a text without tokens.
         dtype: compute dtype; norms, softmax and sums of tokens are float32.
     """
 
@@ -35,11 +38,12 @@ class TextTransformer(nn.Module):
     depth: int = 2
     num_heads: int = 4
     mlp_ratio: float = 4.0
+    pooling: str = "mean"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> dict[str, jax.Array]:
-        """ids (B, L) int32, mask (B, L) bool -> "tokens" (B, L, D), "pooled" (B, D) their mean under the mask, float32.
+        """ids (B, L) int32, mask (B, L) bool -> "tokens" (B, L, D), "pooled" (B, D), both float32.
 
         Raises:
             UserError: a text that is too long, or fields that do not fit each other.
@@ -47,6 +51,7 @@ class TextTransformer(nn.Module):
         layers.require(self, lambda value: value > 0, "must be above 0", "vocab_size", "hidden_size", "mlp_ratio")
         layers.require(self, lambda value: value >= 0, "must be 0 or more", "depth")
         layers.check_most(self, "hidden_size", "depth")
+        layers.check_choices(self, pooling=POOLINGS)
         check_heads(self.hidden_size, self.num_heads)
         check_length(ids, self.max_length)
         mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
@@ -58,7 +63,11 @@ class TextTransformer(nn.Module):
                 x, mask
             )
         tokens = layer_norm("final_norm", EPS)(x)
-        there = mask[..., None].astype(jnp.float32)
+        counted = mask
+        if self.pooling == "last":
+            after = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # tokens from each place on
+            counted = mask & (after == 1)
+        there = counted[..., None].astype(jnp.float32)
         pooled = jnp.sum(tokens * there, axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
         return {"tokens": tokens, "pooled": pooled}
 

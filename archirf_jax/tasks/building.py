@@ -106,6 +106,7 @@ def make_objective(config: Any, process: Process, runs: Runs) -> Objective:
 def make_conditioner(config: Any, process: Process, runs: Runs) -> Merged:
     """The merged conditioners of `config.conditioners`; raises as `make_model`."""
     offered = {"num_classes": config.data.num_classes, "process": process, "runs": runs, "data": config.data}
+    offered["first_stage"] = make_first_stage(config, runs)
 
     def make(name: str, group: Any) -> Conditioner:
         field = f"conditioners.{name}.name"

@@ -76,7 +76,8 @@ class Drawing:
     sampling: SamplerConfig
     examples: Batch | None
     config: Any
-    row_names: Sequence[str] = ()  # of the classes, which previews have one row each of
+    row_names: Sequence[str] = ()  # of the rows of previews: classes, or captions
+    captions: Sequence[str] = ()  # that previews have one row each of, in the order of `examples`
 
     def model_fn(
         self, params: Params, dropout: jax.Array | None = None, *, higher_derivatives: bool = False
@@ -178,6 +179,20 @@ class Drawing:
         return self._traced.fields
 
     @functools.cached_property
+    def usual(self) -> frozenset[str]:
+        """The fields for which conditioners have values of their own when an image is drawn."""
+        return frozenset().union(*(getattr(part, "usual", ()) for part in self.conditioner.parts.values()))
+
+    @property
+    def labels_alone(self) -> bool:
+        """Whether labels suffice to draw images."""
+        return self.needs - self.usual <= {"label"}
+
+    def without_usual(self, batch: Batch) -> Batch:
+        """A batch of examples as images are drawn from it."""
+        return {name: leaf for name, leaf in batch.items() if name not in self.usual}
+
+    @functools.cached_property
     def condition_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the conditions of one example, with its leading axis."""
         return self._traced.condition
@@ -210,18 +225,19 @@ class Drawing:
         return Traced(x0, condition, frozenset(read))
 
     def preview(self, state: TrainState, frozen: Frozen, key: jax.Array, stride: int = 0) -> np.ndarray | None:
-        """(rows, columns, H, W, C) uint8 samples of the average, one row a class, the same noise for the same key.
+        """(rows, columns, H, W, C) uint8 samples of the average, one row a class or a caption.
 
-        With a stride (frames, rows, columns, H, W, C) on their way from noise. A network that is conditioned on more
-        than labels takes its conditions from `examples`.
+        The noise is the same for the same key. With a stride (frames, rows, columns, H, W, C) on their way from noise.
+        A network that is conditioned on more than labels takes its conditions from `examples`.
         """
         rows, columns = self._grid()
         labels, keys = class_grid(key, range(rows), columns)
         batch: Batch = {"label": labels}
-        if not self.needs <= {"label"}:
+        if not self.labels_alone:
             if self.examples is None:
                 return None
-            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), self.examples)
+            known = self.without_usual(self.examples)
+            batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), known)
         x0 = self.sampler(self.sampling, stride)(
             next(iter(state.networks.values())).averages["ema"], frozen, batch, keys
         )
@@ -230,12 +246,13 @@ class Drawing:
 
     def decode(self, frozen: Frozen, x0: jax.Array) -> jax.Array:
         """Images (..., H, W, C) of x0 (..., B, ...)."""
-        flat = x0.reshape(-1, *self.shape)
+        flat = x0.reshape(-1, *x0.shape[x0.ndim - len(self.shape) :])
         images = self.first_stage.decode(frozen, flat)
         return images.reshape(*x0.shape[: x0.ndim - len(self.shape)], *images.shape[1:])
 
     def _grid(self) -> tuple[int, int]:
-        return min(self.config.sample.classes, self.config.data.num_classes), self.config.sample.per_class
+        classes = min(self.config.sample.classes, self.config.data.num_classes)
+        return len(self.captions) or classes, self.config.sample.per_class
 
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:

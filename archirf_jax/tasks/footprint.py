@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from archirf_jax import sharding
-from archirf_jax.contracts import Batch
+from archirf_jax.contracts import Batch, Frozen
 from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.models import attention
@@ -83,7 +83,12 @@ def simulate() -> None:
 
 
 def measure(
-    config: Any, plan: MemoryPlan, devices: int, device: Device | None = None, runs: Runs | None = None
+    config: Any,
+    plan: MemoryPlan,
+    devices: int,
+    device: Device | None = None,
+    runs: Runs | None = None,
+    frozen: Frozen | None = None,
 ) -> Memory:
     """What one of `devices` takes for a step of a configuration whose data.num_classes is known.
 
@@ -93,6 +98,7 @@ def measure(
         devices: among which a batch is cut.
         device: their kind; without one they are CPUs, and nothing is replaced.
         runs: frozen ones, by name.
+        frozen: shapes of what a step is given of them; None = all their parameters.
 
     Raises:
         UserError: the batch does not divide among them, or the configuration does not build.
@@ -111,16 +117,17 @@ def measure(
     fields = plan.fields() | {"batch_size": share * plan.accumulation * cut, "mesh.data": 1, "mesh.fsdp": cut}
     with _as_on(device, changed(config, fields)) as seen:
         task = make_task(seen, runs)
-        taken, state, frozen = _step(task, sharding.make_mesh(1, cut), seen.batch_size)
+        given = frozen_shapes(task) if frozen is None else frozen
+        taken, state = _step(task, given, sharding.make_mesh(1, cut), seen.batch_size)
     networks = state.networks.values()
     params = [network.params for network in networks]
     return Memory(
         parameters=held(params, plan.fsdp),
         averages=held([network.averages for network in networks], plan.fsdp),
         optimizer=held([network.opt for network in networks], plan.fsdp),
-        frozen=held(frozen, plan.fsdp),
+        frozen=held(given, plan.fsdp),
         gradients=held(params, plan.fsdp),
-        activations=max(0, taken - held((state, frozen), cut) - held(params, cut)),
+        activations=max(0, taken - held((state, given), cut) - held(params, cut)),
     )
 
 
@@ -146,14 +153,14 @@ def held(tree: Any, fsdp: int) -> int:
 
 
 def frozen_shapes(task: Any) -> dict[str, Any]:
-    """Shapes of the parameters of a task's frozen runs, by name."""
+    """Shapes of the parameters of a task's frozen runs, by name, in the types that they are kept in."""
     return {name: run.shapes or run.params for name, run in task.frozen.items()}
 
 
-def _step(task: Any, mesh: Any, batch_size: int) -> tuple[int, Any, Any]:
-    """(bytes on each device of the mesh for a step of so many images in all, shapes of state and frozen parameters)."""
+def _step(task: Any, frozen: Any, mesh: Any, batch_size: int) -> tuple[int, Any]:
+    """(bytes on each device of the mesh for a step of so many images in all, shapes of the state)."""
     key = jax.eval_shape(jax.random.key, 0)
-    frozen = sharding.shaped(frozen_shapes(task), mesh)
+    frozen = sharding.shaped(frozen, mesh)
     state = sharding.shaped(jax.eval_shape(task.init, key, frozen), mesh)
     cut: Any = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.of_batch(mesh))
     batch = jax.tree.map(lambda leaf: cut(leaf.shape, leaf.dtype), shapes(task.fields, batch_size))
@@ -166,7 +173,7 @@ def _step(task: Any, mesh: Any, batch_size: int) -> tuple[int, Any, Any]:
     taken = compiled.memory_analysis()
     assert taken is not None, "XLA answers on every platform that this project runs on"
     written = taken.output_size_in_bytes - taken.alias_size_in_bytes
-    return taken.argument_size_in_bytes + taken.temp_size_in_bytes + written, state, frozen
+    return taken.argument_size_in_bytes + taken.temp_size_in_bytes + written, state
 
 
 @contextlib.contextmanager

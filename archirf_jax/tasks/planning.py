@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from archirf_jax.contracts import Frozen
 from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import Runs, make_task
@@ -60,8 +61,15 @@ class Plan:
         return self.training(way) * self.batch_size / (peak * utilisation)
 
 
-def make(config: Any, device: Device, devices: int, runs: Runs | None = None) -> Plan:
+def make(config: Any, device: Device, devices: int, runs: Runs | None = None, frozen: Frozen | None = None) -> Plan:
     """The plan of a configuration (data.num_classes known) on so many devices of a kind.
+
+    Args:
+        config: is left as it is.
+        device: their kind.
+        devices: how many there are.
+        runs: frozen ones, by name.
+        frozen: shapes of what a step is given of them; None = all their parameters.
 
     Raises:
         UserError: the configuration does not build, its batch does not divide among the devices, or they have no such
@@ -73,21 +81,28 @@ def make(config: Any, device: Device, devices: int, runs: Runs | None = None) ->
     dtype = config.model.get("dtype", "float32")
     device.peak(dtype)
     task: Any = make_task(config, runs)
-    state = jax.eval_shape(task.init, jax.random.key(0), frozen_shapes(task))
+    frozen = frozen_shapes(task) if frozen is None else frozen
+    state = jax.eval_shape(task.init, jax.random.key(0), frozen)
     params = [network.params for network in state.networks.values()]
-    network = dtype, _trainable(params), forward(task, state)
+    network = dtype, _trainable(params), forward(task, state, frozen)
     plan = Plan(device, devices, *network, config.batch_size, config.steps, config.model.get("scan"), tried=())
-    for way in ways(config, devices, functools.partial(_lasting, task, device)):
+    for way in ways(config, devices, functools.partial(_lasting, state, frozen, device)):
         if _stuck(plan, way):
             continue
-        plan = dataclasses.replace(plan, tried=(*plan.tried, (way, measure(config, way, devices, device, runs))))
+        plan = dataclasses.replace(
+            plan, tried=(*plan.tried, (way, measure(config, way, devices, device, runs, frozen)))
+        )
         if plan.fits(plan.tried[-1][1]):
             break
     return plan
 
 
-def forward(task: Any, state: Any) -> float:
-    """Floating-point operations of the losses of all of a task's networks for one image; the state may be shapes."""
+def forward(task: Any, state: Any, frozen: Frozen | None = None) -> float:
+    """Floating-point operations of the losses of all of a task's networks for one image, from arrays or shapes.
+
+    `frozen` is as of `make`.
+    """
+    frozen = frozen_shapes(task) if frozen is None else frozen
 
     def losses(state: Any, frozen: Any, batch: Any, key: jax.Array) -> list[jax.Array]:
         found = []
@@ -96,7 +111,7 @@ def forward(task: Any, state: Any) -> float:
             found.append(of_network(network.params, drawn, 0)[0])
         return found
 
-    return flops.count(losses, state, frozen_shapes(task), shapes(task.fields, 1), jax.eval_shape(jax.random.key, 0))
+    return flops.count(losses, state, frozen, shapes(task.fields, 1), jax.eval_shape(jax.random.key, 0))
 
 
 def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Iterator[MemoryPlan]:
@@ -122,10 +137,8 @@ def ways(config: Any, devices: int, hopeless: Any = lambda fsdp: False) -> Itera
         fsdp *= 2
 
 
-def _lasting(task: Any, device: Device, fsdp: int) -> bool:
+def _lasting(state: Any, frozen: Frozen, device: Device, fsdp: int) -> bool:
     """Whether state and gradients do not fit, however little else there is."""
-    frozen = frozen_shapes(task)
-    state = jax.eval_shape(task.init, jax.random.key(0), frozen)
     params = [network.params for network in state.networks.values()]
     return held((state, frozen), fsdp) + held(params, fsdp) > USABLE * device.memory
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from archirf_jax.errors import UserError
 from archirf_jax.interop import sources
@@ -22,7 +23,10 @@ def load(source: str, tensors: dict[str, Any], hints: dict[str, Any]) -> tuple[d
     Raises:
         UserError: they are not of this source, or do not fit the network that they seem to be.
     """
+    source = sources.spelling(source, tensors)
     prefix, names = sources.split_prefix(tensors, source)
+    if left := len(tensors) - len(names):
+        logging.info("%d tensors of other networks in the file are left out", left)
     aliases = _take_aliases(sources.SOURCES[source].aliases, names, tensors)
     state = {inner: tensors[name] for name, inner in names.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -202,6 +202,16 @@ class Checkpoints:
         asked = step or self.steps()[0]
         return items.shapes(self.directory / str(asked) / items.average(self.networks(asked)[0], name))
 
+    def average_as_saved(self, like: Any, step: int | None = None, name: str = "ema") -> Any:
+        """Shapes of `like` in the types of the average that would be read; as they are where there is none."""
+        asked = step or next(iter(self.steps()), None)
+        if asked not in self.steps():
+            return like
+        try:
+            return items.as_saved(self.directory / str(asked) / items.average(self.networks(asked)[0], name), like)
+        except (OSError, ValueError, LookupError):  # damaged, as will be said when it is read
+            return like
+
     def read(self, name: str, like: Any, step: int, network: str | None = None) -> Any:
         """The average `name` of the checkpoint of `step`, shaped like `like`; of the main network unless named.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ def figures(task: Task, state: TrainState, frozen: Frozen, workdir: pathlib.Path
     return dict(plots_of(state, frozen, read_metrics(workdir))) if plots_of else {}
 
 
-def write(frames: np.ndarray | None, made: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def write(frames: np.ndarray | None, made: Mapping[str, Any], workdir: pathlib.Path, names: Sequence[str] = ()) -> None:
     """Write loss.png, progress.gif, denoising.gif, and NAME.png of each figure.
 
     Args:
         frames: (frames, rows, columns, H, W, C) uint8; None = nothing to see.
         made: see `figures`.
         workdir: the run directory.
+        names: of the rows of frames.
     """
     plots.save_loss(*read_losses(workdir), workdir / "loss.png")
     for name, figure in made.items():
@@ -35,7 +36,7 @@ def write(frames: np.ndarray | None, made: Mapping[str, Any], workdir: pathlib.P
     if grids:
         pictures.save_gif(grids, workdir / "progress.gif")
     if frames is not None:
-        pictures.save_gif([pictures.grid(frame) for frame in frames], workdir / "denoising.gif")
+        pictures.save_gif([pictures.grid(frame, names) for frame in frames], workdir / "denoising.gif")
 
 
 def _load(path: pathlib.Path) -> list[np.ndarray]:

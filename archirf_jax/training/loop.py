@@ -85,7 +85,8 @@ def train(
         figures = closing.figures(task, state, loop.runner.frozen, workdir)
         if loop.first:
             still_ours()
-            closing.write(frames, figures, workdir)
+            names = () if frames is None else loop.row_names(frames.shape[1])
+            closing.write(frames, figures, workdir, names)
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -101,11 +101,13 @@ class Upkeep:
 
     def _write_preview(self, images: np.ndarray | None, step: int) -> None:
         if self.first and images is not None:
-            names = getattr(self.task, "row_names", ())[: len(images)]
-            pictures.save_png(
-                pictures.grid(images, names if len(names) == len(images) else ()),
-                self.workdir / "samples" / f"{step:08}.png",
-            )
+            named = pictures.grid(images, self.row_names(len(images)))
+            pictures.save_png(named, self.workdir / "samples" / f"{step:08}.png")
+
+    def row_names(self, rows: int) -> Sequence[str]:
+        """The names of the rows of a preview; none unless each row has one."""
+        names: Sequence[str] = getattr(self.task, "row_names", ())[:rows]
+        return names if len(names) == rows else ()
 
     def _report(self, step: int, row: Row) -> None:
         if self.first:

@@ -82,15 +82,20 @@ def test_a_run_shows_pictures_and_keeps_its_decoder(run: pathlib.Path, tmp_path:
     assert opened.encode(drawn["images"]).shape == latents.shape
 
 
-def test_a_run_goes_on_with_the_same_bytes(
+def test_a_run_goes_on_with_the_same_bytes_though_its_cache_lies_elsewhere(
     run: pathlib.Path, decoder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    cut = shutil.copytree(run, tmp_path / "cut")
+    cut, moved = shutil.copytree(run, tmp_path / "cut"), shutil.copytree(cache, tmp_path / "moved")
     shutil.rmtree(cut / "checkpoints" / "8")
     with running.messages() as said:
-        train(cut, decoder, cache, 8)
+        train(cut, decoder, moved, 8)
     assert any("checkpoint of step 4" in line for line in said)
     running.assert_same_run(run, cut, 8)
+    assert open_run(cut).config.data.name == f"latents:{moved}"
+    header = json.loads((moved / "latents.json").read_text())
+    (moved / "latents.json").write_text(json.dumps(header | {"images_digest": "of others"}))
+    refused = running.refused("main", *arguments(cut, decoder, moved, 8))
+    assert refused.flag == "--workdir" and "data_digest" in refused.line
 
 
 def test_a_cache_is_the_same_for_every_training(

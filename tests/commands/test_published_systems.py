@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from archirf_jax.data import tokenizer
+from archirf_jax.errors import UserError
 from archirf_jax.interop import files
 from archirf_jax.interop.latent_unet_names import rename_latent_unet
 from archirf_jax.interop.weights import published_shapes
 from archirf_jax.launch import prompts
-from archirf_jax.launch.runs import keep, open_run
+from archirf_jax.launch.companions import check_refiner
+from archirf_jax.launch.runs import Run, keep, open_run
 from archirf_jax.models.latent_unet import LatentUNet
 from tests import running
 from tests.golden import cases, pipelines
@@ -168,7 +173,7 @@ def with_unet(folder: pathlib.Path, fields: dict[str, Any], **settings: Any) -> 
     x = np.zeros((1, 8, 8, 4), np.float32)
     condition = {"tokens": np.zeros((1, 3, model.context_width)), "noise_level": np.zeros(1)}
     condition |= {"low_res": np.zeros((1, 8, 8, 3)), "size": np.zeros((1, model.size_numbers))}
-    condition |= {"pooled": np.zeros((1, model.pooled_width or 1))}
+    condition |= {"inpaint": np.zeros((1, 8, 8, 5)), "pooled": np.zeros((1, model.pooled_width or 1))}
     like = jax.eval_shape(model.init, jax.random.key(0), x, np.zeros(1), condition)["params"]
     shapes = published_shapes(like, rename_latent_unet(model))
     files.write(
@@ -187,6 +192,13 @@ def upscaler(folder: pathlib.Path) -> pathlib.Path:
     (folder / "low_res_scheduler").mkdir()
     (folder / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(betas))
     return folder
+
+
+def decoding(run: Run, change: Callable[[np.ndarray], np.ndarray]) -> Run:
+    """The run with changed weights of its autoencoder."""
+    other = dataclasses.replace(run.runs["autoencoder"])
+    other.__dict__["_restored"] = 0, jax.tree.map(lambda leaf: change(np.asarray(leaf)), other.params)
+    return dataclasses.replace(run, runs={**run.runs, "autoencoder": other})
 
 
 def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathlib.Path) -> None:
@@ -208,6 +220,46 @@ def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathl
     assert made["size"].tolist() == [[16, 16, 0, 0, 6]] and null["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert prompts.null_of(run, "a blue cat")["size"].tolist() == [16, 16, 0, 0, 2.5]
     assert np.any(null["tokens"])  # what the encoder makes of no text
+    larger: Any = run.at_size(24, 32).task
+    sized, none = jax.jit(lambda frozen: (larger.conditioner(frozen, batch, keys), larger.conditioner.null(frozen)))(
+        run.frozen
+    )
+    assert larger.shape == (12, 16, 4)
+    assert sized["size"].tolist() == [[24, 32, 0, 0, 6]] and none["size"].tolist() == [24, 32, 0, 0, 2.5]
+    check_refiner(run, decoding(run, lambda leaf: leaf.astype(np.float16).astype(np.float32)), 0.2)
+    with pytest.raises(UserError) as caught:
+        check_refiner(run, decoding(run, lambda leaf: leaf[..., ::-1]), 0.2)
+    assert caught.value.field == "refiner"
+
+
+def test_a_network_that_fills_holes_reads_the_hole_and_what_is_around_it(tmp_path: pathlib.Path) -> None:
+    folder, workdir, out = pipelines.write(CASE, tmp_path / "inpaint"), tmp_path / "run", tmp_path / "x.npz"
+    with_unet(folder, dict(context_width=16, inpaint=True), in_channels=9)
+    running.call("import_weights", "--source=sd15", f"--checkpoint={folder}", f"--workdir={workdir}")
+    command = ("sample", f"--workdir={workdir}", *FEW, "--prompt=a red square", "--prompt=a cat", f"--out={out}")
+    random = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    inside, outside = random.copy(), random.copy()
+    inside[:, :8] //= 2
+    outside[:, 8:] //= 2
+    images = {}
+    for name, image in (("random", random), ("inside", inside), ("outside", outside)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        running.call(*command, f"--image={tmp_path / f'{name}.png'}", "--mask=left", "--negative_prompt=blue")
+        images[name] = np.load(out)["images"]
+    assert images["random"].shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(images["inside"], images["random"])  # what is in the hole is not seen
+    assert np.any(images["outside"] != images["random"])
+    running.call(*command, f"--image={tmp_path / 'random.png'}", "--mask=top", "--negative_prompt=blue")
+    assert np.any(np.load(out)["images"] != images["random"])
+    run, mask = open_run(workdir), np.arange(16) < 8
+    how: dict[str, Any] = dict(prompts=["a red square", "a cat"], per_class=1, negative_prompt="blue", steps=2)
+    again = run.sample(**how, image=random, mask=np.broadcast_to(mask, (16, 16)))
+    assert np.max(np.abs(again.astype(int) - images["random"])) <= 1
+    for wrong in ((), (f"--image={tmp_path / 'random.png'}",)):
+        assert running.refused(*command, *wrong).flag == "--image"
+    running.call("export_weights", f"--workdir={workdir}", f"--out={tmp_path / 'again'}")
+    place = f"unet/{STEM}.safetensors"
+    assert own_bytes(tmp_path / "again" / place) == own_bytes(folder / place)
 
 
 def test_an_upscaler_takes_its_small_image_from_a_file_of_conditions(tmp_path: pathlib.Path) -> None:

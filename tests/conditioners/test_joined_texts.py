@@ -53,6 +53,50 @@ def test_what_was_encoded_before_is_taken_as_given() -> None:
         text(FROZEN, {"text_ids": IDS}, KEYS)
 
 
+ROW: dict[str, Any] = PARTS | {"text_3": dict(length=5, masked=False)}
+WIDER = CLIPText(vocab_size=20, max_length=8, hidden_size=14, depth=1, num_heads=1, mlp_size=8)
+ALL = RUNS | {"text_3": run_of(WIDER, GROUP)}
+WIDE = FROZEN | {"text_3": {"model": jax.jit(WIDER.init)(jax.random.key(3), IDS)["params"]}}
+
+
+def test_tokens_of_an_encoder_that_follows_come_after_the_others_which_zeros_fill_up() -> None:
+    text = build(ALL, ROW, following=("text_3",), width=14)
+    joined, batch = build(RUNS, PARTS)(FROZEN, dict(BATCH), KEYS), BATCH | {"text_3_ids": IDS[:, :5]}
+    found = text(WIDE, batch, KEYS)
+    assert found["tokens"].shape == (3, 6 + 5, 14) and found["mask"].shape == (3, 11) and bool(np.all(found["mask"]))
+    np.testing.assert_array_equal(found["tokens"][:, :6, :12], joined["tokens"])
+    assert not np.any(found["tokens"][:, :6, 12:])
+    last = WIDER.apply({"params": WIDE["text_3"]["model"]}, IDS[:, :5], None)
+    np.testing.assert_allclose(found["tokens"][:, 6:], last["tokens"], atol=1e-5)
+    np.testing.assert_array_equal(found["pooled"], joined["pooled"])
+    null = text.null(WIDE)
+    assert null["tokens"].shape == (11, 14) and null["mask"].shape == (11,) and np.any(null["tokens"][6:])
+
+
+def test_zeros_take_the_place_of_an_encoder_that_is_left_out() -> None:
+    text = build(RUNS, PARTS, width=14, zeros=5)
+    found, null = text(FROZEN, dict(BATCH), KEYS), text.null(FROZEN)
+    assert found["tokens"].shape == (3, 11, 14) and null["tokens"].shape == (11, 14)
+    for made in (found, null):
+        assert bool(np.all(made["mask"])) and not np.any(made["tokens"][..., 6:, :]) and np.any(made["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (dict(following=("text_4",)), "conditioners.text.following"),
+        (dict(following=("text", "text_2", "text_3")), "conditioners.text.parts"),
+        (dict(following=("text_3",)), "conditioners.text.width"),  # 12 channels of those that are joined, and 14
+        (dict(following=("text_3",), width=13), "conditioners.text.width"),
+    ],
+)
+def test_encoders_that_cannot_follow_are_refused(fields: dict[str, Any], field: str) -> None:
+    row = ROW if "text_4" not in fields["following"] else PARTS
+    with pytest.raises(UserError) as caught:
+        build(ALL, row, **fields)(WIDE, BATCH | {"text_3_ids": IDS[:, :5]}, KEYS)
+    assert caught.value.field == field
+
+
 @pytest.mark.parametrize("parts", [{}, {"other": FIELDS}, {"text": FIELDS, "text_2": FIELDS | dict(length=7)}])
 def test_parts_that_do_not_fit_are_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:

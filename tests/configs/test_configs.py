@@ -29,11 +29,12 @@ FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.stem no
 DESIGNS = "dit_designs_rf"
 OTHER_TASKS = ("autoencoder", "autoencoder_kl", "autoencoder_vq")  # which share nothing but the data with dit_rf
 LATENT = ("captions_latent_rf", "dit_latent_rf", "mmdit_latent_rf")  # in latents of configurations of "autoencoder"
-TEXT = ("scenes_rf",)  # on captions
+TEXT = ("scenes_rf", "adm_text_ddpm")  # on captions
 OWN_VARIANTS = {
     DESIGNS: list(MODULATIONS),
     "captions_latent_rf": ["openmoji"],
     "scenes_rf": ["scenes", "words", "minilm", "cached"],
+    "adm_text_ddpm": ["scenes"],
 }
 VARIANTS = {name: OWN_VARIANTS.get(name, list(default.DATA)) for name in FILES}
 # Fields in which the others may differ from dit_rf: what their names say.

@@ -134,6 +134,8 @@ def test_the_field_follows_from_the_configuration_alone(cache: pathlib.Path) -> 
     [
         (dict(image_size=16), "data.image_size"),
         (dict(channels=3), "data.channels"),
+        (dict(crop="center"), "data.crop"),
+        (dict(buckets=(2, 2)), "data.buckets"),
     ],
 )
 def test_a_cache_of_other_images_is_refused(changes: dict[str, Any], field: str, cache: pathlib.Path) -> None:

@@ -44,6 +44,7 @@ SOURCES: dict[str, tuple[Callable[[Case], dict[str, np.ndarray]], float]] = {
     "diffusers 0.42.1 StableDiffusionPipeline": (pipelines.run, 1e-4),
     "diffusers 0.42.1 StableDiffusionXLPipeline": (pipelines.run, 1e-4),
     "diffusers 0.42.1 StableDiffusionUpscalePipeline": (pipelines.run, 1e-4),
+    "diffusers 0.42.1 StableDiffusion3Pipeline": (pipelines.run, 1e-4),
     "openai/guided-diffusion gaussian_diffusion.py + respace.py": (gaussian.run, 1e-4),
     "transformers 5.24.0 CLIPTextModel": (text.clip, 1e-4),
     "transformers 5.24.0 T5EncoderModel": (text.t5, 1e-4),

@@ -13,8 +13,8 @@ import numpy as np
 
 from archirf_jax.interop import files
 from archirf_jax.launch import prompts, published_systems
+from archirf_jax.launch.companions import diffusion
 from archirf_jax.launch.runs import Run, open_run
-from archirf_jax.launch.sampling import diffusion
 from archirf_jax.samplers.sample import sample
 from tests.golden.adm import nhwc
 from tests.golden.case import Case
@@ -39,6 +39,8 @@ def run(case: Case) -> dict[str, np.ndarray]:
 def kind(case: Case) -> str:
     """The source of the case's system."""
     names = case.hyperparameters["configs"]
+    if "transformer/config.json" in names:
+        return "sd3"
     if "text_encoder_2/config.json" in names:
         return "sdxl"
     if "low_res_scheduler/scheduler_config.json" in names:
@@ -47,12 +49,12 @@ def kind(case: Case) -> str:
 
 
 def write(case: Case, folder: pathlib.Path, dtype: Any = np.float32) -> pathlib.Path:
-    """The folder of a pipeline, as it is published: its tokenizers are a vocabulary and merges."""
+    """The folder of a pipeline, as it is published: CLIP's tokenizers are a vocabulary and merges."""
     given = case.hyperparameters
     for name, settings in given["configs"].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(settings))
-    for tokenizer in folder.glob("tokenizer*"):
+    for tokenizer in [place for place in folder.glob("tokenizer*") if not (place / "tokenizer.json").is_file()]:
         (tokenizer / "vocab.json").write_text(json.dumps(given["vocab"]))
         (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *given["merges"], ""]))
     for part, tensors in tensors_of(case).items():
@@ -63,11 +65,11 @@ def write(case: Case, folder: pathlib.Path, dtype: Any = np.float32) -> pathlib.
 
 
 def tensors_of(case: Case) -> dict[str, dict[str, np.ndarray]]:
-    """The tensors of each part under their published names, which those of text encoders begin with text_model."""
+    """The tensors of each part under their published names, which those of CLIP's encoders begin with text_model."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for path, value in case.params.items():
         part, _, name = path.partition("/")
-        inner = part.startswith("text") and not name.startswith("text_")
+        inner = part in ("text_encoder", "text_encoder_2") and not name.startswith("text_")
         found.setdefault(part, {})[f"text_model.{name}" if inner else name] = value
     return found
 
@@ -98,4 +100,4 @@ def drawn(run: Run, case: Case) -> dict[str, np.ndarray]:
     if "latents_size" in case.outputs:
         found["latents_size"] = draw(batch | {"size": jnp.tile(jnp.asarray(SIZE), (len(start), 1))}, usual)
     arrays = {name: np.moveaxis(np.asarray(value), -1, 1) for name, value in found.items()}
-    return arrays | ({"ids": np.asarray(batch["ids"])} if "ids" in case.outputs else {})
+    return arrays | {name: np.asarray(batch[name]) for name in case.outputs if name.endswith("ids")}

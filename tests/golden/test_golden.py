@@ -25,7 +25,8 @@ MMDIT = [path for path in CASES if path.stem.startswith("mmdit_")]
 OTHERS = (
     *("dit_learn_sigma", "mmdit_sd3", "adm_class_cond", "adm_uncond_simple", "adm_classifier", "edm2_class_cond"),
     *("edm2_uncond", "unet_sd15", "unet_sd21", "unet_sdxl", "inception_fid", "lpips_vgg"),
-    *("pipeline_sd2", "pipeline_sdxl", "pipeline_sd_upscaler"),  # each is a system that is imported and compiled
+    # Each is a system that is imported and compiled.
+    *("pipeline_sd2", "pipeline_sdxl", "pipeline_sd_upscaler", "pipeline_sd3", "pipeline_sd35"),
 )
 SOURCE = "facebookresearch/DiT models.py DiT; by tests/golden/test_golden.py"
 Arrays = dict[str, np.ndarray]

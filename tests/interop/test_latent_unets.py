@@ -63,6 +63,7 @@ def parameters(model: LatentUNet, low_res: int = 0) -> Any:
     condition = {"tokens": np.zeros((1, 1, model.context_width), np.float32)}
     condition |= {"pooled": np.zeros((1, model.pooled_width or 1)), "size": np.zeros((1, model.size_numbers))}
     condition |= {"noise_level": np.zeros(1, np.int32), "low_res": np.zeros((1, 8, 8, low_res))}
+    condition |= {"inpaint": np.zeros((1, 8, 8, 5))}
     x, t = np.zeros((1, 8, 8, 4), np.float32), np.zeros(1, np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), x, t, condition)["params"]
 
@@ -80,6 +81,17 @@ def test_published_networks_have_their_size_and_are_known_by_shapes_alone(source
     assert config.data.channels == 4 and config.data.label_key is None
     for other in set(SIZES) - {source}:
         assert complaint(other, shapes) == "checkpoint"
+
+
+def test_a_network_that_fills_holes_takes_nine_channels_and_has_its_published_size() -> None:
+    model = LatentUNet.preset("sd15", inpaint=True)
+    like = parameters(model)
+    assert sum(leaf.size for leaf in jax.tree.leaves(like)) == 859_535_364
+    shapes = published_shapes(like, rename_latent_unet(model))
+    config = described("sd15", shapes)
+    assert shapes["conv_in.weight"] == (320, 9, 3, 3)
+    assert make_model(config).clone(dtype=jnp.float32) == model and config.data.channels == 4
+    assert config.conditioners.inpaint.shapes.inpaint == (64, 64, 5)  # of a network alone, from a file
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,8 +145,8 @@ def test_a_text_as_wide_as_a_level_leaves_its_first_attention_to_pixels() -> Non
 
 
 def test_networks_of_another_kind_are_refused() -> None:
-    fills_in = shapes_of("unet_sd15") | {"conv_in.weight": (32, 9, 3, 3)}
-    assert complaint("sd15", fills_in) == "checkpoint"
+    sees_depth = shapes_of("unet_sd15") | {"conv_in.weight": (32, 5, 3, 3)}
+    assert complaint("sd15", sees_depth) == "checkpoint"
     assert complaint("sd-upscaler", shapes_of("unet_sd15")) == "checkpoint"  # reads no image
     assert complaint("sd2", shapes_of("unet_sdxl")) == "checkpoint"  # reads sizes
     assert complaint("sdxl", shapes_of("unet_sdxl")) == "model.size_width"  # 256 is too wide

@@ -12,6 +12,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.interop import part_settings, published_folder, scheduler_settings
 from archirf_jax.interop.scheduler_settings import process_fields, sample_fields
 from archirf_jax.processes.ddpm import DDPM
+from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers.config import SamplerConfig
 
 PNDM = dict(_class_name="PNDMScheduler", beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -92,7 +93,60 @@ def test_a_process_that_is_not_here_is_refused(settings: dict[str, Any]) -> None
     assert caught.value.field == "checkpoint" and next(iter(settings)) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        (dict(shift=3), dict(name="shifted", shift=3.0, last=3 / 1002)),
+        ({}, dict(name="shifted", shift=1.0, last=1 / 1000)),
+        (dict(num_train_timesteps=10, shift_terminal=None), dict(name="shifted", shift=1.0, last=1 / 10)),
+        (dict(use_dynamic_shifting=True, shift=3.0), dict(name="dynamic_shift", image_seq_len=64, last=1 / 1000)),
+        (
+            dict(use_dynamic_shifting=True, base_shift=0.4, max_image_seq_len=8192),
+            dict(name="dynamic_shift", image_seq_len=64, last=1 / 1000, base_shift=0.4, max_image_seq_len=8192),
+        ),
+    ],
+)
+def test_a_flows_scheduler_decides_times_and_process(settings: dict[str, Any], grid: dict[str, Any]) -> None:
+    settings = dict(_class_name=scheduler_settings.FLOW) | settings
+    found = scheduler_settings.flow_sample_fields(settings, tokens=64)
+    assert found["solver"] == dict(name="euler") and found["grid"].pop("last") == pytest.approx(grid.pop("last"))
+    assert found["grid"] == grid
+    process = scheduler_settings.flow_process_fields(settings)
+    assert process.pop("name") == "rectified_flow"
+    flow = RectifiedFlow(**process)
+    assert flow.time_scale == settings.get("num_train_timesteps", 1000)
+    SamplerConfig.from_config(found | {"steps": 5}).make_grid(flow)
+
+
+@pytest.mark.parametrize("settings", [dict(shift_terminal=0.1), dict(use_beta_sigmas=True), dict(invert_sigmas=True)])
+def test_a_flow_over_times_that_are_not_here_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        scheduler_settings.flow_sample_fields(settings, tokens=64)
+    assert caught.value.field == "checkpoint" and next(iter(settings)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        ({}, True),
+        (dict(text_encoder_3=["transformers", "T5EncoderModel"]), True),
+        (dict(text_encoder_3=[None, None]), False),
+        (dict(text_encoder_3=None), False),
+    ],
+)
+def test_an_encoder_that_may_be_left_out_is_taken_where_it_is(
+    index: dict[str, Any], found: bool, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert "text_3" not in published_folder.parts(tmp_path, "sd3")
+    (tmp_path / "text_encoder_3").mkdir()
+    assert ("text_3" in published_folder.parts(tmp_path, "sd3")) == found
+    assert list(published_folder.parts(tmp_path, "sdxl")) == ["autoencoder", "text", "text_2"]
+
+
 def test_settings_say_what_shapes_do_not_show() -> None:
+    transformer = part_settings.hints("sd3", dict(num_attention_heads=24, sample_size=128, qk_norm=None))
+    assert transformer == dict(num_heads=24, image_size=128)
     unet = part_settings.hints("sdxl", dict(attention_head_dim=[5, 10], addition_time_embed_dim=256, sample_size=128))
     assert unet == dict(num_heads=(5, 10), size_width=256, image_size=128)
     text = part_settings.hints("clip-text", dict(hidden_act="gelu", num_attention_heads=16, eos_token_id=2))
@@ -114,6 +168,8 @@ def test_settings_say_what_shapes_do_not_show() -> None:
         ),
         ("clip-text", dict(num_hidden_layers=24), dict(depth=23)),
         ("vae", dict(latent_channels=16), dict(latent_channels=4)),
+        ("t5", dict(d_model=4096), dict(hidden_size=2048)),
+        ("sd3", dict(dual_attention_layers=[0, 1]), dict(dual_layers=())),
     ],
 )
 def test_settings_that_the_weights_contradict_are_refused(

@@ -204,3 +204,41 @@ def test_a_directory_that_cannot_hold_a_run_is_refused_before_anything_is_made(
     (tmp_path / "link").symlink_to(tmp_path / name)
     refused(dit_rf.get_config(), tmp_path / "link" / "run")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "field"),
+    [
+        ({"name": "latents:old"}, {"name": "latents:new"}, "data.name"),
+        (
+            {"fields": {"text": {"name": "text_states", "cache": "old"}}},
+            {"fields": {"text": {"cache": "new"}}},
+            "data.fields.text.cache",
+        ),
+    ],
+)
+def test_a_cache_may_lie_elsewhere_where_the_data_have_the_same_digest(
+    there: dict[str, Any], now: dict[str, Any], field: str, tmp_path: pathlib.Path
+) -> None:
+    made = dit_rf.get_config()
+    with made.unlocked():
+        made.data.update(there)
+        claim(made, tmp_path, identity={"data_digest": "1f"})
+        saved(tmp_path)
+        made.data.update(now)
+    for other in ({"data_digest": "2e"}, None):
+        assert f"{field}: " in refused(made, tmp_path, other)
+    claim(made, tmp_path, identity={"data_digest": "1f"})
+    found = dict(leaves(configuration.load(tmp_path)))
+    assert found[field].removeprefix("latents:") == "new"
+
+
+def test_images_and_other_fields_do_not_move_like_a_cache(tmp_path: pathlib.Path) -> None:
+    made = dit_rf.get_config()
+    with made.unlocked():
+        made.data.update(name="folder:old", fields={"own": {"name": "my_lab.own", "cache": "old"}})
+        claim(made, tmp_path, identity={"data_digest": "1f"})
+        saved(tmp_path)
+        made.data.update(name="latents:new", fields={"own": {"cache": "new"}})
+    said = refused(made, tmp_path, {"data_digest": "1f"})
+    assert "data.name" in said and "data.fields.own.cache" in said

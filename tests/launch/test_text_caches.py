@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -15,9 +16,10 @@ from archirf_jax.data.fields import finish
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.text_cache import EMPTY, TextCache
 from archirf_jax.errors import UserError
-from archirf_jax.launch import caches, latents, text_caches
+from archirf_jax.launch import caches, latents, run_directory, text_caches
 from archirf_jax.launch.runs import named, open_run
 from archirf_jax.tasks.building import make_task, resolve
+from archirf_jax.tasks.footprint import MemoryPlan, held, measure
 from configs import autoencoder, mmdit_rf
 from tests import running
 from tests.commands import saved
@@ -32,7 +34,7 @@ SMALL: dict[str, Any] = {
     **{"batch_size": 8, "model.hidden_size": 16, "model.depth": 1, "model.depth_single": 0, "model.num_heads": 2},
     **{"model.registers": 0, "model.context": "text", "model.context_width": WIDTH, "model.pooled_width": WIDTH},
     **{"data.label_key": None, "objective.condition_dropout": 0.5, "sample.steps": 2, "sample.per_class": 1},
-    **{"steps": 2, "schedule.warmup_steps": 0, "log.every_steps": 1, "checkpoint.every_steps": 2},
+    **{"steps": 2, "schedule.warmup_steps": 0, "log.every_steps": 1, "checkpoint.every_steps": 1},
     **{"sample.every_steps": 2, "log.tensorboard": False, "mesh.data": 1},
 }
 CONDITIONER = {"name": "text", "pooled": "pooled"}
@@ -122,14 +124,48 @@ def test_losses_from_the_cache_are_those_with_the_encoder_which_is_not_asked(
     assert np.abs(other / losses[0] - 1).max() > 1e-2  # texts count
 
 
-def test_a_run_from_a_cache_draws_texts_without_it(
+def test_a_plan_counts_frozen_weights_in_their_own_type_and_no_encoder_whose_texts_are_cached(
     encoder: pathlib.Path, images: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    moved = shutil.copytree(cache, tmp_path / "texts")
-    assert running.call("main", *flags(encoder, images, moved), f"--workdir={tmp_path / 'run'}") == 0
-    assert running.steps_logged(tmp_path / "run") == [1, 2]
+    def parts(run: pathlib.Path, cache: pathlib.Path | None = None) -> tuple[Any, Any, Any]:
+        made = config(run, images, cache)
+        resolve(made, 1)
+        runs = named(made, pathlib.Path())
+        text_caches.fit(made, runs)
+        return made, runs, caches.frozen_shapes(made, runs)
+
+    single = open_run(encoder)
+    halved = jax.tree.map(lambda leaf: leaf.astype(np.float16), single.params)
+    attached = run_directory.attached(encoder)
+    run_directory.write(tmp_path / "half", single.config.to_dict(), halved, step=0, attached=attached)
+    for place, params in ((encoder, single.params), (tmp_path / "half", halved)):
+        _, _, frozen = parts(place)
+        assert held(frozen, 1) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    made, runs, frozen = parts(encoder, cache)
+    null = sum(array.nbytes for array in TextCache(cache, "cache").empty().values())
+    assert measure(made, MemoryPlan(False, 1, 1), 1, runs=runs, frozen=frozen).frozen == held(frozen, 1) == null
+
+
+def test_a_run_from_a_cache_goes_on_where_the_cache_lies_elsewhere_and_draws_texts_without_it(
+    encoder: pathlib.Path, images: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert running.call("main", *flags(encoder, images, cache), f"--workdir={tmp_path / 'whole'}") == 0
+    assert running.steps_logged(tmp_path / "whole") == [1, 2]
+    moved, cut = shutil.copytree(cache, tmp_path / "texts"), shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(cut / "checkpoints" / "2")
+    resumed = ("main", *flags(encoder, images, moved), f"--workdir={cut}")
+    with running.messages() as said:
+        running.call(*resumed)
+    assert any("checkpoint of step 1" in line for line in said)
+    running.assert_same_run(tmp_path / "whole", cut, 2)
+    assert open_run(cut).config.data.fields.text.cache == str(moved)
+
+    header = json.loads((moved / "text_states.json").read_text())
+    (moved / "text_states.json").write_text(json.dumps(header | {"encoder": "another"}))
+    assert running.refused(*resumed).flag == "config.data.fields.text.cache"
     shutil.rmtree(moved)
-    run = open_run(tmp_path / "run")
+    assert running.refused(*resumed).flag == "config.data.fields.text.cache"
+    run = open_run(cut)
     drawn = run.sample(prompts=[TEXTS[0], TEXTS[1]], per_class=1, guidance_scale=2.0)
     assert drawn.shape == (2, 8, 8, 1) and "model" in run.frozen["text"]
 

@@ -116,3 +116,18 @@ def test_conditions_that_are_missing_or_do_not_fit_are_named(fields: Any, condit
     with pytest.raises(UserError) as caught:
         shapes(DiT(**FIELDS | fields), condition)
     assert caught.value.field == field
+
+
+def test_each_number_of_a_size_is_read_in_its_place() -> None:
+    model = DiT(**FIELDS | dict(size_numbers=6))
+    size = np.asarray([[30, 40, 0, 5, 16, 16]] * B, np.float32)
+    params = stir(shapes(model, LABELS | {"size": size}))
+    out = run(model, params, X, T, LABELS | {"size": size})
+    for place in range(6):
+        other = size.copy()
+        other[:, place] += 3
+        assert differ(run(model, params, X, T, LABELS | {"size": other}), out)
+    assert differ(run(model, params, X, T, LABELS | {"size": size[:, [1, 0, 2, 3, 4, 5]]}), out)
+    for wrong in ({}, {"size": size[:, :4]}):
+        with pytest.raises(UserError):
+            shapes(model, LABELS | wrong)

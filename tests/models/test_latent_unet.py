@@ -180,7 +180,6 @@ def test_a_level_without_transformers_needs_no_fitting_heads_but_the_middle_does
         ("norm_num_groups", 0),
         ("pooled_width", None),
         ("pooled_width", 4),
-        ("size_width", None),
         ("size_width", 3),
         ("size_numbers", 5),
         ("noise_levels", 0),

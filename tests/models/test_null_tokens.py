@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from archirf_jax.errors import UserError
+from archirf_jax.models.adm_unet import ADMUNet
 from archirf_jax.models.dit import DiT
 from archirf_jax.models.mmdit import MMDiT
 from archirf_jax.processes.rectified_flow import RectifiedFlow
@@ -31,7 +32,18 @@ NONE = {name: np.zeros_like(value[0]) for name, value in TEXT.items()}  # as con
 SIZE: dict[str, Any] = dict(hidden_size=8, depth=1, num_heads=2, context_width=WIDTH, null_tokens=2)
 MODELS: dict[str, Any] = {
     "dit": DiT(**SIZE, conditioning="cross_attention"),
+    "dit, in context": DiT(**SIZE, conditioning="in_context", pooled_width=POOLED),
     "mmdit": MMDiT(**SIZE, context="text", pooled_width=POOLED),
+    "adm": ADMUNet(
+        class_conditional=False,
+        model_channels=32,
+        num_res_blocks=1,
+        channel_mult=(1,),
+        attention_downsamples=(),
+        context_width=WIDTH,
+        pooled_width=POOLED,
+        null_tokens=2,
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -57,7 +69,7 @@ def answers(model: Any) -> Any:
 @every_model
 def test_without_the_field_there_is_no_such_parameter(name: str) -> None:
     model = MODELS[name]
-    assert own(stirred(model)).keys() == ({"null_tokens", "null_pooled"} if name == "mmdit" else {"null_tokens"})
+    assert own(stirred(model)).keys() == ({"null_tokens"} if name == "dit" else {"null_tokens", "null_pooled"})
     assert not own(stirred(model.clone(null_tokens=0)))
 
 
@@ -93,7 +105,7 @@ def test_guidance_leads_away_from_it(name: str) -> None:
     every = TEXT | {"mask": np.ones_like(TEXT["mask"])}
 
     def guided(null: Any, scale: float) -> jax.Array:
-        whole = params | null if name == "dit" else params | {"context": params["context"] | null}
+        whole = params | {"context": params["context"] | null} if name == "mmdit" else params | null
 
         def network(x: Any, t: Any, condition: Any, *, s: Any = None) -> Any:
             return model.apply({"params": whole}, x, t, condition), {}

@@ -47,10 +47,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "linspace": {"skipped": 1},
         "trailing": {"ends_at_data": False},
         "leading": {"offset": 1, "skipped": 1, "ends_at_data": False},
-        "shifted": {"shift": 3.0, "sigmas": (0.9, 0.5)},
+        "shifted": {"shift": 3.0, "sigmas": (0.9, 0.5), "last": 0.1},
         "dynamic_shift": {
             **{"image_seq_len": 1024, "base_shift": 0.4, "max_shift": 1.2, "sigmas": (0.9, 0.5)},
-            **{"base_image_seq_len": 128, "max_image_seq_len": 8192},
+            **{"base_image_seq_len": 128, "max_image_seq_len": 8192, "last": 0.1},
         },
         "karras": {"rho": 5.0, "sigma_min": 0.01, "sigma_max": 50.0},
         "respaced": {"spacing": "25"},
@@ -232,6 +232,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *[
         ({"grid": "shifted", "grid.sigmas": value}, "grid.sigmas")
         for value in ((), (1.1, 0.5), (0.5, 0.5), (0.2, 0.5), (0.5, 0.0), (NAN, 0.5), (0.9, NAN), 0.5, ("a",))
+    ],
+    *[
+        (fields | {"grid.last": value}, "grid.last")
+        for fields in (TOKENS, {"grid": "shifted"})
+        for value in (0.0, 1.1, NAN)
     ],
     ({"grid": "dynamic_shift"}, "grid.image_seq_len"),
     *[(TOKENS | {"grid.image_seq_len": value}, "grid.image_seq_len") for value in (0, -1, 2.5, 10**9)],

@@ -97,6 +97,18 @@ def test_given_sigmas_are_the_times_before_the_shift(process: Process) -> None:
         assert np.array_equal(found[1:, 0], found[:-1, 1]) and found[-1, 1] == 0
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_last_of_even_times_is_where_it_is_said_and_the_data_follow(steps: int) -> None:
+    moved = grid("shifted", FLOW, steps, shift=3.0, last=0.01)
+    even = grid("shifted", FLOW, steps, last=0.01)
+    np.testing.assert_allclose(even[:, 0], np.linspace(1, 0.01, steps), rtol=1e-12)
+    assert np.array_equal(even[1:, 0], even[:-1, 1]) and even[-1, 1] == moved[-1, 1] == 0 and moved[0, 0] == 1
+    np.testing.assert_allclose(odds(moved[1:, 0]), odds(even[1:, 0]) + np.log(3), rtol=1e-12)
+    dynamic = grid("dynamic_shift", FLOW, steps, image_seq_len=256, last=0.01)
+    np.testing.assert_allclose(odds(dynamic[1:, 0]), odds(even[1:, 0]) + 0.5, rtol=1e-12)
+    assert grid("shifted", FLOW, 2, sigmas=(0.9, 0.5), last=0.01)[1, 0] == 0.5  # given times are no even ones
+
+
 @pytest.mark.parametrize(
     ("tokens", "fields", "mu"),
     [

@@ -47,14 +47,14 @@ def needs(monkeypatch: pytest.MonkeyPatch, floor: list[float]) -> list[MemoryPla
     """Memory by a formula in place of a compiler; the ways that it was asked of."""
     asked: list[MemoryPlan] = []
 
-    def of_formula(config: Any, way: MemoryPlan, number: int, device: Device, runs: Any) -> Memory:
+    def of_formula(config: Any, way: MemoryPlan, *others: Any) -> Memory:
         asked.append(way)
         state, kept = 8 / way.fsdp, (4 if way.remat else 64) / way.accumulation
         return memory(max(state + kept, floor[0] / way.fsdp))
 
     monkeypatch.setattr(planning, "measure", of_formula)
     monkeypatch.setattr(
-        planning, "_lasting", lambda task, device, fsdp: 8 / fsdp * GIB > planning.USABLE * device.memory
+        planning, "_lasting", lambda state, frozen, device, fsdp: 8 / fsdp * GIB > planning.USABLE * device.memory
     )
     return asked
 

@@ -61,7 +61,9 @@ def make_fields(data: Any) -> Fields:
         UserError: no such field or option, or two fields that give the same name.
     """
     room = sys.modules[__name__]
-    own = {name: data[name] for name in ("image_size", "channels", "flip")} | {"value_range": data.get("value_range")}
+    own = {name: data[name] for name in ("image_size", "channels", "flip")}
+    # A saved configuration may be older than these.
+    own |= {name: data.get(name) for name in ("value_range", "crop", "buckets")}
     made: Fields = {}
     if not data.name.startswith(LATENTS):
         made["image"] = registry.build(room, "data.name", "image", own)
@@ -110,6 +112,12 @@ def unflipped(fields: Fields) -> Fields:
     """The fields of a data set, whose images are not mirrored at random."""
     kept = {name: field for name, field in fields.items() if getattr(field, "flip", False)}
     return fields | {name: dataclasses.replace(field, flip=False) for name, field in kept.items()}  # type: ignore[type-var]
+
+
+def centred(fields: Fields) -> Fields:
+    """The fields of a data set, whose images are not cut out at random."""
+    kept = {name: field for name, field in fields.items() if getattr(field, "crop", None) == "random"}
+    return fields | {name: dataclasses.replace(field, crop="center") for name, field in kept.items()}  # type: ignore[type-var]
 
 
 def _number(name: str) -> int:

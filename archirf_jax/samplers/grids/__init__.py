@@ -7,7 +7,7 @@ file ends in `build`, a frozen dataclass that subclasses `Grid`. Step k of DDPM'
 from __future__ import annotations
 
 from archirf_jax import lazy
-from archirf_jax.samplers.grids.base import Grid, pairs, starting_at
+from archirf_jax.samplers.grids.base import Grid, ending_at, pairs, starting_at
 
 _HOMES = {
     "Archirf": ".archirf",
@@ -20,5 +20,5 @@ _HOMES = {
     "Trailing": ".trailing",
     "Uniform": ".uniform",
 }
-__all__ = ["Grid", "pairs", "starting_at", *_HOMES]
+__all__ = ["Grid", "ending_at", "pairs", "starting_at", *_HOMES]
 __getattr__ = lazy.getter(__name__, _HOMES)

@@ -77,6 +77,19 @@ def at_steps(places: np.ndarray, total: int, ends_at_data: bool = True) -> np.nd
     return pairs(np.append((places + 1) / total, 0.0 if ends_at_data else 1 / total))
 
 
+def ending_at(grid: np.ndarray, t: float) -> np.ndarray:
+    """The steps of a grid that start above time t, of which the last one may go beyond it.
+
+    Raises:
+        UserError: about "handover": there is none.
+    """
+    found = grid[grid[:, 0] > t + ROUNDING]
+    if not len(found):
+        what = f"leaves no step before it, as the grid starts at {grid[0, 0]:.4g}; hand over later"
+        raise UserError("handover", t, what)
+    return found
+
+
 def starting_at(grid: np.ndarray, t: float) -> np.ndarray:
     """The steps of a grid from time t on: the first goes from t, or the grid's own start, to the grid's next time.
 

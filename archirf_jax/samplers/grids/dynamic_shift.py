@@ -16,7 +16,7 @@ import numpy as np
 from archirf_jax.errors import UserError
 from archirf_jax.processes.base import Process
 from archirf_jax.samplers.grids.base import Grid
-from archirf_jax.samplers.grids.shifted import Shifted, check_sigmas
+from archirf_jax.samplers.grids.shifted import Shifted, check_last, check_sigmas
 from archirf_jax.samplers.ranges import check_range
 
 LARGEST_MU = 12.0  # beyond it float32, in which solvers step, no longer tells the first of 50 times from 1
@@ -30,7 +30,7 @@ class DynamicShift(Grid):
         image_seq_len: tokens of an image to draw, 1 or more: (size / patch)^2, for latents of the latents' size.
         base_shift, max_shift: mu at the two numbers of tokens that follow.
         base_image_seq_len, max_image_seq_len: 1 or more, the first below the second.
-        sigmas: the times before the shift, as of the grid `shifted`; None = even from 1.
+        sigmas, last: the times before the shift, as of the grid `shifted`.
 
     Raises:
         UserError: a field out of its range, or a mu beyond 12 or -12.
@@ -42,6 +42,7 @@ class DynamicShift(Grid):
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
     sigmas: tuple[float, ...] | None = None
+    last: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_seq_len", "base_image_seq_len", "max_image_seq_len"):
@@ -55,6 +56,7 @@ class DynamicShift(Grid):
             what = f"gives mu={self.mu:.4g}, which must be at most {LARGEST_MU:g} and no less than {-LARGEST_MU:g}"
             raise UserError("sample.grid.image_seq_len", self.image_seq_len, what)
         check_sigmas(self.sigmas)
+        check_last(self.last)
 
     @property
     def mu(self) -> float:
@@ -78,7 +80,7 @@ class DynamicShift(Grid):
 
     @property
     def _shifted(self) -> Shifted:
-        return Shifted(math.exp(self.mu), self.sigmas)
+        return Shifted(math.exp(self.mu), self.sigmas, self.last)
 
 
 build = DynamicShift

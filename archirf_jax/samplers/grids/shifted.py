@@ -21,14 +21,18 @@ class Shifted(Grid):
         shift: above 0; 1 leaves the times as they are, SD3 uses 3 at 1024x1024.
         sigmas: the times before the shift (a rectified flow's sigma is its time), falling, at most 1 and above 0; the
             data follows, so there are as many steps as sigmas. None = even from 1, in any number of steps.
+        last: where times are even, the last one before the shift, from which a step leads to the data, above 0 and at
+            most 1; None = as far from the data as each is from the next.
     """
 
     shift: float = 1.0
     sigmas: tuple[float, ...] | None = None
+    last: float | None = None
 
     def __post_init__(self) -> None:
         check_range("sample.grid.shift", self.shift, 0, above=True)
         check_sigmas(self.sigmas)
+        check_last(self.last)
 
     @property
     def count(self) -> int | None:
@@ -45,8 +49,18 @@ class Shifted(Grid):
 
     def times(self, process: Process, steps: int) -> np.ndarray:
         """(N, 2) steps."""
-        before = np.linspace(1.0, 0.0, steps + 1) if self.sigmas is None else np.append(self.sigmas, 0.0)
-        return pairs(shift_time(before, self.shift))
+        return pairs(shift_time(self._before(steps), self.shift))
+
+    def _before(self, steps: int) -> np.ndarray:
+        if self.sigmas is None and self.last is None:
+            return np.linspace(1.0, 0.0, steps + 1)
+        return np.append(self.sigmas or np.linspace(1.0, self.last or 0.0, steps), 0.0)
+
+
+def check_last(last: float | None) -> None:
+    """Raise a UserError unless the last of even times is above 0 and at most 1, or not given."""
+    if last is not None:
+        check_range("sample.grid.last", last, 0, 1, above=True)
 
 
 def check_sigmas(sigmas: tuple[float, ...] | None) -> None:

@@ -1,0 +1,68 @@
+"""Every network that reads texts trains on scenes, shows their captions in its previews, and draws prompts."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from archirf_jax.data.composition import compose, render
+from archirf_jax.visuals import pictures
+from tests import running
+from tests.commands import text_networks
+from tests.commands.text_networks import NETWORKS, STEPS
+
+SCENES = compose("train", load_digits().target, count=24)
+PROMPTS = ["a red seven above a blue two", "a blue two"]
+READING = ("'text'", "'context'", "pooled", "text_key_value", "key_value", "cross_attention")
+PARTS = {"latent_unet": "size_embedding"}  # what reads its pooled vector
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder, digits = tmp_path_factory.mktemp("scenes") / "images", load_digits()
+    folder.mkdir()
+    for number, scene in enumerate(SCENES):
+        Image.fromarray(render(scene, digits.images)).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"{scene.caption}\nanother caption")
+    return folder
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "adm")) for n in NETWORKS])
+def test_what_reads_the_text_learns_and_prompts_are_drawn(
+    name: str, scenes: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    config = f"--config={text_networks.__file__}:{name}"
+    assert running.call("main", config, f"--workdir={run}", f"--config.data.name=folder:{scenes}") == 0
+    first, last = (running.final_arrays(run, step) for step in (STEPS - 2, STEPS))
+    words = (*READING, PARTS.get(name, "pooled"))
+    texts = {path for path in first if "params" in path and any(word in path for word in words)}
+    # One vector that is added to all keys changes no softmax over them, and an embedding has rows of absent words.
+    still = {path for path in texts if np.array_equal(first[path], last[path]) and "'key'" not in path}
+    assert len(texts) > 15 and not still, still
+
+    asked = [f"--prompt={text}" for text in PROMPTS]
+    sampling = ("sample", f"--workdir={run}", *asked, "--per_prompt=2", "--guidance_scale=3")
+    running.call(*sampling, f"--out={tmp_path / 'x.npz'}")
+    drawn = np.load(tmp_path / "x.npz")
+    assert drawn["images"].shape == (4, 16, 16, 3) and drawn["prompts"].tolist() == [p for p in PROMPTS for _ in "12"]
+    check_previews(run)
+
+
+def check_previews(run: pathlib.Path) -> None:
+    """Previews have the first different captions beside their rows, at every step, as sheets of prompts have theirs."""
+    captions = list(dict.fromkeys(scene.caption for scene in SCENES))[:3]
+    named, bare = (pictures.grid(np.zeros((3, 2, 16, 16, 3), np.uint8), names) for names in (captions, ()))
+    width = named.shape[1] - bare.shape[1]
+    found = [pictures.load_png(path) for path in sorted((run / "samples").glob("*.png"))]
+    assert len(found) == 2 and width > 40
+    for picture in found:
+        assert picture.shape == named.shape
+        np.testing.assert_array_equal(picture[:, :width], named[:, :width])
+        assert np.all(picture[:, width:].std(axis=(0, 1)) > 0)
+    with Image.open(run / "denoising.gif") as frames:
+        assert frames.size == (named.shape[1], named.shape[0])
