@@ -87,18 +87,27 @@ def scatter(rows: Rows) -> Any:
 
     figure, ranks = Figure(figsize=(11, 4.8), layout="constrained"), correlations(rows)
     panels = figure.subplots(1, len(AGAINST), sharey=True)
-    for panel, (label, (group, name, more)) in zip(panels, AGAINST.items(), strict=True):
+    for panel, (label, (group, name, _)) in zip(panels, AGAINST.items(), strict=True):
         for arm, mine in by_arm(rows).items():
             x, y = ([row[first][second] for row in mine] for first, second in ((group, name), GENERATION))
-            colour = f"C{QUESTIONS.index(ARMS[arm].question)}"
-            panel.plot(x, y, "o-", color=colour, markersize=4, linewidth=0.8)
-            panel.annotate(arm, (np.mean(x), np.mean(y)), fontsize=7, color=colour)
-        panel.set(xlabel=label, yscale="log", xscale="linear" if more else "log")
-        panel.set_title(f"rank correlation {ranks[label]:+.2f}" if ranks else "", fontsize=9)
+            panel.plot(x, y, f"{_marker(arm)}-", color=_colour(arm), markersize=5, linewidth=0.8, label=arm)
+        panel.set_xlabel(label)
+        panel.set_title(f"rank correlation of how good both are: {ranks[label]:+.2f}" if ranks else "", fontsize=9)
         panel.grid(alpha=0.3)
-    panels[0].axhline(np.mean(_half(rows, "half_of_real")), color="grey", linewidth=1, linestyle=":")
+        panel.axhline(np.mean(_half(rows, "half_of_real")), color="grey", linewidth=1, linestyle=":")
     panels[0].set_ylabel("Frechet distance of samples from held-out images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     return figure
+
+
+def _colour(arm: str) -> str:
+    """One for each question."""
+    return f"C{QUESTIONS.index(ARMS[arm].question)}"
+
+
+def _marker(arm: str) -> str:
+    """One for each arm of a question."""
+    return "osD^v"[[other for other, what in ARMS.items() if what.question == ARMS[arm].question].index(arm)]
 
 
 def page(originals: np.ndarray, arms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[str]]:
