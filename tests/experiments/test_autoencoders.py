@@ -119,11 +119,11 @@ def test_text_between_marks_is_replaced_and_the_rest_stays(tmp_path: pathlib.Pat
     path = tmp_path / "README.md"
     shutil.copy(README, path)
     before = path.read_text()
-    for text in ("a longer text", "text"):
+    for text in ("an earlier table", "text"):
         for name in SETS:
             summary.insert(path, f"table of {name}", text)
     after = path.read_text()
-    assert after.count("\ntext\n") == len(SETS) and "longer" not in after
+    assert after.count("\ntext\n") == len(SETS) and "an earlier table" not in after
     assert before.split("<!--")[0] == after.split("<!--")[0] and before.split("-->")[-1] == after.split("-->")[-1]
     path.write_text(before.replace("<!-- end of table of digits -->", ""))
     with pytest.raises(UserError) as error:
