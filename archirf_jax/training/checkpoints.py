@@ -177,16 +177,8 @@ class Checkpoints:
         Raises:
             UserError: there is none, or none of that name, or it is of another network.
         """
-        if step is not None and step not in self.steps():
-            raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
-        if not self.steps():
-            raise self._unusable()
-        asked = step or self.steps()[0]
-        network = network or self.networks(asked)[0]
-        if name != "ema" and name not in (names := self.averages(asked, network)):
-            raise UserError("ema", name, f"is not an average of this run; there are {', '.join(names)}")
-        item = items.average(network, name)
-        found = self._newest({item: like}, only=step)
+        asked, item = self._average(step, name, network)
+        found = self._newest({item: like}, only=None if step is None else asked)
         if found is None:
             raise self._unusable()
         return found[0], found[1][item]
@@ -195,22 +187,30 @@ class Checkpoints:
         """Shapes of the main network's averaged parameters by module, in the newest checkpoint or that of `step`.
 
         Raises:
-            UserError: there is no checkpoint.
+            UserError: there is no checkpoint, or no average of that name.
         """
-        if not self.steps():
-            raise self._unusable()
-        asked = step or self.steps()[0]
-        return items.shapes(self.directory / str(asked) / items.average(self.networks(asked)[0], name))
+        asked, item = self._average(step, name)
+        return items.shapes(self.directory / str(asked) / item)
 
     def average_as_saved(self, like: Any, step: int | None = None, name: str = "ema") -> Any:
         """Shapes of `like` in the types of the average that would be read; as they are where there is none."""
-        asked = step or next(iter(self.steps()), None)
-        if asked not in self.steps():
-            return like
         try:
-            return items.as_saved(self.directory / str(asked) / items.average(self.networks(asked)[0], name), like)
-        except (OSError, ValueError, LookupError):  # damaged, as will be said when it is read
+            asked, item = self._average(step, name)
+            return items.as_saved(self.directory / str(asked) / item, like)
+        except (UserError, OSError, ValueError, LookupError):  # absent or damaged, as will be said when it is read
             return like
+
+    def _average(self, step: int | None, name: str, network: str | None = None) -> tuple[int, str]:
+        """(step, item) of an average; raises a UserError where there is none of that name."""
+        if step is not None and step not in self.steps():
+            raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
+        if not self.steps():
+            raise self._unusable()
+        asked = step or self.steps()[0]
+        network = network or self.networks(asked)[0]
+        if name != "ema" and name not in (names := self.averages(asked, network)):
+            raise UserError("ema", name, f"is not an average of this run; there are {', '.join(names)}")
+        return asked, items.average(network, name)
 
     def read(self, name: str, like: Any, step: int, network: str | None = None) -> Any:
         """The average `name` of the checkpoint of `step`, shaped like `like`; of the main network unless named.

@@ -55,10 +55,16 @@ def networks(names: Iterable[str]) -> list[str]:
 
 
 def shapes(folder: pathlib.Path) -> Any:
-    """Shapes of a saved tree."""
+    """Shapes of a saved tree.
+
+    Raises:
+        ValueError: nothing is saved there.
+    """
     with ocp.StandardCheckpointer() as reader:
-        saved = reader.metadata(folder).item_metadata.tree
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), saved)
+        saved = reader.metadata(folder).item_metadata
+    if saved is None:
+        raise ValueError(f"{str(folder)!r} holds no tree")
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), saved.tree)
 
 
 def as_saved(folder: pathlib.Path, like: Any) -> Any:
