@@ -31,7 +31,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "adm")) for n in NETWORKS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "mmdit")) for n in NETWORKS])
 def test_what_reads_the_text_learns_and_prompts_are_drawn(
     name: str, scenes: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -11,15 +11,15 @@ from configs import adm_text_ddpm, scenes_rf
 STEPS = 4
 TINY: dict[str, Any] = dict(hidden_size=16, depth=1, num_heads=2, patch_size=4)
 NETWORKS: dict[str, dict[str, Any]] = {
-    "adm": dict(channel_mult=(1, 2), attention_downsamples=(2,)),  # and what its configuration says
+    "adm": dict(channel_mult=(1,), attention_downsamples=(1,)),  # and what its configuration says
     "mmdit": dict(name="mmdit", context="text", depth_single=1, **TINY),
     "dit": dict(name="dit", conditioning="cross_attention", num_classes=None, **TINY),
     "in_context": dict(name="dit", conditioning="in_context", num_classes=None, **TINY),
     "latent_unet": dict(
         name="latent_unet",
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         layers_per_block=1,
-        transformer_depth=(0, 1),
+        transformer_depth=(1,),
         num_heads=2,
         norm_num_groups=4,
     ),
