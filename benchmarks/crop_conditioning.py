@@ -10,7 +10,7 @@ of many. Two networks are trained alike, the one conditioned on sizes and the ot
 digit are drawn from both without guidance, the first one's at (12, 12, 0, 0, 12, 12). Measured is the share of images
 whose centre of ink lies within a pixel of the middle, and how far it is away on average; beside it the same of the
 square originals and of their random cuts. With --steered images of wide originals are drawn as well, at several cuts:
-their ink should move to the left by as much as the cut moves to the right.
+their ink should move to the left by as much as the cut moves to the right. The default takes 8 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
