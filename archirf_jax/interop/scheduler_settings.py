@@ -31,7 +31,7 @@ FLOW_FIXED = {
     **{f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")},
 }
 LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
-# Classes that end at the data's step 0 unless they are told to end at the data.
+# Classes that end at the data's step 0 unless their settings let them end at the data.
 ENDS = {"DDIMScheduler": True, "PNDMScheduler": False}
 
 
