@@ -11,7 +11,7 @@
 of your own, name their folder and an autoencoder in prepare_data, and in the training --config.data.name,
 --config.frozen.autoencoder and --config.data.fields.text.cache.
 
-Cost: not measured.
+Cost: 40 minutes on 2 CPU cores, by the pace of its first 85 steps.
 """
 
 from ml_collections import ConfigDict
