@@ -178,7 +178,7 @@ class Checkpoints:
             UserError: there is none, or none of that name, or it is of another network.
         """
         asked, item = self._average(step, name, network)
-        found = self._newest({item: like}, only=None if step is None else asked)
+        found = self._newest({item: like}, only=step)
         if found is None:
             raise self._unusable()
         return found[0], found[1][item]
@@ -206,7 +206,7 @@ class Checkpoints:
             raise UserError(f"no checkpoint of step {step}; there are {self.whole()}")
         if not self.steps():
             raise self._unusable()
-        asked = step or self.steps()[0]
+        asked = self.steps()[0] if step is None else step
         network = network or self.networks(asked)[0]
         if name != "ema" and name not in (names := self.averages(asked, network)):
             raise UserError("ema", name, f"is not an average of this run; there are {', '.join(names)}")

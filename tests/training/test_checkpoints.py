@@ -147,6 +147,16 @@ def test_the_average_alone_comes_from_the_newest_or_the_asked_step(saved: pathli
     assert "3, 2" in str(caught.value)
 
 
+def test_the_average_of_step_0_is_not_that_of_a_newer_one(tmp_path: pathlib.Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (0, 4):
+        checkpoints.save(state(step), {})
+    checkpoints.wait()
+    step, average = checkpoints.restore_average(like_average(), 0)
+    assert step == 0
+    assert_equal(average, state(0).networks["net"].averages["ema"])
+
+
 @pytest.mark.parametrize("item", [*ITEMS, "net.objective_state"])
 def test_damage_anywhere_falls_back_and_is_kept_aside(item: str, tmp_path: pathlib.Path) -> None:
     saved = save(tmp_path / "c", remembering)
