@@ -1,13 +1,14 @@
-"""python -m benchmarks.gpu [--parts=1-5] [--seconds=420] [--out=DIR] [--toy]: measure a machine with a GPU.
+"""python -m benchmarks.gpu [--parts=1-3] [--seconds=420] [--out=DIR] [--toy]: measure a machine with a GPU.
 
-Parts, each a process of its own with a limit of time, whose results are written as they come to DIR/NAME.json:
+Parts are processes with a limit of time, whose results are written as they come to DIR/NAME.json:
 
-    1 right     golden cases, flash attention, derivatives, a step of every network, kill and resume, planned memory
-    2 steps     training steps of networks of published sizes; then `peers`, the same by PyTorch, where it is installed
-    3 sampling  images a second with guidance, all the way and within an interval
-    4 loop      time outside the step, saves, start-up
-    5 picture   minutes of training on openmoji, samples, Frechet distance
+    1 right    golden cases, flash attention, derivatives, a step of every network, kill and resume, planned memory
+    2 ours     training steps and guided samplers of networks of published sizes
+      peers_*  the same by PyTorch, where it is installed
+    3 loop     time outside the step, saves, start-up
+    4 picture  minutes of training on openmoji, samples, Frechet distance
 
+The processes of part 2 compile at the same time, and measure one after the other when all have compiled.
 --toy takes small sizes, for a CPU. The machine needs what requirements.txt names; torch and diffusers are the peers'.
 """
 
@@ -16,23 +17,22 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
-from benchmarks.gpu.results import of_file
+from benchmarks.gpu.ours import STEPS
+from benchmarks.gpu.results import of_file, ready
 from benchmarks.machine import say
 
-# Number of a part -> its processes, each with its share of the time.
-PARTS = {
-    1: {"right": 0.34},
-    2: {"steps": 0.24, "peers": 0.18},
-    3: {"sampling": 0.12},
-    4: {"loop": 0.12},
-    5: {"picture": 1.0},
-}
+PEERS = {f"peers_{re.sub(r'[^a-z0-9]+', '_', name.lower())}": name for name in STEPS}
+# Number of a part -> its share of the time, and its processes.
+PARTS = {1: (0.25, ["right"]), 2: (0.55, ["ours", *PEERS]), 3: (0.2, ["loop"]), 4: (1.0, ["picture"])}
 GRACE = 15  # seconds that a process may take to end by itself after its time
+OTHERS = 6  # seconds that each process which waits for the first needs
+COMPILING = 0.65  # share of the time of processes that wait for each other
 
 
 def numbers(text: str) -> list[int]:
@@ -44,33 +44,59 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def run(name: str, seconds: float, out: pathlib.Path, toy: bool) -> str:
-    """Run the process of a part; how it ended."""
-    path = out / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.gpu.{name}", f"--seconds={seconds:.0f}", f"--out={path}"]
+def start(name: str, seconds: float, out: pathlib.Path, toy: bool) -> subprocess.Popen[bytes]:
+    """The process `name`, which waits on its input for its turn."""
+    module, of_network = ("peers", [f"--network={PEERS[name]}"]) if name in PEERS else (name, [])
+    command = [sys.executable, "-m", f"benchmarks.gpu.{module}", f"--seconds={seconds:.0f}", f"--out={out / name}.json"]
     # Memory is taken as it is needed: parts start processes that use the same GPU.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"} | os.environ
+    ready(out / f"{name}.json").unlink(missing_ok=True)
     with open(out / f"{name}.log", "w") as log:
-        process = subprocess.Popen(
-            [*command, *(["--toy"] if toy else [])],
+        return subprocess.Popen(
+            [*command, *of_network, *(["--toy"] if toy else [])],
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            code = process.wait(seconds + GRACE)
-            return "done" if code == 0 else f"failed with code {code}; see {log.name}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # it and all that it started
-            process.wait()
-            return f"cut after {seconds + GRACE:.0f} s"
+
+
+def finish(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """Let a process measure; how it ended."""
+    try:
+        process.communicate(b"\n", timeout=max(seconds, 1.0))
+        return "done" if process.returncode == 0 else f"failed with code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # it and all that it started
+        process.wait()
+        return "cut: its time was over"
+
+
+def run(names: list[str], seconds: float, out: pathlib.Path, toy: bool) -> list[str]:
+    """Run processes that prepare at once and measure in turn; how each ended."""
+    begun = time.monotonic()
+    reserved = OTHERS * (len(names) - 1)  # of what the first might take
+    processes = {name: start(name, seconds - reserved * (i == 0), out, toy) for i, name in enumerate(names)}
+    if len(names) > 1:
+        while time.monotonic() - begun < COMPILING * seconds and any(
+            process.poll() is None and not ready(out / f"{name}.json").exists() for name, process in processes.items()
+        ):
+            time.sleep(0.2)
+        say(f"compiled after {time.monotonic() - begun:.0f} s")
+    ends = []
+    for i, (name, process) in enumerate(processes.items()):
+        ends.append(finish(process, seconds - reserved * (i == 0) + GRACE - (time.monotonic() - begun)))
+        ready(out / f"{name}.json").unlink(missing_ok=True)
+        of_file(out / f"{name}.json").end(ends[-1])
+        say(f"{name}: {ends[-1]}")
+    return ends
 
 
 def main() -> int:
     """Run the parts in turn; 1 if one was not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=numbers, default="1-4")
+    parser.add_argument("--parts", type=numbers, default="1-3")
     parser.add_argument("--seconds", type=float, default=420, help="for all parts together")
     parser.add_argument("--out", type=pathlib.Path, default=os.environ.get("OUT", "benchmarks/results/gpu"))
     parser.add_argument("--toy", action="store_true", help="small sizes, for a CPU")
@@ -78,14 +104,12 @@ def main() -> int:
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     begun, ends = time.monotonic(), []
-    processes = [(name, share) for number in args.parts for name, share in PARTS[number].items()]
-    for i, (name, share) in enumerate(processes):
+    for i, number in enumerate(args.parts):
         left = args.seconds - (time.monotonic() - begun)
-        seconds = left * share / sum(share for _, share in processes[i:])  # what others did not need is shared
-        end = run(name, max(seconds - GRACE, 10), out, args.toy)
-        of_file(out / f"{name}.json").end(end)
-        say(f"{name}: {end}")
-        ends.append(end)
+        share, names = PARTS[number]
+        # What others did not need is shared.
+        seconds = left * share / sum(PARTS[other][0] for other in args.parts[i:])
+        ends += run(names, max(seconds - GRACE, 10), out, args.toy)
     return int(any(end != "done" for end in ends))
 
 

@@ -26,9 +26,10 @@ from configs import dit_rf
 START = """
 import sys
 import jax
-from benchmarks.gpu.networks import NETWORKS, start
-made = start(NETWORKS["DiT-XL/2"].config(sys.argv[1] == "toy"), int(sys.argv[2]))
-jax.block_until_ready(made.step(made.state, {}, made.batch, jax.random.key(1)))
+from benchmarks.gpu.networks import NETWORKS, compiled
+made = compiled(NETWORKS["DiT-XL/2"].config(sys.argv[1] == "toy"), int(sys.argv[2]))
+state, batch = made.begin()
+jax.block_until_ready(made.step(state, {}, batch, jax.random.key(1)))
 """
 
 
@@ -74,7 +75,7 @@ def start_up(toy: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all."""
-    results, toy = started()
+    results, toy, _ = started()
     results.add("about", describe())
     with tempfile.TemporaryDirectory() as data:
         prepare("digits", data)

@@ -125,33 +125,38 @@ NETWORKS = {
 }
 
 
-class Started(NamedTuple):
-    """A training that can be stepped.
+class Compiled(NamedTuple):
+    """A training that can be begun; nothing of it is on the device yet.
 
     Attributes:
         task: of the configuration.
-        state: before the first step.
-        batch: random data.
+        batch_size: images a step.
+        init: compiled key -> state.
         step: compiled (state, frozen, batch, key) -> state, metrics; the state's memory is given away.
-        compile_seconds: that took.
+        seconds: that compiling the step took.
     """
 
     task: Any
-    state: TrainState
-    batch: Batch
+    batch_size: int
+    init: Any
     step: Any
-    compile_seconds: float
+    seconds: float
+
+    def begin(self) -> tuple[TrainState, Batch]:
+        """A state and random data on the device."""
+        return self.init(jax.random.key(0)), random_batch(self.task, self.batch_size)
 
 
-def start(config: Any, batch_size: int) -> Started:
-    """Initialise and compile."""
+def compiled(config: Any, batch_size: int) -> Compiled:
+    """Compile initialisation and step from shapes alone."""
     config.batch_size = batch_size
     task: Any = make_task(config)
-    state = jax.jit(lambda key: task.init(key, {}))(jax.random.key(0))
-    batch = random_batch(task, batch_size)
+    key = jax.eval_shape(jax.random.key, 0)
+    init = jax.jit(lambda key: task.init(key, {}))
     begun = time.perf_counter()
-    step = jax.jit(task.step, donate_argnums=0).lower(state, {}, batch, jax.random.key(1)).compile()
-    return Started(task, state, batch, step, time.perf_counter() - begun)
+    step = jax.jit(task.step, donate_argnums=0)
+    step = step.lower(jax.eval_shape(init, key), {}, shapes(task.fields, batch_size), key).compile()
+    return Compiled(task, batch_size, init.lower(key).compile(), step, time.perf_counter() - begun)
 
 
 def random_batch(task: Any, batch_size: int) -> Batch:
@@ -167,9 +172,9 @@ def random_batch(task: Any, batch_size: int) -> Batch:
     return {name: fill(key, leaf) for key, (name, leaf) in zip(keys, leaves.items(), strict=False)}
 
 
-def operations(started: Started) -> float:
+def operations(made: Compiled) -> float:
     """Floating-point operations of a training step for one image."""
-    return TRAINING * forward(started.task, started.state)
+    return TRAINING * forward(made.task, jax.eval_shape(made.task.init, jax.random.key(0), {}))
 
 
 def counted_memory() -> int | None:

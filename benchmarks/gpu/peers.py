@@ -1,4 +1,4 @@
-"""PyTorch's networks of the same sizes: compiled, in bfloat16, with the fastest attention that the device has.
+"""One of PyTorch's networks of the same sizes: compiled, in bfloat16, with the fastest attention that the device has.
 
 A training step is as ours: gradient, its norm cut to 1, AdamW on float32 weights, a moving average.
 """
@@ -6,27 +6,26 @@ A training step is as ours: gradient, its norm cut to 1, AdamW on float32 weight
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu.networks import NETWORKS
-from benchmarks.gpu.results import started
+from benchmarks.gpu.results import FAILURES, Results, of_exception, started
 from benchmarks.gpu.sampling import BATCH, EVALUATIONS, SCALE
 
 SECONDS = 3.0  # that a network is stepped
 BACKENDS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-ORDER = ("DiT-XL/2", "MMDiT, depth 12", "ADM, ImageNet-64", "DiT-B/2", "DiT-L/2", "DiT-S/2", "EDM2-S, 64x64")
+SAMPLED = "DiT-XL/2"
 
 
-def seconds_of(call: Callable[[], Any], at_least: float) -> float:
-    """Of one call, after two that compile."""
+def seconds_of(call: Callable[[], Any], at_least: float, warm: int = 2) -> float:
+    """Of one call, after some that compile."""
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for _ in range(2):
+    for _ in range(warm):
         call()
     wait()
     begun, count = time.perf_counter(), 0
@@ -66,7 +65,7 @@ def made(name: str, batch: int, toy: bool) -> tuple[Any, Any, str, str]:
     if NETWORKS[name].peer is None:
         raise NotImplementedError("absent: no package has this network for PyTorch")
     kind, sizes = NETWORKS[name].peer or ("", {})
-    peers = importlib.import_module("benchmarks.networks_torch")
+    peers: Any = importlib.import_module("benchmarks.networks_torch")
     device = "cuda" if peers.torch.cuda.is_available() else "cpu"
     small = {} if "adm" in kind else {"num_layers": 1}
     peer = peers.NETWORKS[kind](batch, *([8] if toy else []), **(sizes | (small if toy else {})))
@@ -76,8 +75,8 @@ def made(name: str, batch: int, toy: bool) -> tuple[Any, Any, str, str]:
     return peers, peer, kind, device
 
 
-def row(name: str, toy: bool) -> dict[str, Any]:
-    """A training step of a network."""
+def prepared(name: str, toy: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """(a compiled training step, what it is)."""
     batch = 2 if toy else NETWORKS[name].batch
     peers, peer, kind, device = made(name, batch, toy)
     torch = peers.torch
@@ -92,23 +91,24 @@ def row(name: str, toy: bool) -> dict[str, Any]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16):
-            answer = model(peer.x, **peer.conditions).sample
-        ((answer.float() - target) ** 2).mean().backward()
+        with torch.nn.attention.sdpa_kernel(backend):
+            with torch.autocast(device, torch.bfloat16):
+                answer = model(peer.x, **peer.conditions).sample
+            ((answer.float() - target) ** 2).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(averages, parameters, 1e-4)
 
-    with torch.nn.attention.sdpa_kernel(backend):
-        seconds = seconds_of(step, 0.1 if toy else SECONDS)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    figures = {"batch": batch, "images_per_second": batch / seconds, "step_seconds": seconds, "peak_bytes": peak}
-    return figures | {"attention": backend.name, "attention_milliseconds": attention} | peers.about(peer)
+    begun = time.perf_counter()
+    seconds_of(step, 0.01)
+    about = {"batch": batch, "compile_seconds": time.perf_counter() - begun}
+    about |= {"attention": backend.name, "attention_milliseconds": attention}
+    return step, about | peers.about(peer)
 
 
-def sampled(name: str, toy: bool) -> dict[str, Any]:
-    """Euler steps with guidance, the batch doubled at each."""
+def sampler(name: str, toy: bool) -> tuple[Callable[[], Any], int]:
+    """(compiled Euler steps with guidance, the batch doubled at each; images at once)."""
     batch, steps = (2, 2) if toy else (BATCH, EVALUATIONS)
     peers, peer, _, device = made(name, 2 * batch, toy)
     torch, model = peers.torch, peers.torch.compile(peer.model.eval())
@@ -120,16 +120,37 @@ def sampled(name: str, toy: bool) -> dict[str, Any]:
                 with_label, without = model(torch.cat([x, x]), **peer.conditions).sample.float().chunk(2)
                 x = x - (without + SCALE * (with_label - without)) / steps
 
-    return {"batch": batch, "evaluations": steps, "images_per_second": batch / seconds_of(sample, 0.1)}
+    sample()
+    return sample, batch
+
+
+def measure(results: Results, name: str, toy: bool) -> None:
+    """Compile, wait for the turn, measure."""
+    import torch
+
+    step, about = prepared(name, toy)
+    guided, batch = sampler(name, toy) if name == SAMPLED else (None, 0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # it belongs to those who measure before
+    results.await_turn()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    seconds = seconds_of(step, 0.1 if toy else SECONDS)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    figures = {"images_per_second": about["batch"] / seconds, "step_seconds": seconds, "peak_bytes": peak}
+    results.add(f"step, {name}", about | figures)
+    if guided is not None:
+        rate = batch / seconds_of(guided, 0.1, warm=1)
+        results.add(f"sampling, {name}, guided", {"batch": batch, "images_per_second": rate})
 
 
 def main() -> None:
-    """Measure all, the most interesting ones first."""
-    results, toy = started()
-    for name in ORDER:
-        results.measure(name, functools.partial(row, name, toy), needs=1 if toy else 25)
-        if name == "DiT-XL/2":
-            results.measure(f"{name}, guided", functools.partial(sampled, name, toy), needs=1 if toy else 20)
+    """Measure the network that is named."""
+    results, toy, args = started("--network")
+    try:
+        measure(results, args.network, toy)
+    except FAILURES as e:
+        results.add(f"step, {args.network}", {"error": of_exception(e)})
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def samples(results: Results, run: Run, toy: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Train, draw, compare."""
-    results, toy = started()
+    results, toy, _ = started()
     results.add("about", describe())
     with tempfile.TemporaryDirectory() as folder:
         run = train(results, toy, pathlib.Path(folder) / "run")

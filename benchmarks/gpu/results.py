@@ -6,6 +6,8 @@ import argparse
 import json
 import pathlib
 import subprocess
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +23,12 @@ FAILURES = (
 )
 
 
+def of_exception(e: BaseException) -> str:
+    """What went wrong, in a line; all of it goes to the log."""
+    traceback.print_exception(e)
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"
+
+
 class Results:
     """Figures by name in a JSON file.
 
@@ -33,7 +41,7 @@ class Results:
     def __init__(self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None) -> None:
         """As the class says."""
         self.path, self.figures = path, figures or {}
-        self._end = time.monotonic() + seconds
+        self._end, self._lock = time.monotonic() + seconds, threading.Lock()
 
     @property
     def left(self) -> float:
@@ -42,9 +50,15 @@ class Results:
 
     def add(self, name: str, value: Any) -> None:
         """Write a figure."""
-        self.figures[name] = value
-        text = json.dumps(self.figures, indent=1, default=float) + "\n"
-        atomic_write(self.path, lambda file: file.write(text.encode()))
+        with self._lock:
+            self.figures[name] = value
+            text = json.dumps(self.figures, indent=1, default=float) + "\n"
+            atomic_write(self.path, lambda file: file.write(text.encode()))
+
+    def await_turn(self) -> None:
+        """Say that all is prepared and wait until nothing else measures on this machine."""
+        ready(self.path).touch()
+        sys.stdin.readline()
 
     def measure(self, name: str, figures: Callable[[], dict[str, Any]], needs: float = 5.0) -> None:
         """Write a row; where it fails, the reason is its "error".
@@ -60,8 +74,7 @@ class Results:
                 raise TimeoutError(f"left out: {self.left:.0f} s were left")
             found = dict(figures())
         except FAILURES as e:
-            found = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"}
-            traceback.print_exc()
+            found = {"error": of_exception(e)}
         self.add(name, found | {"seconds": round(time.monotonic() - begun, 2)})
 
     def end(self, how: str) -> None:
@@ -69,16 +82,23 @@ class Results:
         self.add("end", how)
 
 
+def ready(path: pathlib.Path) -> pathlib.Path:
+    """The file by which the process that writes `path` says that it can measure."""
+    return path.with_suffix(".ready")
+
+
 def of_file(path: pathlib.Path) -> Results:
     """What a part has written, to go on with."""
     return Results(path, figures=json.loads(path.read_text()) if path.exists() else None)
 
 
-def started() -> tuple[Results, bool]:
-    """(the results of the part that this process is, whether its sizes are small), from the command line."""
+def started(*others: str) -> tuple[Results, bool, argparse.Namespace]:
+    """(the results of the part that this process is, whether its sizes are small, `others`), from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--toy", action="store_true")
+    for name in others:
+        parser.add_argument(name)
     args = parser.parse_args()
-    return Results(args.out, args.seconds), args.toy
+    return Results(args.out, args.seconds), args.toy, args

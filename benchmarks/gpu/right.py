@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import json
@@ -19,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.models import attention, binding
-from archirf_jax.tasks.building import resolve
+from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training import devices
 from benchmarks import crash
-from benchmarks.gpu.networks import counted_memory, start
-from benchmarks.gpu.results import started
+from benchmarks.gpu.networks import compiled, counted_memory, random_batch
+from benchmarks.gpu.results import Results, of_exception, started
 from benchmarks.machine import describe
 from configs import adm_ddpm, dit_ddpm, dit_edm, dit_rf, edm2_edm, edm2_rf, mmdit_rf
 from tests.golden import adm, dit, edm2, mmdit
@@ -43,6 +44,7 @@ ATTENTION = (
 )
 KILLED_STEPS = 400
 SHALLOW = {"depth": 1}
+THREADS = 8
 
 
 def planned_memory(toy: bool) -> dict[str, Any]:
@@ -50,11 +52,12 @@ def planned_memory(toy: bool) -> dict[str, Any]:
     config = dit_rf.get_config("digits" if toy else "openmoji")
     config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
     resolve(config, 10)
-    made = start(config, config.batch_size)
-    state = made.state
+    made = compiled(config, config.batch_size)
+    state, batch = made.begin()
     for _ in range(2):
-        state, metrics = made.step(state, {}, made.batch, jax.random.key(1))
+        state, metrics = made.step(state, {}, batch, jax.random.key(1))
     jax.block_until_ready(metrics)
+    taken = made.step.memory_analysis()
     known = devices.of(jax.devices()[0])
     name = known.name if known else "h100"
     variant = "" if toy else ":openmoji"
@@ -64,25 +67,53 @@ def planned_memory(toy: bool) -> dict[str, Any]:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, check=True)
     memory = json.loads(done.stdout)["tried"][0][1]
-    return {"planned_bytes": sum(memory.values()), "counted_bytes": counted_memory(), "device": name}
+    return {
+        "planned_bytes": sum(memory.values()),
+        "program_bytes": taken.argument_size_in_bytes + taken.temp_size_in_bytes,
+        "counted_bytes": counted_memory(),
+        "device": name,
+    }
 
 
-def golden(half: bool, toy: bool) -> dict[str, Any]:
+def cases(half: bool, toy: bool) -> list[pathlib.Path]:
+    """The golden cases that are computed in float32, or in bfloat16."""
+    found = []
+    for path in sorted(GOLDEN.glob("*.npz")):
+        built = path.stem.partition("_")[0] in BUILT and path.stem not in ("adm_classifier", "edm2_training")
+        if (built or not half) and (not toy or path.stem in ("dit_patch4", "flow_euler_10")):
+            found.append(path)
+    return found
+
+
+def golden(results: Results, half: bool, toy: bool) -> dict[str, Any]:
     """The largest relative error of each golden case, in float32 or of the networks in bfloat16."""
     errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
     wrong = []
-    for path in sorted(GOLDEN.glob("*.npz")):
-        module, name = BUILT.get(path.stem.partition("_")[0], (None, ""))
-        if half and (module is None or path.stem in ("adm_classifier", "edm2_training")):
-            continue
-        if toy and path.stem not in ("dit_patch4", "flow_euler_10"):
-            continue
-        network = functools.partial(getattr(module, name), dtype=jnp.bfloat16) if half else None
-        with mock.patch.object(module, name, network) if half else contextlib.nullcontext():
-            errors[path.stem], allowed = compare(load(path))
-        if errors[path.stem] > (HALF_ERROR if half else allowed):
-            wrong.append(path.stem)
-    return {"errors": errors, "largest": max(errors.values()), "wrong": wrong}
+    with contextlib.ExitStack() as stack:
+        for module, name in BUILT.values() if half else ():
+            network = functools.partial(getattr(module, name), dtype=jnp.bfloat16)
+            stack.enter_context(mock.patch.object(module, name, network))
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(THREADS))
+        futures = {pool.submit(lambda path=path: compare(load(path))): path.stem for path in cases(half, toy)}
+        done, late = concurrent.futures.wait(futures, timeout=max(results.left - 5, 1))
+        for future in late:
+            future.cancel()
+        for future in done:
+            error = future.exception()
+            if error is not None:
+                failed[futures[future]] = of_exception(error)
+                continue
+            errors[futures[future]], allowed = future.result()
+            if errors[futures[future]] > (HALF_ERROR if half else allowed):
+                wrong.append(futures[future])
+    return {
+        "errors": dict(sorted(errors.items())),
+        "largest": max(errors.values()),
+        "wrong": sorted(wrong),
+        "failed": failed,
+        "late": sorted(futures[future] for future in late),
+    }
 
 
 def attention_errors() -> dict[str, Any]:
@@ -117,14 +148,15 @@ def forward_mode(toy: bool) -> dict[str, Any]:
     slopes = []
     for dtype in ("bfloat16", "float32"):
         config.model.dtype = dtype
-        made = start(config, 4)
+        task: Any = make_task(config)
         params = jax.tree.map(
             lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-            made.state.networks["model"].params["model"],
+            jax.jit(lambda key, task=task: task.init_params(key, {}))(jax.random.key(0))["model"],
         )
-        answer = functools.partial(_answer, made.task.module, params, made.batch)
+        batch = random_batch(task, 4)
+        answer = functools.partial(_answer, task.module, params, batch)
         slope = jax.jit(lambda x, answer=answer: jax.jvp(answer, (x,), (jnp.ones_like(x),))[1])
-        slopes.append(slope(made.batch["image"]))
+        slopes.append(slope(batch["image"]))
     half, whole = (np.asarray(slope, np.float32) for slope in slopes)
     return {"largest": float(np.max(np.abs(half - whole)) / np.max(np.abs(whole)))}
 
@@ -138,8 +170,9 @@ def half_step(config: Any, toy: bool) -> dict[str, Any]:
     """A step of a small network in bfloat16."""
     config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
     resolve(config, 10)
-    made = start(config, 16)
-    _, metrics = made.step(made.state, {}, made.batch, jax.random.key(1))
+    made = compiled(config, 16)
+    state, batch = made.begin()
+    _, metrics = made.step(state, {}, batch, jax.random.key(1))
     return {"loss": float(metrics["loss"][0]), "skipped": float(metrics["skipped"][0])}
 
 
@@ -154,18 +187,24 @@ def resumed(toy: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Check all."""
-    results, toy = started()
-    results.measure("planned memory", functools.partial(planned_memory, toy))
+    """Check all, in threads, because almost all of the time goes into compiling small programs."""
+    results, toy, _ = started()
+    results.measure("planned memory", functools.partial(planned_memory, toy))  # alone: the counter is of the process
     results.add("about", describe())
-    results.measure("attention in bfloat16", attention_errors)
-    results.measure("golden cases in float32", functools.partial(golden, half=False, toy=toy))
-    results.measure("killed and resumed", functools.partial(resumed, toy), needs=20)
-    results.measure("golden cases in bfloat16", functools.partial(golden, half=True, toy=toy))
-    results.measure("forward derivative in bfloat16", functools.partial(forward_mode, toy))
+    checks: dict[str, Callable[[], dict[str, Any]]] = {
+        "attention in bfloat16": attention_errors,
+        "killed and resumed": functools.partial(resumed, toy),
+        "forward derivative in bfloat16": functools.partial(forward_mode, toy),
+    }
     for module in CONFIGS[: 1 if toy else None]:
-        name = module.__name__.rpartition(".")[2]
-        results.measure(f"step in bfloat16, {name}", functools.partial(half_step, module.get_config(), toy))
+        name = f"step in bfloat16, {module.__name__.rpartition('.')[2]}"
+        checks[name] = functools.partial(half_step, module.get_config(), toy)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        for name, check in checks.items():
+            pool.submit(results.measure, name, check)
+    # Each by itself: the networks of the second are changed for as long as it runs.
+    results.measure("golden cases in float32", functools.partial(golden, results, half=False, toy=toy))
+    results.measure("golden cases in bfloat16", functools.partial(golden, results, half=True, toy=toy))
 
 
 if __name__ == "__main__":

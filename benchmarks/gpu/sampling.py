@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from archirf_jax.data.fields import shapes
 from archirf_jax.tasks.building import make_task
 from benchmarks.gpu.networks import NETWORKS, counted_memory, random_batch
-from benchmarks.gpu.results import started
-from benchmarks.machine import describe
 
 BATCH, EVALUATIONS, SCALE, INTERVAL = 64, 50, 1.5, (0.2, 0.65)
 SAMPLED = ("DiT-XL/2", "EDM2-S, 64x64")
@@ -22,36 +20,43 @@ GUIDANCE: dict[str, dict[str, Any]] = {
 }
 
 
-def row(name: str, how: dict[str, Any], toy: bool) -> dict[str, Any]:
-    """The figures of a sampler."""
+class Sampler(NamedTuple):
+    """A sampler that can be run; nothing of it is on the device yet.
+
+    Attributes:
+        task: of the network.
+        batch_size: images at once.
+        how: guidance.
+        init: compiled key -> params.
+        sample: compiled (params, frozen, batch, keys) -> images.
+    """
+
+    task: Any
+    batch_size: int
+    how: dict[str, Any]
+    init: Any
+    sample: Any
+
+
+def compiled(name: str, how: dict[str, Any], toy: bool) -> Sampler:
+    """Compile from shapes alone."""
     batch, steps = (2, 2) if toy else (BATCH, EVALUATIONS)
     task: Any = make_task(NETWORKS[name].config(toy))
-    params = jax.jit(lambda key: task.init_params(key, {}))(jax.random.key(0))
     grid = "karras" if "EDM2" in name else "uniform"
     sampler = task.sampler(task.sampling.replace(solver="euler", grid=grid, steps=steps, **how))
-    inputs: Any = params, {}, random_batch(task, batch), jax.random.split(jax.random.key(1), batch)
+    init, key = jax.jit(lambda key: task.init_params(key, {})), jax.eval_shape(jax.random.key, 0)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    inputs = jax.eval_shape(init, key), {}, shapes(task.fields, batch), keys
+    return Sampler(task, batch, how, init.lower(key).compile(), sampler.lower(*inputs).compile())
+
+
+def row(made: Sampler) -> dict[str, Any]:
+    """The figures of a sampler."""
+    batch = random_batch(made.task, made.batch_size)
+    inputs = made.init(jax.random.key(0)), {}, batch, jax.random.split(jax.random.key(1), made.batch_size)
+    jax.block_until_ready(made.sample(*inputs))
     begun = time.perf_counter()
-    jax.block_until_ready(sampler(*inputs))
-    first = time.perf_counter()
-    jax.block_until_ready(sampler(*inputs))
-    seconds = time.perf_counter() - first
-    return {
-        "batch": batch,
-        "evaluations": steps,
-        "images_per_second": batch / seconds,
-        "first_call_seconds": first - begun,
-        "peak_bytes": counted_memory(),
-    } | how
-
-
-def main() -> None:
-    """Measure all."""
-    results, toy = started()
-    results.add("about", describe())
-    for name in SAMPLED:
-        for label, how in GUIDANCE.items():
-            results.measure(f"{name}, {label}", functools.partial(row, name, how, toy), needs=1 if toy else 10)
-
-
-if __name__ == "__main__":
-    main()
+    jax.block_until_ready(made.sample(*inputs))
+    seconds = time.perf_counter() - begun
+    figures = {"batch": made.batch_size, "images_per_second": made.batch_size / seconds, "seconds_of_batch": seconds}
+    return figures | {"peak_bytes": counted_memory()} | made.how

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.networks import NETWORKS, counted_memory, operations, start
-from benchmarks.gpu.results import started
-from benchmarks.machine import describe
+from benchmarks.gpu.kernels import kernels
+from benchmarks.gpu.networks import Compiled, counted_memory, operations
 
 SECONDS = 3.0  # for which a network is stepped
 
@@ -28,43 +26,37 @@ def matrix_rate(size: int, repeats: int = 20) -> float:
     return 2.0 * size**3 * repeats / (time.perf_counter() - begun)
 
 
-def row(name: str, rate: float, toy: bool) -> dict[str, Any]:
-    """The figures of a network; the counter of memory is of all until then, so small networks come first."""
-    batch = 2 if toy else NETWORKS[name].batch
-    made = start(NETWORKS[name].config(toy), batch)
-    state, key, steps = made.state, jax.random.key(1), 0
+def row(made: Compiled, rate: float, seconds: float = SECONDS, profiled: bool = False) -> dict[str, Any]:
+    """The figures of a network that is stepped for so long on a device with that matrix rate, and its kernels."""
+    (state, batch), key, steps = made.begin(), jax.random.key(1), 0
     for _ in range(2):
-        state, metrics = made.step(state, {}, made.batch, key)
+        state, metrics = made.step(state, {}, batch, key)
     jax.block_until_ready(metrics)
     begun = time.perf_counter()
-    while time.perf_counter() - begun < (0.1 if toy else SECONDS):
+    while time.perf_counter() - begun < seconds:
         for _ in range(5):
-            state, metrics = made.step(state, {}, made.batch, key)
+            state, metrics = made.step(state, {}, batch, key)
         jax.block_until_ready(metrics)
         steps += 5
-    seconds = (time.perf_counter() - begun) / steps
+    each = (time.perf_counter() - begun) / steps
     taken = made.step.memory_analysis()
+    skipped = float(metrics["skipped"][0])
+    found = {}
+    if profiled:
+
+        def step() -> Any:
+            nonlocal state
+            state, metrics = made.step(state, {}, batch, key)
+            return metrics
+
+        found = kernels(step, 3)
     return {
-        "batch": batch,
-        "images_per_second": batch / seconds,
-        "step_seconds": seconds,
-        "compile_seconds": made.compile_seconds,
-        "share_of_matrix_rate": operations(made) * batch / seconds / rate,
+        "batch": made.batch_size,
+        "images_per_second": made.batch_size / each,
+        "step_seconds": each,
+        "compile_seconds": made.seconds,
+        "share_of_matrix_rate": operations(made) * made.batch_size / each / rate,
         "program_bytes": taken.argument_size_in_bytes + taken.temp_size_in_bytes,
         "peak_bytes": counted_memory(),
-        "skipped": float(metrics["skipped"][0]),
-    }
-
-
-def main() -> None:
-    """Measure all."""
-    results, toy = started()
-    results.add("about", describe())
-    rate = matrix_rate(512 if toy else 8192)
-    results.add("matrix_operations_per_second", rate)
-    for name in NETWORKS:
-        results.measure(name, functools.partial(row, name, rate, toy), needs=1 if toy else 12)
-
-
-if __name__ == "__main__":
-    main()
+        "skipped": skipped,
+    } | found
