@@ -154,8 +154,10 @@ def compiled(config: Any, batch_size: int) -> Compiled:
     key = jax.eval_shape(jax.random.key, 0)
     init = jax.jit(lambda key: task.init(key, {}))
     begun = time.perf_counter()
-    step = jax.jit(task.step, donate_argnums=0)
-    step = step.lower(jax.eval_shape(init, key), {}, shapes(task.fields, batch_size), key).compile()
+    lowered = jax.jit(task.step, donate_argnums=0).lower(
+        jax.eval_shape(init, key), {}, shapes(task.fields, batch_size), key
+    )
+    step = lowered.compile()
     return Compiled(task, batch_size, init.lower(key).compile(), step, time.perf_counter() - begun)
 
 

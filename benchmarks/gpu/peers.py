@@ -102,7 +102,7 @@ def prepared(name: str, toy: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
 
     begun = time.perf_counter()
     seconds_of(step, 0.01)
-    about = {"batch": batch, "compile_seconds": time.perf_counter() - begun}
+    about: dict[str, Any] = {"batch": batch, "compile_seconds": time.perf_counter() - begun}
     about |= {"attention": backend.name, "attention_milliseconds": attention}
     return step, about | peers.about(peer)
 

@@ -95,7 +95,7 @@ def golden(results: Results, half: bool, toy: bool) -> dict[str, Any]:
             network = functools.partial(getattr(module, name), dtype=jnp.bfloat16)
             stack.enter_context(mock.patch.object(module, name, network))
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(THREADS))
-        futures = {pool.submit(lambda path=path: compare(load(path))): path.stem for path in cases(half, toy)}
+        futures = {pool.submit(_compare, path): path.stem for path in cases(half, toy)}
         done, late = concurrent.futures.wait(futures, timeout=max(results.left - 5, 1))
         for future in late:
             future.cancel()
@@ -114,6 +114,10 @@ def golden(results: Results, half: bool, toy: bool) -> dict[str, Any]:
         "failed": failed,
         "late": sorted(futures[future] for future in late),
     }
+
+
+def _compare(path: pathlib.Path) -> tuple[float, float]:
+    return compare(load(path))
 
 
 def attention_errors() -> dict[str, Any]:

@@ -46,14 +46,14 @@ def compiled(name: str, how: dict[str, Any], toy: bool) -> Sampler:
     sampler = task.sampler(task.sampling.replace(solver="euler", grid=grid, steps=steps, **how))
     init, key = jax.jit(lambda key: task.init_params(key, {})), jax.eval_shape(jax.random.key, 0)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    inputs = jax.eval_shape(init, key), {}, shapes(task.fields, batch), keys
+    inputs: Any = jax.eval_shape(init, key), {}, shapes(task.fields, batch), keys
     return Sampler(task, batch, how, init.lower(key).compile(), sampler.lower(*inputs).compile())
 
 
 def row(made: Sampler) -> dict[str, Any]:
     """The figures of a sampler."""
     batch = random_batch(made.task, made.batch_size)
-    inputs = made.init(jax.random.key(0)), {}, batch, jax.random.split(jax.random.key(1), made.batch_size)
+    inputs: Any = made.init(jax.random.key(0)), {}, batch, jax.random.split(jax.random.key(1), made.batch_size)
     jax.block_until_ready(made.sample(*inputs))
     begun = time.perf_counter()
     jax.block_until_ready(made.sample(*inputs))
