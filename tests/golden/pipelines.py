@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import tempfile
@@ -83,16 +84,15 @@ def drawn(run: Run, case: Case) -> dict[str, np.ndarray]:
 
     if "low_res" in case.inputs:  # the noise on it, which the reference was handed, is that of these keys
         batch["low_res"] = jnp.asarray(nhwc(case.inputs["low_res"]))
-    networks = run.params, run.frozen
 
     @jax.jit
-    def draw(batch: Any, null: Any) -> Any:
-        params, frozen = networks
+    def draw_with(params: Any, frozen: Any, batch: Any, null: Any) -> Any:
         denoise = task.denoiser(config, params, frozen, null)
         condition = task.conditioner(frozen, batch, keys)
         how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(), start=start)
         return sample(keys, denoise, condition, task.shape, **how)
 
+    draw = functools.partial(draw_with, run.params, run.frozen)
     usual = jax.jit(task.conditioner.null)(run.frozen)
     latents = draw(batch, usual)
     found = {"latents": latents, "images": jnp.clip(task.decode(run.frozen, latents) / 2 + 0.5, 0, 1)}
