@@ -55,12 +55,13 @@ PER_CLASS = int(os.environ.get("PER_CLASS", "100"))
 DATA = os.environ.get("DATA", "data")
 RUNS = pathlib.Path(os.environ.get("RUNS", "runs/dit_designs"))
 OUT = pathlib.Path(os.environ.get("OUT", "experiments/dit_designs"))
-DESIGNS = {
+COLOURS = {
     "in_context": "tab:green",
     "cross_attention": "tab:red",
     "adaln": "tab:blue",
     "adaln_zero": "tab:orange",
 }
+DESIGNS = {name: COLOURS[name] for name in os.environ.get("DESIGNS", ",".join(COLOURS)).split(",")}
 STAGES = [STEPS * part // 8 for part in (1, 2, 4, 8)]
 BATCH_SIZE = 128
 UNGUIDED = {"solver": "euler", "grid": "uniform", "steps": 50, "guidance_scale": 1.0}

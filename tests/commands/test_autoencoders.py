@@ -101,6 +101,7 @@ def params(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_a_training_leaves_previews_plots_and_what_they_are_drawn_from(trained: pathlib.Path) -> None:
     last, said = running.rows(trained)[-1], (trained / "messages.txt").read_text()
     assert last.keys() >= SCALARS and all(math.isfinite(last[name]) for name in SCALARS)
@@ -115,7 +116,8 @@ def test_a_training_leaves_previews_plots_and_what_they_are_drawn_from(trained: 
     assert items == {f"{network}.{kind}" for network in ("model", "discriminator") for kind in kinds}
 
 
-@pytest.mark.parametrize("stopped", [pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [3, 6])
 def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(
     stopped: int, trained: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
     running.assert_same_run(trained, workdir, STEPS)
 
 
+@pytest.mark.slow
 def test_sample_shows_an_image_and_its_reconstruction(
     trained: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -158,6 +161,7 @@ def test_sample_shows_an_image_and_its_reconstruction(
     assert len(list((tmp_path / "x").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_it_keeps(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     row = evaluate(trained, f"--save_images={tmp_path / 'x.npz'}")
     figures, errors = row["figures"], row["errors"]
@@ -189,10 +193,8 @@ def test_evaluate_measures_what_it_keeps(trained: pathlib.Path, tmp_path: pathli
         (("--solver=euler",), "--solver"),
     ],
 )
-def test_what_is_not_measured_of_an_autoencoder_is_refused(
-    flags: tuple[str, ...], named: str, trained: pathlib.Path
-) -> None:
-    refusal = running.refused("evaluate", f"--workdir={trained}", *FEW, *flags)
+def test_what_is_not_measured_of_an_autoencoder_is_refused(flags: tuple[str, ...], named: str, kl: saved.Saved) -> None:
+    refusal = running.refused("evaluate", f"--workdir={kl.workdir}", *FEW, *flags)
     assert refusal.flag == named
     if named == "--metrics" and "," not in flags[0]:
         assert "psnr, ssim, ms_ssim" in refusal.line

@@ -54,6 +54,7 @@ def trained(images: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> p
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_of_several_shapes_goes_on_with_the_same_bytes(
     trained: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_run_of_several_shapes_goes_on_with_the_same_bytes(
     assert (trained / "samples" / f"{STEPS:08}.png").exists()
 
 
+@pytest.mark.slow
 def test_images_of_another_shape_are_drawn_and_conditioned_on_it(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     few = ("--labels=0", "--per_class=2", "--steps=2")
     usual, square = (arrays(trained, tmp_path, *few, *more)[0] for more in ((), ("--size=8x8",)))
@@ -78,6 +80,7 @@ def test_images_of_another_shape_are_drawn_and_conditioned_on_it(trained: pathli
     np.testing.assert_array_equal([usual, given], [[6, 10, 0, 0, 6, 10], [6, 10, 2, 3, 6, 10]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["8", "0x8", "8x90000", "12x6"])  # no bucket is larger than 10
 def test_what_is_no_size_of_the_network_is_refused(text: str, trained: pathlib.Path) -> None:
     assert running.refused("sample", f"--workdir={trained}", f"--size={text}").flag == "--size"

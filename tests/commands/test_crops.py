@@ -49,6 +49,7 @@ def trained(images: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> p
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(
     trained: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(
     running.assert_same_run(trained, copy, STEPS)
 
 
+@pytest.mark.slow
 def test_images_are_drawn_as_uncut_ones_unless_others_are_named(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     flags = ("--labels=0-1", "--per_class=2")
     usual, labels = arrays(trained, tmp_path, *flags)
@@ -66,6 +68,7 @@ def test_images_are_drawn_as_uncut_ones_unless_others_are_named(trained: pathlib
     np.testing.assert_array_equal(arrays(trained, tmp_path, *flags, *named)[0], usual)
 
 
+@pytest.mark.slow
 def test_each_flag_takes_the_place_of_its_two_numbers(trained: pathlib.Path) -> None:
     task, batch = open_run(trained).task, {"label": np.zeros(3, np.int32)}
     assert sizes.given(task, batch, None, None, None) == {}
@@ -75,6 +78,7 @@ def test_each_flag_takes_the_place_of_its_two_numbers(trained: pathlib.Path) -> 
     np.testing.assert_array_equal(found, [[8, 8, 0, 0, 9, 7]] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["8", "8,8,8", "a,b", "8,-1", "8,99999999", ""])
 def test_what_is_not_two_numbers_is_refused(text: str, trained: pathlib.Path) -> None:
     refusal = running.refused("sample", f"--workdir={trained}", f"--crop_top_left={text}")

@@ -26,6 +26,7 @@ def written() -> set[str]:
     return {path.name for path in pathlib.Path().iterdir()}
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_a_plot_and_its_numbers_and_nothing_else(
     data_dir: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

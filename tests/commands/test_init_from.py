@@ -74,6 +74,7 @@ def tuned(imported: pathlib.Path, photos: pathlib.Path, tmp_path_factory: pytest
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_an_imported_network_is_tuned_to_a_folder(tuned: pathlib.Path, imported: pathlib.Path) -> None:
     """A step of Adam is about as long as the learning rate, so that what was taken is still close to its own."""
     said = (tuned / "messages.txt").read_text().splitlines()
@@ -88,6 +89,7 @@ def test_an_imported_network_is_tuned_to_a_folder(tuned: pathlib.Path, imported:
         assert np.any(ours[name] != theirs[name]) or not name.endswith("kernel']"), name
 
 
+@pytest.mark.slow
 def test_a_tuned_network_is_sampled_and_measured_by_the_names_of_the_folder(
     tuned: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_tuned_network_is_sampled_and_measured_by_the_names_of_the_folder(
         assert list(arrays["class_names"][:2]) == ["cat", "dog"] and set(arrays["labels"]) == {1}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_that_it_began_from(
     tuned: pathlib.Path, photos: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests import running
 RESUME = 75  # exit code of a run that was asked to stop
 
 
+@pytest.mark.slow
 def test_a_signal_saves_says_how_to_go_on_and_changes_nothing(
     whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

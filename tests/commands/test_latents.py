@@ -82,6 +82,7 @@ def test_a_run_shows_pictures_and_keeps_its_decoder(run: pathlib.Path, tmp_path:
     assert opened.encode(drawn["images"]).shape == latents.shape
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bytes_though_its_cache_lies_elsewhere(
     run: pathlib.Path, decoder: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -11,6 +11,7 @@ from tests import running
 TINY = (running.CONFIG, "--config.model.hidden_size=32", "--config.model.depth=2", "--config.model.scan=True")
 
 
+@pytest.mark.slow
 def test_a_plan_in_a_process_of_its_own() -> None:
     given = (*TINY, "--device=h100", "--devices=4", "--config.mesh.fsdp=4", "--utilisation=0.5", "--json")
     done = running.run("plan", *given, env=running.environment(JAX_PLATFORMS="none"))

@@ -58,6 +58,7 @@ def test_three_encoders_become_frozen_runs_and_all_weights_keep_their_type(workd
     assert run.config.sample.grid.to_dict() == dict(name="shifted", shift=3.0, last=pytest.approx(3 / 1002))
 
 
+@pytest.mark.slow
 def test_prompts_are_drawn_by_the_run_alone(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     texts = ("--prompt=a red square", "--prompt=a blue house", "--negative_prompt=seas", "--guidance_scale=7")
     out = tmp_path / "x.npz"
@@ -80,6 +81,7 @@ def test_a_run_goes_out_as_the_folder_that_it_came_from(
     assert all((out / path).read_bytes() == (folder / path).read_bytes() for path in small)
 
 
+@pytest.mark.slow
 def test_without_t5_zeros_stand_for_its_tokens(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     given, workdir, out = without_t5(folder, tmp_path / "sd3"), tmp_path / "run", tmp_path / "again"
     assert any("text_encoder_3" in line for line in imported(given, workdir))

@@ -201,6 +201,7 @@ def decoding(run: Run, change: Callable[[np.ndarray], np.ndarray]) -> Run:
     return dataclasses.replace(run, runs={**run.runs, "autoencoder": other})
 
 
+@pytest.mark.slow
 def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathlib.Path) -> None:
     case = cases.load(pathlib.Path(cases.__file__).parent / "pipeline_sdxl.npz")
     folder = pipelines.write(case, tmp_path / "refiner")
@@ -232,6 +233,7 @@ def test_a_refiner_takes_a_score_and_leads_away_from_a_lower_one(tmp_path: pathl
     assert caught.value.field == "refiner"
 
 
+@pytest.mark.slow
 def test_a_network_that_fills_holes_reads_the_hole_and_what_is_around_it(tmp_path: pathlib.Path) -> None:
     folder, workdir, out = pipelines.write(CASE, tmp_path / "inpaint"), tmp_path / "run", tmp_path / "x.npz"
     with_unet(folder, dict(context_width=16, inpaint=True), in_channels=9)
@@ -262,6 +264,7 @@ def test_a_network_that_fills_holes_reads_the_hole_and_what_is_around_it(tmp_pat
     assert own_bytes(tmp_path / "again" / place) == own_bytes(folder / place)
 
 
+@pytest.mark.slow
 def test_an_upscaler_takes_its_small_image_from_a_file_of_conditions(tmp_path: pathlib.Path) -> None:
     workdir, out = tmp_path / "run", tmp_path / "x.npz"
     given = upscaler(tmp_path / "upscaler")

@@ -256,7 +256,11 @@ def test_lpips_of_two_files_becomes_a_run_that_others_name_and_is_exported_again
 
 
 @pytest.mark.parametrize(
-    ("name", "hints"), [("vae_sdxl", ("--source=vae", "--scaling_factor=0.13025")), ("vq_model", ("--source=vq",))]
+    ("name", "hints"),
+    [
+        pytest.param("vae_sdxl", ("--source=vae", "--scaling_factor=0.13025"), marks=pytest.mark.slow),
+        ("vq_model", ("--source=vq",)),
+    ],
 )
 def test_an_imported_autoencoder_gives_an_image_back_and_its_tensors(
     name: str, hints: tuple[str, ...], tmp_path: pathlib.Path

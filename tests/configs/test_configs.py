@@ -115,7 +115,7 @@ def test_it_loads_locks_and_builds(name: str, variant: str) -> None:
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((network.params, network.averages)))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "adm_text_ddpm")) for n in FILES])
 def test_it_gives_a_loss(name: str) -> None:
     task, state = built(name, VARIANTS[name][0])
     frozen = getattr(task, "frozen_shapes", {})

@@ -1,4 +1,4 @@
-"""The four designs run from end to end at reduced size."""
+"""Two of the four designs run from end to end at reduced size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 
 from tests.experiments import reduced
 
-DESIGNS = ["in_context", "cross_attention", "adaln", "adaln_zero"]
-SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "2"}
+DESIGNS = ["cross_attention", "adaln_zero"]
+SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "2", "DESIGNS": ",".join(DESIGNS)}
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_the_script_trains_measures_and_draws(
         (design, step) for design in DESIGNS for step in (1, 2, 4, 8)
     ]
     assert all(row["frechet"] > 0 and 0 <= row["accuracy"] <= 1 for row in results["by_step"])
-    published = {"in_context": 119.4, "cross_attention": 137.6, "adaln": 118.6, "adaln_zero": 118.6}
+    published = {"cross_attention": 137.6, "adaln_zero": 118.6}
     for design, gflops in published.items():  # Peebles & Xie 2022, section 5
         assert results["costs"][design]["xl2_gflops"] == pytest.approx(gflops, rel=0.005)
     assert sorted(results["costs"]) == sorted(results["final_loss"]) == sorted(DESIGNS)

@@ -71,12 +71,6 @@ EXTENSIONS = {
 }
 # What regression has and these objectives do not.
 REPLACED = ("mean_flow",)
-QUICK = ("mean_flow", "autoencoder")  # an objective and a task
-
-
-def some(*names: str) -> Any:
-    """These as parameters, of which the quick tests train some."""
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +153,8 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
     running.assert_same_run(trained[name], workdir, STEPS)
 
 
-@pytest.mark.parametrize("name", some("mean_flow", "text", "low_res", "distillation"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean_flow", "text", "low_res", "distillation"])
 def test_sample_draws_images_of_the_run(name: str, trained: Trained, tmp_path: pathlib.Path) -> None:
     found = drawn(trained[name], tmp_path / "x.npz", "--labels=3,1", "--per_class=2", "--guidance_scale=1")
     assert found["images"].shape == (4, 8, 8, 1) and found["images"].dtype == np.uint8

@@ -153,6 +153,7 @@ def test_networks_of_another_kind_are_refused() -> None:
     assert complaint("sd15", {"conv_in.weight": (1, 2, 3, 3)}) == "checkpoint"
 
 
+@pytest.mark.slow
 def test_steps_of_training_move_every_parameter() -> None:
     """The layers that start at zero move first, and what lies behind them has a gradient from the next step on."""
     text = dict(name="given", shapes={"tokens": (3, 6), "mask": (3,)})

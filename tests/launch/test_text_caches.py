@@ -146,6 +146,7 @@ def test_a_plan_counts_frozen_weights_in_their_own_type_and_no_encoder_whose_tex
     assert measure(made, MemoryPlan(False, 1, 1), 1, runs=runs, frozen=frozen).frozen == held(frozen, 1) == null
 
 
+@pytest.mark.slow
 def test_a_run_from_a_cache_goes_on_where_the_cache_lies_elsewhere_and_draws_texts_without_it(
     encoder: pathlib.Path, images: pathlib.Path, cache: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

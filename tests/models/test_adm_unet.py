@@ -90,7 +90,8 @@ def test_the_output_has_the_shape_of_the_image(fields: dict[str, Any], channels:
     assert out.shape == (B, H, W, channels) and out.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("model", [AGAIN, pytest.param(PLAIN, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [AGAIN, PLAIN])
 def test_every_parameter_gets_a_gradient(model: ADMUNet) -> None:
     found = gradient(model, stirred(model), Y)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found))

@@ -83,6 +83,7 @@ def refusal(model: LatentUNet, condition: Any = None) -> UserError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient() -> None:
     found = gradient(MODEL, stirred(MODEL))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(found))

@@ -157,6 +157,7 @@ class Silent(nn.Module):
         return jnp.zeros_like(x)
 
 
+@pytest.mark.slow
 def test_in_training_it_becomes_the_logarithm_of_the_expected_loss_at_each_time() -> None:
     """Of normal images with deviation 1.5 EDM's loss of a network that answers 0 is known, from 1 at the data to 9."""
     time_scale, images = 250.0, (256, 8, 8, 1)

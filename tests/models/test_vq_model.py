@@ -99,7 +99,7 @@ def test_codes_decode_to_what_their_latents_decode_to(params: Any) -> None:
     np.testing.assert_allclose(images[0], images[2], atol=1e-5)
 
 
-@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("norm_type", [pytest.param(n, marks=[pytest.mark.slow] * (n != "group")) for n in NORM_TYPES])
 def test_gradients_reach_every_parameter(norm_type: str) -> None:
     model = VQModel(**FIELDS | dict(block_out_channels=(32, 32)), norm_type=norm_type)
 

@@ -33,6 +33,7 @@ SLOW = [
 # Not from pure noise, where a classifier's gradient says nothing of the data.
 ADAPTIVE = [ROWS["flow linear", "eps"], ROWS["ddpm linear", "eps, learned_range"], ROWS["edm", "F"]]
 GUIDED = (FLOW, ROWS["ddpm linear", "eps, learned_range"], ROWS["edm", "F"])
+DRAWING = ("ddim eta=1", "ddpm", "edm churn=20")  # they draw noise, and many samples are needed
 COMPILED = (BY_NAME["heun"], BY_NAME["edm churn=20"], BY_NAME["ddpm"])
 
 
@@ -55,7 +56,11 @@ def test_a_solver_has_its_order_or_the_distribution_of_the_data(column: Column) 
     assert not [check for check in checks.checks(FLOW, column) if not check.holds]
 
 
-@pytest.mark.parametrize("column", [c for c in COLUMNS if c.name != "ddim"], ids=names)
+@pytest.mark.parametrize(
+    "column",
+    [pytest.param(c, marks=[pytest.mark.slow] * (c.name in DRAWING)) for c in COLUMNS if c.name != "ddim"],
+    ids=names,
+)
 def test_a_solver_begins_at_a_zero_snr_and_ends_at_the_data(column: Column) -> None:
     assert not [check for check in checks.checks(ZERO_SNR, column) if not check.holds]
 

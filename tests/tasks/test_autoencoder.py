@@ -81,7 +81,7 @@ def test_every_parameter_of_both_networks_moves_and_averages_follow() -> None:
     assert all(np.isfinite(pair).all() for pair in metrics.values())
 
 
-@pytest.mark.parametrize("model", [KL, VQ], ids=["kl", "vq"])
+@pytest.mark.parametrize("model", [pytest.param(KL, id="kl"), pytest.param(VQ, id="vq", marks=pytest.mark.slow)])
 def test_other_autoencoders_learn_in_the_same_task(model: dict[str, Any]) -> None:
     task, state = untrained(**model)
     drawn, losses = task.losses(state, {}, BATCH, KEY, "model")

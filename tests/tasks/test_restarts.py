@@ -56,6 +56,7 @@ def table(params: Any) -> np.ndarray:
     return np.asarray(params["model"]["codebook"]["embedding"])
 
 
+@pytest.mark.slow
 def test_a_collapsed_codebook_comes_back() -> None:
     """Usage of a code that is not used halves at each step: 1/16 is the first below 0.1."""
     state, found = trained(6, **ON)
