@@ -161,6 +161,7 @@ def test_sample_draws_images_of_the_run(name: str, trained: Trained, tmp_path: p
     assert found["labels"].tolist() == [3, 3, 1, 1] and np.std(found["images"]) > 0
 
 
+@pytest.mark.slow
 def test_a_mean_flow_is_not_guided_from_outside(trained: Trained, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError) as caught:
         drawn(trained["mean_flow"], tmp_path / "x.npz", "--guidance_scale=2")
