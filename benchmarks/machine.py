@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import platform
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax")
+COMMIT = "BENCHMARK_COMMIT"  # an environment variable: the commit, for a machine that has no repository
 
 
 def describe() -> dict[str, str]:
@@ -27,7 +29,9 @@ def describe() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the repository; "" on a machine without git."""
+    """What COMMIT says, or the commit of the repository; "" where neither is known."""
+    if given := os.environ.get(COMMIT):
+        return given
     if shutil.which("git") is None:
         return ""
     command = ["git", "rev-parse", "--short", "HEAD"]

@@ -121,8 +121,7 @@ class Theirs:
 
     def __init__(self, python: str) -> None:
         """Start it."""
-        script = pathlib.Path(__file__).with_name("networks_torch.py")
-        command = [python, str(script)]
+        command = [python, "-m", "benchmarks.networks_torch"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, line: str) -> Any:

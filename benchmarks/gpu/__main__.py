@@ -1,4 +1,4 @@
-"""python -m benchmarks.gpu [--parts=1-3] [--seconds=420] [--out=DIR] [--toy]: measure a machine with a GPU.
+"""python -m benchmarks.gpu [--parts=1-3] [--seconds=420] [--out=DIR] [--commit=HASH] [--toy]: measure a GPU's machine.
 
 Parts are processes with a limit of time, whose results are written as they come to DIR/NAME.json:
 
@@ -9,7 +9,8 @@ Parts are processes with a limit of time, whose results are written as they come
     4 picture  minutes of training on openmoji, samples, Frechet distance
 
 The processes of part 2 compile at the same time, and measure one after the other when all have compiled.
---toy takes small sizes, for a CPU. The machine needs what requirements.txt names; torch and diffusers are the peers'.
+`python -m benchmarks.gpu.report` makes tables of the results. --toy takes small sizes, for a CPU. The
+machine needs what requirements.txt names; torch and diffusers are the peers'.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 
 from benchmarks.gpu.ours import STEPS
 from benchmarks.gpu.results import of_file, ready
-from benchmarks.machine import say
+from benchmarks.machine import COMMIT, say
 
 PEERS = {f"peers_{re.sub(r'[^a-z0-9]+', '_', name.lower())}": name for name in STEPS}
 # Number of a part -> its share of the time, and its processes.
@@ -99,8 +100,11 @@ def main() -> int:
     parser.add_argument("--parts", type=numbers, default="1-3")
     parser.add_argument("--seconds", type=float, default=420, help="for all parts together")
     parser.add_argument("--out", type=pathlib.Path, default=os.environ.get("OUT", "benchmarks/results/gpu"))
+    parser.add_argument("--commit", help="what the results name, on a machine that has no repository")
     parser.add_argument("--toy", action="store_true", help="small sizes, for a CPU")
     args = parser.parse_args()
+    if args.commit:
+        os.environ[COMMIT] = args.commit  # the parts are processes
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     begun, ends = time.monotonic(), []

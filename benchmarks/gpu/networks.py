@@ -29,12 +29,12 @@ class Sized(NamedTuple):
     Attributes:
         config: makes its configuration; its argument says whether sizes are small.
         batch: images a step.
-        peer: kind and sizes of PyTorch's, see `benchmarks.networks_torch`; None = there is none to install.
+        peer: kind and sizes of PyTorch's, see `benchmarks.networks_torch`, and what differs where sizes are small.
     """
 
     config: Callable[[bool], Any]
     batch: int
-    peer: tuple[str, dict[str, Any]] | None
+    peer: tuple[str, dict[str, Any], dict[str, Any]]
 
 
 def of_latents(channels: int, model: dict[str, Any], small: dict[str, Any], texts: bool = False) -> Any:
@@ -89,10 +89,12 @@ def dit_on_latents(size: str, batch: int) -> Sized:
         "attention_head_dim": fields["hidden_size"] // fields["num_heads"]
     }
     small = {"hidden_size": 32, "depth": 1, "num_heads": 2}
-    return Sized(of_latents(4, {"name": "dit"} | fields, small), batch, ("dit", peer))
+    return Sized(of_latents(4, {"name": "dit"} | fields, small), batch, ("dit", peer, {"num_layers": 1}))
 
 
 MMDIT: dict[str, Any] = dict(hidden_size=768, depth=12, num_heads=12, context="text", qk_norm="rms", position_size=32)
+SMALL_EDM2: dict[str, Any] = {"channel_mult": (1,), "num_blocks": 1, "attention_levels": ()}
+SMALL_ADM: dict[str, Any] = {"channel_mult": (1,), "num_res_blocks": 1, "attention_downsamples": ()}
 # The batches are what fits 80 GB without remat.
 NETWORKS = {
     "DiT-S/2": dit_on_latents("S", 256),
@@ -111,17 +113,12 @@ NETWORKS = {
             (
                 "mmdit",
                 {"num_layers": 12, "num_attention_heads": 12, "caption_projection_dim": 768, "qk_norm": "rms_norm"},
+                {"num_layers": 1},
             ),
         ),
     ),
-    "EDM2-S, 64x64": Sized(
-        of_images(edm2_s, {"channel_mult": (1,), "num_blocks": 1, "attention_levels": ()}), 64, None
-    ),
-    "ADM, ImageNet-64": Sized(
-        of_images(adm_ddpm.get_config, {"channel_mult": (1,), "num_res_blocks": 1, "attention_downsamples": ()}),
-        64,
-        ("adm_imagenet64", {}),
-    ),
+    "EDM2-S, 64x64": Sized(of_images(edm2_s, SMALL_EDM2), 64, ("edm2", {}, SMALL_EDM2)),
+    "ADM, ImageNet-64": Sized(of_images(adm_ddpm.get_config, SMALL_ADM), 64, ("adm", {}, SMALL_ADM)),
 }
 
 

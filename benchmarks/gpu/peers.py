@@ -1,6 +1,7 @@
 """One of PyTorch's networks of the same sizes: compiled, in bfloat16, with the fastest attention that the device has.
 
-A training step is as ours: gradient, its norm cut to 1, AdamW on float32 weights, a moving average.
+A training step is as ours: weights are normalized where the network asks for it, gradient, its norm cut to 1, AdamW on
+float32 weights, a moving average. The loss is a squared error, without what ours adds to it for ADM and EDM2.
 """
 
 from __future__ import annotations
@@ -55,45 +56,42 @@ def fastest_attention(device: str, shape: tuple[int, ...]) -> tuple[Any, dict[st
     return getattr(SDPBackend, min(found, key=lambda name: found[name])), found
 
 
-def made(name: str, batch: int, toy: bool) -> tuple[Any, Any, str, str]:
-    """(module benchmarks.networks_torch, the network with its inputs, its kind, the device).
+def made(name: str, batch: int, toy: bool) -> tuple[Any, Any, str]:
+    """(module benchmarks.networks_torch, the network with its inputs, the device).
 
     Raises:
-        NotImplementedError: there is none.
         ImportError: torch or diffusers is absent.
     """
-    if NETWORKS[name].peer is None:
-        raise NotImplementedError("absent: no package has this network for PyTorch")
-    kind, sizes = NETWORKS[name].peer or ("", {})
+    kind, sizes, small = NETWORKS[name].peer
     peers: Any = importlib.import_module("benchmarks.networks_torch")
     device = "cuda" if peers.torch.cuda.is_available() else "cpu"
-    small = {} if "adm" in kind else {"num_layers": 1}
+    peers.torch.backends.cudnn.benchmark = True  # the fastest of its convolutions
     peer = peers.NETWORKS[kind](batch, *([8] if toy else []), **(sizes | (small if toy else {})))
-    memory = {"memory_format": peers.torch.channels_last} if "adm" in kind else {}
+    memory = {"memory_format": peers.torch.channels_last} if peer.channels_last else {}
     conditions = {key: value.to(device) for key, value in peer.conditions.items()}
     peer = peer._replace(model=peer.model.to(device, **memory), x=peer.x.to(device, **memory), conditions=conditions)
-    return peers, peer, kind, device
+    return peers, peer, device
 
 
 def prepared(name: str, toy: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
     """(a compiled training step, what it is)."""
     batch = 2 if toy else NETWORKS[name].batch
-    peers, peer, kind, device = made(name, batch, toy)
+    peers, peer, device = made(name, batch, toy)
     torch = peers.torch
-    sizes = (NETWORKS[name].peer or ("", {}))[1]
-    tokens = 256 + (77 if kind == "mmdit" else 0)
-    heads = batch, sizes.get("num_attention_heads", 8), tokens, sizes.get("attention_head_dim", 64)
-    backend, attention = fastest_attention(device, heads)
+    backend, attention = fastest_attention(device, (batch, *peer.attention))
     model, target = torch.compile(peer.model.train()), torch.randn_like(peer.x)
     parameters = list(peer.model.parameters())
+    normalize = getattr(peer.model, "normalize_weights", None)
+    normalize = torch.compile(normalize) if normalize else lambda: None
     averages = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=device == "cuda")
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
+        normalize()
         with torch.nn.attention.sdpa_kernel(backend):
             with torch.autocast(device, torch.bfloat16):
-                answer = model(peer.x, **peer.conditions).sample
+                answer = peers.answer(model, peer.x, peer.conditions)
             ((answer.float() - target) ** 2).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -107,17 +105,18 @@ def prepared(name: str, toy: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
     return step, about | peers.about(peer)
 
 
-def sampler(name: str, toy: bool) -> tuple[Callable[[], Any], int]:
-    """(compiled Euler steps with guidance, the batch doubled at each; images at once)."""
+def sampler(name: str, toy: bool, attention: str) -> tuple[Callable[[], Any], int]:
+    """(compiled Euler steps with guidance, the batch doubled at each; images at once), with that attention."""
     batch, steps = (2, 2) if toy else (BATCH, EVALUATIONS)
-    peers, peer, _, device = made(name, 2 * batch, toy)
+    peers, peer, device = made(name, 2 * batch, toy)
     torch, model = peers.torch, peers.torch.compile(peer.model.eval())
+    backend = getattr(torch.nn.attention.SDPBackend, attention)
 
     def sample() -> None:
         x = peer.x[:batch]
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        with torch.nn.attention.sdpa_kernel(backend), torch.inference_mode(), torch.autocast(device, torch.bfloat16):
             for _ in range(steps):
-                with_label, without = model(torch.cat([x, x]), **peer.conditions).sample.float().chunk(2)
+                with_label, without = peers.answer(model, torch.cat([x, x]), peer.conditions).float().chunk(2)
                 x = x - (without + SCALE * (with_label - without)) / steps
 
     sample()
@@ -129,7 +128,7 @@ def measure(results: Results, name: str, toy: bool) -> None:
     import torch
 
     step, about = prepared(name, toy)
-    guided, batch = sampler(name, toy) if name == SAMPLED else (None, 0)
+    guided, batch = sampler(name, toy, about["attention"]) if name == SAMPLED else (None, 0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # it belongs to those who measure before
     results.await_turn()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks.gpu import report
 from benchmarks.gpu.__main__ import numbers
 from benchmarks.gpu.ours import TOY
 from benchmarks.gpu.results import Results
@@ -46,3 +47,4 @@ def test_what_is_computed_is_right_and_every_network_is_stepped(tmp_path: pathli
     assert right["killed and resumed"]["differing"] == []
     for name in TOY:
         assert ours[f"step, {name}"]["images_per_second"] > 0 and ours[f"step, {name}"]["skipped"] == 0
+        assert f"| {name} | 2 |" in report.report(report.read(tmp_path))
