@@ -1,6 +1,7 @@
 # make demo: environment, data, a trained model and its pictures.   make test: the same environment, then the tests.
 VENV   ?= .venv
 RUN    := runs/dit_rf
+TESTS  ?= -m "not slow"
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print("$(name)")' 2>/dev/null)))
 BIN    := $(VENV)/bin
 
@@ -15,7 +16,7 @@ demo: $(VENV)/.requirements
 	@echo "  $(BIN)/python -m archirf_jax.sample --workdir=$(RUN) --labels=0-9 --per_class=8 --solver=dpmpp_2m --steps=20 --guidance_scale=1.5 --seed=0 --out=samples.png"
 
 test: $(VENV)/.requirements-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-slow: $(VENV)/.requirements-dev
 	$(BIN)/python -m pytest -n 2 -m slow
