@@ -4,8 +4,8 @@ Bytes are those of one device, counted in two ways:
 
     result   of what the operation leaves on the device
     sent     what the device sends where n devices are a ring, each step of which passes a part on to the neighbour:
-             all-reduce 2 (n-1)/n of the result, all-gather and all-to-all (n-1)/n of it, reduce-scatter n-1 times it (it
-             is the n-th part of the array), collective-permute all of it. As many bytes are received.
+             all-reduce 2 (n-1)/n of the result, all-gather and all-to-all (n-1)/n of it, reduce-scatter n-1 times it,
+             the n-th part of the array, and collective-permute all of it. As many bytes are received.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
-
-import jax
-
-from archirf_jax import sharding
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 Counts = dict[str, "Count"]

@@ -166,7 +166,8 @@ def compiled(task: Any, frozen: Any, mesh: Any, batch_size: int) -> tuple[Any, A
     batch = jax.tree.map(lambda leaf: cut(leaf.shape, leaf.dtype), shapes(task.fields, batch_size))
 
     def step(state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
-        after, metrics = task.step(state, frozen, batch, key)
+        with sharding.gathering(mesh):
+            after, metrics = task.step(state, frozen, batch, key)
         return jax.lax.with_sharding_constraint(after, sharding.place(after, mesh)), metrics
 
     return jax.jit(step, donate_argnums=0).lower(state, frozen, batch, key).compile(), state
