@@ -15,6 +15,12 @@ import math
 import re
 from typing import Any
 
+import jax
+
+from archirf_jax import sharding
+from archirf_jax.tasks.footprint import MemoryPlan
+from archirf_jax.training.devices import Device
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 Counts = dict[str, "Count"]
 
@@ -98,6 +104,49 @@ def count(text: str, trips: int | None = None) -> Counts:
 def sent(counts: Counts) -> float:
     """Bytes that a device sends."""
     return sum(each.sent for each in counts.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one device sends in a step of a training, by formula.
+
+    Attributes:
+        gradients: bytes for adding them up.
+        parameters: bytes for gathering those that are cut.
+        seconds: how long it takes at the speed of the links, with nothing computed meanwhile; None where the speed
+            between machines is not known.
+    """
+
+    gradients: float
+    parameters: float
+    seconds: float | None
+
+
+def planned(params: Any, way: MemoryPlan, devices: int, device: Device, itemsize: int) -> Traffic:
+    """The traffic of a step, near what `count` finds in the compiled one (tests/tasks/test_communication.py).
+
+    Each part of a batch adds up all gradients over all devices, and gathers what is cut, with remat once more.
+
+    Args:
+        params: shapes of all networks' parameters.
+        way: parts, cutting and remat.
+        devices: how many there are.
+        device: their kind.
+        itemsize: bytes of a number of the compute dtype, in which gradients are added up.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    numbers = sum(leaf.size for _, leaf in leaves)
+    cut = sum(leaf.size for path, leaf in leaves if any(sharding.spec(path, leaf.shape, way.fsdp)))
+    gradients = way.accumulation * 2 * (devices - 1) / devices * itemsize * numbers
+    parameters = way.accumulation * (1 + way.remat) * (way.fsdp - 1) / way.fsdp * 4 * cut
+    times = [(gradients, _speed(device, devices)), (parameters, _speed(device, way.fsdp))]
+    known = all(speed for size, speed in times if size)
+    return Traffic(gradients, parameters, sum(size / speed for size, speed in times if size) if known else None)
+
+
+def _speed(device: Device, devices: int) -> float:
+    """Bytes a second that each of them sends, around as many rings as a machine has ports to others."""
+    return device.link if devices <= device.joined else min(device.link, device.network)
 
 
 def _of_operation(kind: str, begun: bool, shape: str, line: str, everyone: int) -> Counts:

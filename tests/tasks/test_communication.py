@@ -12,10 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from archirf_jax import sharding
 from archirf_jax.tasks import footprint
 from archirf_jax.tasks.building import make_task
-from archirf_jax.tasks.communication import Count, Counts, count, sent
-from archirf_jax.tasks.footprint import changed
+from archirf_jax.tasks.communication import Count, Counts, Traffic, count, planned, sent
+from archirf_jax.tasks.footprint import MemoryPlan, changed
+from archirf_jax.training import devices
 from configs import dit_rf
 
+H100 = devices.find("h100")
 SCALARS = 400  # bytes of norms and metrics, which are added up too
 
 
@@ -107,6 +109,40 @@ def step(data: int, fsdp: int, **fields: Any) -> tuple[Counts, Any, Any]:
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     made, state = footprint.compiled(make_task(config), {}, mesh, config.batch_size)
     return count(made.as_text()), state.networks["model"].params, config
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "fields"),
+    [
+        (8, 1, {}),
+        (1, 8, {}),
+        pytest.param(2, 4, {"model__remat": True}, marks=pytest.mark.slow),
+        pytest.param(2, 4, {"accumulation": 2}, marks=pytest.mark.slow),
+        pytest.param(8, 1, {"accumulation": 4, "model__dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param(1, 8, {"model__dtype": "float16", "model__remat": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_plan_is_what_the_compiled_step_sends(data: int, fsdp: int, fields: dict[str, Any]) -> None:
+    counts, params, config = step(data, fsdp, **fields)
+    way = MemoryPlan(config.model.remat, config.accumulation, fsdp)
+    found = planned(params, way, data * fsdp, H100, jnp.dtype(config.model.dtype).itemsize)
+    gathered = counts.get("all-gather", Count()).sent
+    assert gathered == pytest.approx(found.parameters, rel=0.1)
+    assert sent(counts) - gathered == pytest.approx(found.gradients, rel=0.1)
+
+
+def test_links_within_a_machine_and_between_machines_set_the_time() -> None:
+    params = {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    plain, cut = MemoryPlan(False, 1, 1), MemoryPlan(False, 1, 8)
+    alone = planned(params, plain, 1, H100, 4)
+    assert alone == Traffic(0, 0, 0)
+    inside, between = (planned(params, plain, n, H100, 2) for n in (8, 1024))
+    assert inside == Traffic(3.5e6, 0, pytest.approx(3.5e6 / 450e9))
+    assert between.seconds == pytest.approx(2 * 1023 / 1024 * 2e6 / 400e9)
+    both = planned(params, cut, 64, H100, 2)
+    assert both.parameters == pytest.approx(3.5e6)
+    assert both.seconds == pytest.approx(2 * 63 / 64 * 2e6 / 400e9 + 3.5e6 / 450e9)
+    assert planned(params, plain, 9, devices.find("rtx4090"), 2).seconds is None
 
 
 def size(params: Any, fsdp: int = 1) -> int:
