@@ -111,9 +111,14 @@ def gathered(params: Any) -> Any:
     """
     if not gathers():
         return params
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
 
     def one(path: Any, leaf: Any) -> Any:
-        return leaf if _below(path, BLOCKS) else jax.lax.with_sharding_constraint(leaf, PartitionSpec())
+        if _below(path, BLOCKS):
+            return leaf
+        # On the way back the other way round: the gradient is added up, and of the sum a device keeps its part.
+        leaf = jax.lax.with_sharding_constraint(leaf, spec(path, leaf.shape, fsdp))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, params)
 
