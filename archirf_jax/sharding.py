@@ -7,8 +7,9 @@ have one device; then nothing is cut, and the code is the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from archirf_jax.errors import UserError
 AXES = ("data", "fsdp")
 SMALL = 2**14  # leaves of fewer numbers lie whole everywhere: fetching them would cost more than holding them
 STACKED = "blocks_"  # begins the names of stacked layers, whose first axis a loop runs over
+BLOCKS = ("block_", STACKED)  # those of repeated blocks
 
 
 def make_mesh(data: int | None = None, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -50,8 +52,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
 
 def spec(path: Any, shape: Sequence[int], fsdp: int) -> PartitionSpec:
     """How a leaf of this shape, named by its tree path, is cut into `fsdp` parts."""
-    stacked = any(str(getattr(entry, "key", "")).startswith(STACKED) for entry in path)
-    axes = [axis for axis in range(int(stacked), len(shape)) if shape[axis] % fsdp == 0]
+    axes = [axis for axis in range(int(_below(path, STACKED)), len(shape)) if shape[axis] % fsdp == 0]
     if fsdp == 1 or math.prod(shape) < SMALL or not axes:
         return PartitionSpec()
     longest = max(axes, key=lambda axis: shape[axis])
@@ -85,6 +86,46 @@ def shaped(like: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like, place(like, mesh)
     )
+
+
+@contextlib.contextmanager
+def gathering(mesh: Mesh | None) -> Iterator[None]:
+    """Let `gathered` act in a function that is being traced for this mesh; without a cut nothing changes."""
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        yield
+        return
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
+
+
+def gathers() -> bool:
+    """Whether `gathered` acts here."""
+    return "fsdp" in jax.sharding.get_abstract_mesh().axis_names
+
+
+def gathered(params: Any) -> Any:
+    """The parameters, whole on every device, where `gathering` is; elsewhere as they are.
+
+    Left to itself the compiler computes with a part of each layer on each device and moves activations between them,
+    which are several times larger. Repeated blocks are left out: each is gathered when its turn comes.
+    """
+    if not gathers():
+        return params
+    fsdp = jax.sharding.get_abstract_mesh().shape["fsdp"]
+
+    def one(path: Any, leaf: Any) -> Any:
+        if _below(path, BLOCKS):
+            return leaf
+        # On the way back the other way round: the gradient is added up, and of the sum a device keeps its part.
+        leaf = jax.lax.with_sharding_constraint(leaf, spec(path, leaf.shape, fsdp))
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _below(path: Any, prefixes: str | tuple[str, ...]) -> bool:
+    """Whether a name in the path begins so."""
+    return any(str(getattr(entry, "key", "")).startswith(prefixes) for entry in path)
 
 
 def fetch(array: jax.Array) -> np.ndarray:

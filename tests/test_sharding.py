@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from jax.sharding import Mesh, PartitionSpec
 from archirf_jax import sharding
 from archirf_jax.contracts import TrainState
 from archirf_jax.errors import UserError
+from archirf_jax.tasks import footprint
+from archirf_jax.tasks.building import make_task
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.start import start
 from archirf_jax.training.step_runner import StepRunner, placed
+from tests.tasks import settings
 from tests.training.toys import Denoising, Feed, config
 
 BATCH = 32
@@ -108,6 +112,21 @@ def test_fifty_losses_on_eight_devices_are_those_on_one(
 @pytest.mark.slow
 def test_parts_of_a_batch_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Path) -> None:
     compare(2, 2, 8, task(accumulation=4), tmp_path)
+
+
+def test_a_step_that_gathers_repeated_blocks_is_that_on_one_device() -> None:
+    made: Any = make_task(
+        settings.config(changes={"model.hidden_size": 64, "model.depth": 2, "model.scan": True, "model.remat": True})
+    )
+    found = []
+    for fsdp in (1, 8):
+        mesh = sharding.make_mesh(1, fsdp, jax.devices()[:fsdp])
+        program, _ = footprint.compiled(made, {}, mesh, len(settings.BATCH["image"]))
+        state = jax.jit(made.init)(jax.random.key(0), {})
+        batch = jax.device_put(settings.BATCH, sharding.of_batch(mesh))
+        found.append(program(jax.device_put(state, sharding.place(state, mesh)), {}, batch, jax.random.key(1)))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5)
 
 
 def test_what_was_saved_on_eight_devices_goes_on_on_fewer(tmp_path: pathlib.Path) -> None:

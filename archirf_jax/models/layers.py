@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from archirf_jax import sharding
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.models.linear import Dense
 
@@ -222,6 +223,8 @@ def repeat(
     def call(block: nn.Module, x: Any, *fixed: Any) -> Any:
         return block(x, *fixed)
 
+    if sharding.gathers():
+        call = nn.map_variables(call, "params", sharding.gathered)  # one block at a time, and again under remat
     call = nn.remat(call, prevent_cse=not scan) if remat else call
     if not scan:
         for i in range(depth):

@@ -118,7 +118,7 @@ def measure(
     with _as_on(device, changed(config, fields)) as seen:
         task = make_task(seen, runs)
         given = frozen_shapes(task) if frozen is None else frozen
-        taken, state = _step(task, given, sharding.make_mesh(1, cut), seen.batch_size)
+        program, state = compiled(task, given, sharding.make_mesh(1, cut), seen.batch_size)
     networks = state.networks.values()
     params = [network.params for network in networks]
     return Memory(
@@ -127,7 +127,7 @@ def measure(
         optimizer=held([network.opt for network in networks], plan.fsdp),
         frozen=held(given, plan.fsdp),
         gradients=held(params, plan.fsdp),
-        activations=max(0, taken - held((state, given), cut) - held(params, cut)),
+        activations=max(0, taken(program) - held((state, given), cut) - held(params, cut)),
     )
 
 
@@ -157,8 +157,8 @@ def frozen_shapes(task: Any) -> dict[str, Any]:
     return {name: run.shapes or run.params for name, run in task.frozen.items()}
 
 
-def _step(task: Any, frozen: Any, mesh: Any, batch_size: int) -> tuple[int, Any]:
-    """(bytes on each device of the mesh for a step of so many images in all, shapes of the state)."""
+def compiled(task: Any, frozen: Any, mesh: Any, batch_size: int) -> tuple[Any, Any]:
+    """(a step of so many images in all, compiled for the mesh, shapes of the state); `frozen` is as of `measure`."""
     key = jax.eval_shape(jax.random.key, 0)
     frozen = sharding.shaped(frozen, mesh)
     state = sharding.shaped(jax.eval_shape(task.init, key, frozen), mesh)
@@ -166,14 +166,19 @@ def _step(task: Any, frozen: Any, mesh: Any, batch_size: int) -> tuple[int, Any]
     batch = jax.tree.map(lambda leaf: cut(leaf.shape, leaf.dtype), shapes(task.fields, batch_size))
 
     def step(state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
-        after, metrics = task.step(state, frozen, batch, key)
+        with sharding.gathering(mesh):
+            after, metrics = task.step(state, frozen, batch, key)
         return jax.lax.with_sharding_constraint(after, sharding.place(after, mesh)), metrics
 
-    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch, key).compile()
-    taken = compiled.memory_analysis()
-    assert taken is not None, "XLA answers on every platform that this project runs on"
-    written = taken.output_size_in_bytes - taken.alias_size_in_bytes
-    return taken.argument_size_in_bytes + taken.temp_size_in_bytes + written, state
+    return jax.jit(step, donate_argnums=0).lower(state, frozen, batch, key).compile(), state
+
+
+def taken(program: Any) -> int:
+    """Bytes that a compiled step takes on each device."""
+    needed = program.memory_analysis()
+    assert needed is not None, "XLA answers on every platform that this project runs on"
+    written = needed.output_size_in_bytes - needed.alias_size_in_bytes
+    return int(needed.argument_size_in_bytes + needed.temp_size_in_bytes + written)
 
 
 @contextlib.contextmanager

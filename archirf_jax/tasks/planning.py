@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from archirf_jax.contracts import Frozen
 from archirf_jax.data.fields import shapes
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import Runs, make_task
+from archirf_jax.tasks.communication import Traffic, planned
 from archirf_jax.tasks.footprint import Memory, MemoryPlan, frozen_shapes, held, measure
 from archirf_jax.training import flops
 from archirf_jax.training.devices import GIB, Device
@@ -35,6 +37,7 @@ class Plan:
         batch_size, steps: of the configuration.
         scan: whether blocks are a loop, as activations are counted; None where the network has no such choice.
         tried: ways and what they take, from what was asked for on; the last one fits, if any does.
+        traffic: what a device sends in a step of the last one.
     """
 
     device: Device
@@ -46,6 +49,7 @@ class Plan:
     steps: int
     scan: bool | None
     tried: tuple[tuple[MemoryPlan, Memory], ...]
+    traffic: Traffic | None = None
 
     def fits(self, memory: Memory) -> bool:
         """Whether a device has room for it."""
@@ -94,7 +98,8 @@ def make(config: Any, device: Device, devices: int, runs: Runs | None = None, fr
         )
         if plan.fits(plan.tried[-1][1]):
             break
-    return plan
+    sending = planned(params, plan.tried[-1][0], devices, device, jnp.dtype(dtype).itemsize)
+    return dataclasses.replace(plan, traffic=sending)
 
 
 def forward(task: Any, state: Any, frozen: Frozen | None = None) -> float:
@@ -191,10 +196,20 @@ def _notes(plan: Plan, memory: Memory) -> Iterator[str]:
         yield "these are the activations with model.scan=True; a GPU keeps about half of them without it"
     if plan.scan is None:
         yield "what remat saves of this network is not known without the device: it was not tried, and is not counted"
-    if plan.devices > 1:
-        yield f"not in the time: each step the devices add up gradients of {4 * plan.parameters / GIB:.3g} GiB"
+    if plan.devices > 1 and plan.traffic is not None:
+        yield _traffic(plan.device, plan.traffic)
     if plan.device.platform == "gpu" and PREALLOCATED < memory.total / plan.device.memory <= USABLE:
         yield f"jax takes {PREALLOCATED:.0%} of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95"
+
+
+def _traffic(device: Device, traffic: Traffic) -> str:
+    parts = {"gradients": traffic.gradients, "parameters": traffic.parameters}
+    sizes = " and ".join(f"{size / GIB:.3g} GiB of {name}" for name, size in parts.items() if size)
+    if traffic.seconds is None:
+        return (
+            f"not in the time: a device sends {sizes} a step, between machines of {device.joined} at an unknown speed"
+        )
+    return f"not in the time: a device sends {sizes} a step, {_time(traffic.seconds)} at the speed of the links"
 
 
 def _tried(plan: Plan, utilisation: float) -> Iterator[str]:

@@ -67,7 +67,8 @@ class StepRunner:
 
     def _one(self, frozen: Frozen, chunk: Any, i: Any, state: TrainState) -> tuple[TrainState, Metrics]:
         batch, key = self.batch(chunk, i, state.step)
-        state, metrics = self._task.step(state, frozen, batch, key)
+        with sharding.gathering(self._mesh):
+            state, metrics = self._task.step(state, frozen, batch, key)
         if self._mesh is not None:
             state = jax.lax.with_sharding_constraint(state, sharding.place(state, self._mesh))
         return state, metrics

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from archirf_jax import sharding
 from archirf_jax.contracts import Guard, Losses, Metrics, Network, Params, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.training import ema, guard, optimizers, overrides
@@ -204,7 +205,7 @@ class Update:
         parts = self.accumulation
 
         def mean_loss(params: Modules, part: Any, number: Any) -> tuple[jax.Array, Any]:
-            each, metrics, noted = losses(params, part, number)
+            each, metrics, noted = losses(sharding.gathered(params), part, number)
             mean = jnp.mean(each)
             return mean * scale if self._scaled else mean, (mean, metrics, noted)
 

@@ -60,7 +60,7 @@ def needs(monkeypatch: pytest.MonkeyPatch, floor: list[float]) -> list[MemoryPla
 
 
 def toy(gib: float) -> Device:
-    return Device("toy", "gpu", int(gib * GIB), H200.peaks, ())
+    return Device("toy", "gpu", int(gib * GIB), H200.peaks, (), H200.link)
 
 
 def made(gib: float, number: int = 8, **fields: Any) -> list[tuple[int, int, int]]:
@@ -179,6 +179,17 @@ def test_a_person_reads_what_fits() -> None:
     assert not any(line.startswith(("|", "set:", "jax takes")) for line in said)
 
 
+def test_a_person_reads_what_devices_send_and_how_long_it_takes(needs: list[MemoryPlan]) -> None:
+    found = planning.make(configuration(batch_size=64, mesh__fsdp=2), toy(100), 8)
+    (line,) = [line for line in planning.lines(found, 0.4) if "a device sends" in line]
+    assert "GiB of gradients and" in line and "GiB of parameters" in line and found.traffic is not None
+    assert found.traffic.gradients == 2 * 7 / 8 * 4 * found.parameters
+    unknown = dataclasses.replace(found, traffic=dataclasses.replace(found.traffic, seconds=None))
+    assert any("unknown speed" in line for line in planning.lines(unknown, 0.4))
+    alone = planning.lines(planning.make(configuration(batch_size=64), toy(100), 1), 0.4)
+    assert not any("a device sends" in line for line in alone)
+
+
 def test_a_person_reads_what_to_set() -> None:
     tried = (PLAIN, memory(200)), (MemoryPlan(True, 1, 1), memory(150)), (MemoryPlan(True, 2, 1), memory(120))
     said = list(planning.lines(plan(*tried), 0.4))
@@ -193,4 +204,4 @@ def test_a_person_reads_that_nothing_helps_and_what_was_not_seen() -> None:
     said = list(planning.lines(plan((PLAIN, memory(200)), number=1, scan=False), 0.4))
     assert said[-1].startswith("nothing makes it fit: take more devices")
     assert any("does not fit: 90% can be used" in line for line in said)
-    assert any("model.scan=True" in line for line in said) and not any("gradients of" in line for line in said)
+    assert any("model.scan=True" in line for line in said) and not any("a device sends" in line for line in said)

@@ -60,6 +60,8 @@ def test_peaks_are_dense_and_in_order(device: devices.Device) -> None:
     half, single = device.peak("bfloat16"), device.peak("float32")
     assert 1e12 < single <= half <= 2.25e15
     assert 16 * GIB <= device.memory <= 180 * GIB
+    assert 0 < device.network <= 3 * device.link or not device.network
+    assert 15e9 < device.link <= 900e9 and device.joined >= 8
     if device.platform == "gpu":
         assert half <= device.peak("float16")
 
