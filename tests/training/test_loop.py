@@ -339,7 +339,7 @@ def test_utilisation_counts_three_forward_passes_of_all_networks_against_the_pea
     loop.state = jax.eval_shape(lambda: loop.task.init(purpose_key(0, "init"), {}))
     chunk, _ = loop.feed.chunk(0, 1)
     assert loop.ideal_seconds(chunk) is None  # nobody knows the peak of this CPU
-    known = devices.Device("known", "gpu", 1, {"float32": 1e9}, ())
+    known = devices.Device("known", "gpu", 1, {"float32": 1e9}, (), link=1.0)
     monkeypatch.setattr("archirf_jax.training.loop.devices.of", lambda device: known)
     x, task = jnp.zeros((8, 4)), Adversarial(config())
     params = {name: network.params for name, network in loop.state.networks.items()}
