@@ -11,7 +11,6 @@ if __name__ == "__main__":  # the imports below take a tenth of a second, in whi
     leave_at_once(resumable=True)
 
 import pathlib
-import shlex
 import types
 from typing import Any
 
@@ -35,8 +34,9 @@ COMMAND = Command(
 
 
 def main(args: types.SimpleNamespace) -> int:
-    """Check, then train, or look at the step that a run was stopped at."""
-    from archirf_jax.launch import distributed, fields
+    """Check, open the data and train, or look at the step that a run was stopped at."""
+    from archirf_jax.data.pipeline import load
+    from archirf_jax.launch import afterwards, distributed, fields, training
     from archirf_jax.training.profiling import Profile, parse
 
     if args.init_from is not None:
@@ -44,49 +44,14 @@ def main(args: types.SimpleNamespace) -> int:
     fields.check(args.config)
     profile = Profile(args.workdir, parse(args.profile) if args.profile else None)
     if args.replay:
-        return replay(args)
+        afterwards.replay(args.workdir)
+        return 0
     distributed.start(args.coordinator, args.processes, args.process)
-    return train(args, profile)
-
-
-def train(args: types.SimpleNamespace, profile: object) -> int:
-    """Open the data and train."""
-    from absl import logging
-
-    from archirf_jax.data.pipeline import load
-    from archirf_jax.launch import training
-    from archirf_jax.launch.runs import open_run
-
-    dataset = load(args.config.data)
-    options: dict[str, Any] = dict(
-        again=command_line(), change_config=args.change_config, profile=profile, hard_exit=True
-    )
+    dataset, again = load(args.config.data), command_line()
+    options: dict[str, Any] = dict(again=again, change_config=args.change_config, profile=profile, hard_exit=True)
     if not training.train_run(args.config, dataset, args.workdir, **options):
         return RESUME
-    made = [
-        *sorted((args.workdir / "samples").glob("*.png"))[-1:],
-        *(args.workdir / name for name in ("progress.gif", "denoising.gif")),
-        *sorted(args.workdir.glob("*.png")),
-    ]
-    logging.info("done; look at %s", ", ".join(str(path) for path in made if path.exists()))
-    use = getattr(open_run(args.workdir).task, "use", "").format(workdir=shlex.quote(str(args.workdir)))
-    if use:
-        logging.info("next: python -m archirf_jax.sample %s --out=samples.png", use)
-    return 0
-
-
-def replay(args: types.SimpleNamespace) -> int:
-    """Run the step again that the run was stopped at."""
-    from absl import logging
-
-    from archirf_jax.launch.caches import frozen_params
-    from archirf_jax.launch.runs import open_run
-    from archirf_jax.training import replay
-
-    run = open_run(args.workdir)
-    conclusion = replay.replay(run.task, args.workdir, frozen_params(run.config, run.runs))
-    replay.log_report(args.workdir)
-    logging.info("%s", conclusion)
+    afterwards.say_what_was_made(args.workdir)
     return 0
 
 

@@ -1,5 +1,5 @@
 """Rectified flow (Liu et al. 2022, "Flow Straight and Fast"; SD3: Esser et al. 2024, "Scaling Rectified Flow
-Transformers") and its relatives with curved paths (SiT: Ma et al. 2024, Table 1 and Appendix A).
+Transformers"), and its relatives with the curved paths of `interpolants`.
 
     x_t = (1 - t) x0 + t eps                     a straight line from data (t = 0) to noise (t = 1)
     v   = dx_t / dt = eps - x0                   what the network learns
@@ -16,13 +16,12 @@ import numpy as np
 
 from archirf_jax.contracts import Prediction
 from archirf_jax.errors import UserError
-from archirf_jax.processes.base import Process, Times, backend, check_choice, check_positive, expand
+from archirf_jax.processes.base import Process, Times, check_choice, check_positive, expand
 from archirf_jax.processes.conversions import TABLE
+from archirf_jax.processes.interpolants import PATHS
 
-PATHS = ("linear", "vp", "gvp")
 PREDICTIONS = ("velocity", "x0", "eps", "v")
 ENDS = ("noise", "data")
-VP_BETAS = (0.1, 20.0)  # Song et al. 2021, Appendix C
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +29,7 @@ class RectifiedFlow(Process):
     """A flow along an interpolant of data and noise.
 
     Attributes:
-        path: "linear" is rectified flow; "vp" has alpha = exp(-b(t) / 2) with b the integral of a beta that rises
-            from 0.1 to 20 (Song et al. 2021, Eq. 33); "gvp" has alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+        path: one of `interpolants.PATHS`; "linear" is rectified flow.
         prediction: what the network answers: "velocity" (dx_t / dt), "x0", "eps" or "v".
         time_scale: the network is given time_scale * t.
         towards: where the network's time and velocity point to. A network of SiT's is given time_scale * (1 - t) and
@@ -47,35 +45,22 @@ class RectifiedFlow(Process):
     towards: str = "noise"
 
     def __post_init__(self) -> None:
-        check_choice("process.path", self.path, PATHS)
+        check_choice("process.path", self.path, tuple(PATHS))
         check_choice("process.prediction", self.prediction, PREDICTIONS)
         check_choice("process.towards", self.towards, ENDS)
         check_positive("process", self, "time_scale")
 
     def alpha(self, t: Times) -> Times:
         """The share of the data at times t."""
-        if self.path == "linear":
-            return 1 - t
-        xp = backend(t)  # a sine of the time left, as the cosine of pi / 2 rounds to something else than 0
-        return xp.sin(np.pi / 2 * (1 - t)) if self.path == "gvp" else xp.exp(-self._integrated_beta(t) / 2)
+        return PATHS[self.path].alpha(t)
 
     def sigma(self, t: Times) -> Times:
         """The share of the noise at times t."""
-        if self.path == "linear":
-            return t
-        xp = backend(t)
-        return xp.sin(np.pi / 2 * t) if self.path == "gvp" else xp.sqrt(-xp.expm1(-self._integrated_beta(t)))
+        return PATHS[self.path].sigma(t)
 
     def time_of_ratio(self, ratio: Times) -> Times:
         """The times at which sigma / alpha has these values."""
-        xp = backend(ratio)
-        if self.path == "linear":
-            return ratio / (1 + ratio)
-        if self.path == "gvp":
-            return xp.arctan(ratio) / (np.pi / 2)
-        low, high = VP_BETAS
-        b = xp.log1p(ratio**2)
-        return 2 * b / (low + xp.sqrt(low**2 + 2 * (high - low) * b))
+        return PATHS[self.path].time_of_ratio(ratio)
 
     def network_time(self, t: Times) -> Times:
         """time_scale * t, or of the time that is left."""
@@ -111,10 +96,6 @@ class RectifiedFlow(Process):
                 message=f"starts at t={t:g}, where path {self.path!r} is noise alone and prediction='eps' says nothing "
                 "about the data; use the grid 'karras', or another prediction",
             )
-
-    def _integrated_beta(self, t: Times) -> Times:
-        low, high = VP_BETAS
-        return (low + (high - low) / 2 * t) * t
 
 
 build = RectifiedFlow

@@ -9,17 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.contracts import (
-    Batch,
-    Denoiser,
-    Frozen,
-    Losses,
-    Metrics,
-    ModelFn,
-    Models,
-    Setting,
-    TrainState,
-)
+from archirf_jax.contracts import Batch, Denoiser, Frozen, Losses, Metrics, ModelFn, Models, Setting, TrainState
 from archirf_jax.data.fields import make_fields, shapes
 from archirf_jax.errors import UserError
 from archirf_jax.models import binding

@@ -23,14 +23,13 @@ from archirf_jax.contracts import Feed, Frozen, Task, TrainState
 from archirf_jax.training import closing, devices, overrides
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.initial_weights import Weights
-from archirf_jax.training.meter import Meter
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
-from archirf_jax.training.start import mark, start
+from archirf_jax.training.start import start
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.upkeep import Upkeep, check_best
-from archirf_jax.training.writers import Events, MetricsFile, Progress, Writer
+from archirf_jax.training.writers import Writer
 
 DISPATCH_SECONDS = 2.0  # a dispatch is kept about this short, so that a signal is answered soon
 
@@ -131,24 +130,11 @@ class Loop(Upkeep):
         where = self.checkpoints, self.mesh, self.workdir
         self.state = start(self.task, self.config.seed, self.runner.frozen, *where, self.weights)
         self.weights = None
-        log, step = self.config.log, int(self.state.step)
-        self.progress = Progress(step, self.config.steps) if self.first else None
-        if self.first and self.progress:
-            self.still_ours()
-            events = [Events(self.workdir / "tensorboard", step)] if log.tensorboard else []
-            self.writers = [MetricsFile(self.workdir, step), *events, *self.writers, self.progress]
-        self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
-        self.meter.go_on(*self.checkpoints.metrics_state(step))
-        if self.snapshots:  # of a run that came further, perhaps on another way
-            self.snapshots.forget_after(int(self.state.networks[self.main].guard.updates))
+        step = int(self.state.step)
+        self._open(step)
         with self.profile:
             self._steps(step)
-        with self._tolerating(False):
-            for one in self.kept:
-                one.wait()
-            mark(self.workdir, self.checkpoints)
-        if skipped := self._skipped_in_a_row():
-            logging.warning("the last %d updates were skipped, see `skipped` in metrics.jsonl", skipped)
+        self._finish()
 
     def _steps(self, step: int) -> None:
         stopping = False

@@ -18,7 +18,7 @@ from archirf_jax.training.checkpoints import Checkpoints, MetricsState
 from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
 from archirf_jax.training.start import mark
 from archirf_jax.training.step_runner import StepRunner
-from archirf_jax.training.writers import CLOCKED, Writer
+from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
 from archirf_jax.visuals import pictures
 
 TOO_LARGE = (
@@ -55,7 +55,30 @@ class Upkeep:
     kept: list[Checkpoints]
     preview_key: jax.Array
     writers: list[Writer]
+    progress: Progress | None
     still_ours: Callable[[], None]
+
+    def _open(self, step: int) -> None:
+        """Open what is written to, and go on with the metrics at a step."""
+        log = self.config.log
+        self.progress = Progress(step, self.config.steps) if self.first else None
+        if self.first and self.progress:
+            self.still_ours()
+            events = [Events(self.workdir / "tensorboard", step)] if log.tensorboard else []
+            self.writers = [MetricsFile(self.workdir, step), *events, *self.writers, self.progress]
+        self.meter = Meter(self._report, log.every_steps, self.config.steps, self.config.batch_size)
+        self.meter.go_on(*self.checkpoints.metrics_state(step))
+        if self.snapshots:  # of a run that came further, perhaps on another way
+            self.snapshots.forget_after(int(self.state.networks[self.main].guard.updates))
+
+    def _finish(self) -> None:
+        """Wait for what is being saved, and say whether the last updates were skipped."""
+        with self._tolerating(False):
+            for one in self.kept:
+                one.wait()
+            mark(self.workdir, self.checkpoints)
+        if skipped := self._skipped_in_a_row():
+            logging.warning("the last %d updates were skipped, see `skipped` in metrics.jsonl", skipped)
 
     def _pause(self, step: int, stopping: bool) -> None:
         """What is to be done between two dispatches."""

@@ -13,9 +13,10 @@ from archirf_jax.contracts import Condition, Extras, ModelFn, Prediction
 from archirf_jax.processes.base import Process, ask, expand
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.edm import EDM
+from archirf_jax.processes.interpolants import PATHS
 from archirf_jax.processes.oracles import process_time
-from archirf_jax.processes.rectified_flow import PATHS, RectifiedFlow
 from archirf_jax.processes.rectified_flow import PREDICTIONS as FLOW_PREDICTIONS
+from archirf_jax.processes.rectified_flow import RectifiedFlow
 
 # One process for each way that alpha and sigma run.
 CLOCKS: dict[str, Process] = {

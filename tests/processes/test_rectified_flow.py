@@ -11,7 +11,8 @@ import pytest
 
 from archirf_jax import processes, registry
 from archirf_jax.errors import UserError
-from archirf_jax.processes.rectified_flow import PATHS, PREDICTIONS, RectifiedFlow
+from archirf_jax.processes.interpolants import PATHS
+from archirf_jax.processes.rectified_flow import PREDICTIONS, RectifiedFlow
 from tests.processes.examples import answers, images, predict
 
 pytestmark = pytest.mark.usefixtures("float64")

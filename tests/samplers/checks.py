@@ -18,7 +18,8 @@ from archirf_jax.errors import UserError
 from archirf_jax.processes.base import Process
 from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.edm import EDM
-from archirf_jax.processes.rectified_flow import PATHS, PREDICTIONS, RectifiedFlow
+from archirf_jax.processes.interpolants import PATHS
+from archirf_jax.processes.rectified_flow import PREDICTIONS, RectifiedFlow
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.denoisers import NetworkDenoiser
 from tests.samplers import forms
