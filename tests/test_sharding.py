@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -27,10 +28,16 @@ SHARES = {1: 1.0, 2: 0.7, 4: 0.5, 8: 0.4}  # of the parameters on one of so many
 DISPATCH = Feed.dispatch  # of all runs, so that there is one program a mesh
 
 
+@functools.cache
 def task(depth: int = 0, accumulation: int = 1) -> Denoising:
     """With layers that are large enough to be cut: two, or a stack."""
     made = config(batch_size=BATCH, accumulation=accumulation, schedule__warmup_steps=10)
     return Denoising(made, width=128 if depth else 4096, depth=depth)
+
+
+@functools.cache
+def runner(made: Denoising, mesh: Mesh) -> StepRunner:
+    return StepRunner(made, Feed(batch_size=BATCH), 0, mesh=mesh)
 
 
 def run(mesh: Mesh, steps: int, made: Denoising, folder: pathlib.Path) -> tuple[TrainState, np.ndarray]:
@@ -38,11 +45,11 @@ def run(mesh: Mesh, steps: int, made: Denoising, folder: pathlib.Path) -> tuple[
     checkpoints = Checkpoints(folder, keep=1)
     data, state = Feed(batch_size=BATCH), start(made, 0, {}, checkpoints, mesh, folder)
     checkpoints.close()
-    runner, step, losses = StepRunner(made, data, 0, mesh=mesh), int(state.step), []
-    runner.compile(state, data.chunk(step, 1)[0])
+    step, losses = int(state.step), []
+    runner(made, mesh).compile(state, data.chunk(step, 1)[0])
     for done in range(0, steps, DISPATCH):
         chunk, n = data.chunk(step + done, min(DISPATCH, steps - done))
-        state, rows = runner(state, chunk, n)
+        state, rows = runner(made, mesh)(state, chunk, n)
         losses.append(np.asarray(rows["loss"])[:n, 0])
     return state, np.concatenate(losses)
 

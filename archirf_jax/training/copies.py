@@ -17,7 +17,11 @@ ALIGNED = 64  # bytes; what is not aligned XLA copies again
 
 
 def of_cpu(tree: Any) -> Any:
-    """The arrays of a tree, copied where they lie on a CPU, placed as before; others as they are."""
+    """The arrays of a tree, copied where they lie on a CPU, and placed as before; others as they are.
+
+    What every device of one process holds is copied from one of them: Orbax would save a slice of each, and compile a
+    program for every slice.
+    """
     leaves, shape = jax.tree.flatten(tree)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return jax.tree.unflatten(shape, pool.map(_copied, leaves))
@@ -26,6 +30,8 @@ def of_cpu(tree: Any) -> Any:
 def _copied(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or any(shard.device.platform != "cpu" for shard in leaf.addressable_shards):
         return leaf
+    if leaf.is_fully_replicated and leaf.is_fully_addressable:
+        return _copied_part(leaf.addressable_shards[0])
     parts = [_copied_part(shard) for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 

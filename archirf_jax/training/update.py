@@ -87,6 +87,7 @@ class Update:
             self._decay, self._extra = ema.warmed(own.ema.decay), ema.extra_decays(own.ema)
             self._schedule = optimizers.make_schedule(own)
             self._optimizer = optimizers.make_optimizer(own, self._schedule)
+            self._updated = jax.jit(self._optimizer.update, inline=True)  # a step asks twice, and traces it once
             guard.check(own.guard)
         if own.accumulation < 1 or own.batch_size % own.accumulation:
             message = f"does not divide batch_size={own.batch_size}; choose a divisor of it"
@@ -150,7 +151,7 @@ class Update:
         done, gradients = fine & gradient.turn, gradient.value
         # Written once more than it is computed: the compiler finds it in `gradient`. Handing it over, through a cond of
         # `turn`, would keep a second optimizer state in memory.
-        updates, opt = self._optimizer.update(gradients, network.opt, gradient.start)
+        updates, opt = self._updated(gradients, network.opt, gradient.start)
         params = optax.apply_updates(gradient.start, updates)
         after = self._averaged(network, params, opt)
         if self._remember is not None:
@@ -185,7 +186,7 @@ class Update:
 
     def update_norm(self, network: Network, gradients: Modules) -> jax.Array:
         """() of what would be added to the projected parameters."""
-        norm: jax.Array = optax.tree.norm(self._optimizer.update(gradients, network.opt, self.projected(network))[0])
+        norm: jax.Array = optax.tree.norm(self._updated(gradients, network.opt, self.projected(network))[0])
         return norm
 
     def _averaged(self, network: Network, params: Modules, opt: Any) -> Network:

@@ -52,7 +52,7 @@ DIFFERING = {
 }
 # All blocks and levels are alike, and each takes its time.
 SHALLOW = {
-    **{"depth": 1, "depth_single": 1, "num_res_blocks": 1, "num_blocks": 1},
+    **{"depth": 1, "depth_single": 1, "num_res_blocks": 1, "num_blocks": 1, "layers_per_block": 1},
     **{"channel_mult": (1, 2), "attention_downsamples": (2,), "attention_levels": (1,)},
 }
 

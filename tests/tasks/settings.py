@@ -66,9 +66,9 @@ def moved(params: Any, seed: int = 0, scale: float = 0.05) -> Any:
     return jax.tree.map(one, params)
 
 
-def noisy(task: Any, frozen: Any = None, scale: float = 0.05) -> Any:
-    """Parameters by module of a network that does not answer zero, as a fresh one does."""
-    return moved(jax.jit(task.init_params)(jax.random.key(0), frozen or {}), scale=scale)
+def noisy(task: Any, frozen: Any = None, scale: float = 0.2) -> Any:
+    """Parameters by module of a network that does not answer zero, as a fresh one does; nothing is compiled."""
+    return moved(jax.eval_shape(task.init_params, jax.random.key(0), frozen or {}), scale=scale)
 
 
 def run_of(task: Any, params: Any) -> Any:

@@ -38,10 +38,7 @@ def refused(call: Any, *arguments: Any) -> str | None:
 
 def begun(task: Diffusion, frozen: Any = None) -> TrainState:
     """A state whose network does not answer zero."""
-    state = jax.jit(task.init)(purpose_key(0, "init"), frozen or {})
-    params = moved(state.networks[MODEL].params)
-    network = state.networks[MODEL].replace(params=params, averages={"ema": params})
-    return state.replace(networks={MODEL: network})
+    return TrainState(jnp.int32(0), {MODEL: task.updates[MODEL].init(noisy(task, frozen), task.objective.init())})
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,11 +25,20 @@ def task(**changes: Any) -> Any:
 
 def network(made: Any, seed: int = 0) -> Any:
     """Weights of a network after some training, which moved what begins at 0."""
-    return settings.moved(made.init_params(jax.random.key(seed), {}), seed)
+    return settings.moved(jax.eval_shape(made.init_params, jax.random.key(seed), {}), seed)
+
+
+@functools.cache
+def drawn(made: Any) -> TrainState:
+    """The state of a network of other weights before the first step."""
+    state = jax.eval_shape(made.init, jax.random.key(0), {})
+    return TrainState(
+        np.int32(0), {"model": made.updates["model"].init(settings.moved(state.networks["model"].params, 7))}
+    )
 
 
 def begun(made: Any, given: Any) -> tuple[TrainState, Fit]:
-    fresh = made.init(jax.random.key(7), {})
+    fresh = drawn(made)
     found = fit(fresh.networks["model"].params, given)
     return initial_weights.begin(made, fresh, found.taken), found
 
@@ -63,8 +73,8 @@ def test_blocks_are_found_whether_they_are_stacked_or_not(stacked: bool) -> None
     assert found.share == 1 and not found.afresh and not found.unused
     x, t = np.ones((2, 8, 8, 1), np.float32), np.ones(2, np.float32)
     condition = {"label": np.arange(2)}
-    expected = theirs.model_fn(given)(x, t, condition)[0]
-    answer = ours.model_fn(state.networks["model"].params)(x, t, condition)[0]
+    weights = ((theirs, given), (ours, state.networks["model"].params))
+    expected, answer = (jax.jit(lambda p, made=made: made.model_fn(p)(x, t, condition)[0])(p) for made, p in weights)
     np.testing.assert_allclose(answer, expected, atol=1e-6)
     assert np.abs(expected).max() > 1e-3
 
@@ -73,10 +83,10 @@ def test_a_deeper_network_takes_the_blocks_that_there_are() -> None:
     made = task(**{"model.depth": 3, "model.scan": True})
     state, found = begun(made, network(task()))
     blocks = state.networks["model"].params["model"]["blocks_0"]["mlp"]["hidden"]["kernel"]
-    drawn = made.init(jax.random.key(7), {}).networks["model"].params["model"]["blocks_0"]["mlp"]["hidden"]["kernel"]
+    fresh = drawn(made).networks["model"].params["model"]["blocks_0"]["mlp"]["hidden"]["kernel"]
     assert "model/block_2/mlp/hidden/kernel" in found.afresh and "model/block_1/mlp/hidden/kernel" in found.taken
-    np.testing.assert_array_equal(blocks[2], drawn[2])
-    assert not np.array_equal(blocks[1], drawn[1])
+    np.testing.assert_array_equal(blocks[2], fresh[2])
+    assert not np.array_equal(blocks[1], fresh[1])
 
 
 def test_what_does_not_fit_is_named_and_begins_as_in_any_training() -> None:
@@ -86,10 +96,10 @@ def test_what_does_not_fit_is_named_and_begins_as_in_any_training() -> None:
     state, found = begun(made, given)
     said = " ".join(found.afresh)
     assert "label_embedding/embedding (4, 16) there, (6, 16) here" in said and "final_layer/linear/kernel" in said
-    drawn, now = flat(made.init(jax.random.key(7), {}).networks["model"].params), flat(state.networks["model"].params)
+    fresh, now = (flat(each.networks["model"].params) for each in (drawn(made), state))
     theirs = flat(given)
     for name in now:
-        assert np.array_equal(now[name], theirs[name] if name in found.taken else drawn[name]), name
+        assert np.array_equal(now[name], theirs[name] if name in found.taken else fresh[name]), name
     assert 0.5 < found.share < 1 and len(found.taken) + len(found.afresh) == len(now)
 
 
