@@ -300,18 +300,13 @@ def ancestral(row: Row, column: Column, denoise: Compiled) -> list[Check]:
     """All steps of a DDPM: the distribution of the data, and ddim with eta 1 makes ddpm's samples of the same noise."""
     if not isinstance(row.process, DDPM) or column.name not in ("ddpm", "ddim eta=1"):
         return []
-    end = _in_all_steps(row, column, denoise)
+    grid = SamplerConfig.from_config({"grid": "trailing", "steps": row.process.steps}).make_grid(row.process)
+    end = walk_data(row, column, denoise, grid, np.random.default_rng(5))[1]["mixture"]
     apart = distance(end, draws(MIXTURE, COUNTS["mixture"], np.random.default_rng(6)))
     allowed = own_noise(MIXTURE, COUNTS["mixture"]) + prior_error(MIXTURE, row.process, 1.0)
     found = [Check("distribution in all steps", apart, "its noise", apart <= allowed)]
     if column.name != "ddpm" and row.process.variance != "fixed_large":
-        other = _in_all_steps(row, BY_NAME["ddpm"], denoise)
+        other = walk_data(row, BY_NAME["ddpm"], denoise, grid, np.random.default_rng(5))[1]["mixture"]
         off = float(np.max(np.abs(end - other)))
         found.append(Check("ddpm's samples in all steps", off, f"at most {EXACT}", off <= EXACT))
     return found
-
-
-def _in_all_steps(row: Row, column: Column, denoise: Compiled) -> np.ndarray:
-    """Where the mixture ends, of the same noise for every solver."""
-    grid = SamplerConfig.from_config({"grid": "trailing", "steps": row.process.steps}).make_grid(row.process)
-    return walk_data(row, column, denoise, grid, np.random.default_rng(5))[1]["mixture"]
