@@ -86,11 +86,16 @@ def null_of(run: Run, text: str) -> Condition:
     batch = batch_of(run, [text], field="negative_prompt")
     key = jax.random.split(jax.random.key(0), 1)
     conditioner = _reading(task, batch)
-    made = jax.jit(lambda frozen, batch, key: conditioner(frozen, batch, key))(run.frozen, batch, key)
-    usual = task.conditioner.null(run.frozen)
-    if not usual:
+
+    @jax.jit
+    def null(frozen: Frozen, batch: Batch, key: jax.Array) -> Condition:
+        usual, made = task.conditioner.null(frozen), conditioner(frozen, batch, key)
+        return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
+
+    found: Condition = null(run.frozen, batch, key)
+    if not found:
         raise UserError("negative_prompt", text, "needs a network that was also trained without conditions")
-    return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
+    return found
 
 
 def _reading(task: Any, batch: Batch) -> Merged:

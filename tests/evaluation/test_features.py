@@ -101,9 +101,11 @@ def test_inception_has_the_published_number_of_parameters_and_ignores_what_train
 def test_inception_sees_grey_images_as_grey_rgb_and_gives_classes_without_the_bias() -> None:
     case = load(GOLDEN)
     extractor = features.inception(inception.load(Inception(), case.params, "features"))
-    colour = extractor.extract(jnp.asarray(case.inputs["images"].transpose(0, 2, 3, 1)))
+    images = jnp.asarray(case.inputs["images"].transpose(0, 2, 3, 1))
+    colour = extractor.extract(images)
     np.testing.assert_allclose(colour.features, case.outputs["pool3"], rtol=1e-4, atol=1e-5)
     logits = case.outputs["logits"] - case.params["fc.bias"]
     np.testing.assert_allclose(colour.log_p, jax.nn.log_softmax(logits), rtol=1e-3, atol=1e-3)
-    grey = extractor.extract(jnp.asarray(IMAGES))
-    np.testing.assert_allclose(grey.features, extractor.extract(jnp.asarray(IMAGES.repeat(3, -1))).features, rtol=1e-5)
+    grey = images[..., :1]
+    wide = extractor.extract(grey.repeat(3, -1)).features  # of the shape of colour: one program for both
+    np.testing.assert_allclose(extractor.extract(grey).features, wide, rtol=1e-5)

@@ -99,12 +99,15 @@ def run(case: Case) -> dict[str, np.ndarray]:
     )
     x, t = nhwc(case.inputs["x"]), case.inputs["t"].astype(np.float32)
     texts = _texts(case, model)
+    text, copies = next(iter(texts.values())), len(texts)
+    if copies > 1:  # one program, in which padding is hidden
+        text = _together(list(texts.values()))
+        x, t, condition = jax.tree.map(lambda leaf: np.concatenate([leaf] * copies), (x, t, condition))
     init, apply = programs(model)
-    like = init.eval_shape(jax.random.key(0), x, t, condition | next(iter(texts.values())))["params"]
+    like = init.eval_shape(jax.random.key(0), x, t, condition | text)["params"]
     params = to_params(case.params, like, rename_latent_unet(model))
-    for name, text in texts.items():
-        outputs[name] = np.moveaxis(np.asarray(apply({"params": params}, x, t, condition | text)), -1, 1)
-    return outputs
+    answers = np.moveaxis(np.asarray(apply({"params": params}, x, t, condition | text)), -1, 1)
+    return outputs | dict(zip(texts, np.split(answers, copies), strict=True))
 
 
 def network(hyperparameters: dict[str, Any], low_res: bool = False, numbers: int = 6) -> LatentUNet:
@@ -171,6 +174,18 @@ def _texts(case: Case, model: LatentUNet) -> dict[str, dict[str, np.ndarray]]:
         masked = [name for name in case.outputs if name.endswith("_masked")]
         texts |= {name: texts[name.removesuffix("_masked")] | {"mask": mask} for name in masked}
     return {name: text for name, text in texts.items() if name in case.outputs}
+
+
+def _together(texts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Texts of any lengths as one batch of the longest."""
+    longest = max(text["tokens"].shape[1] for text in texts)
+    found: dict[str, list[np.ndarray]] = {"tokens": [], "mask": []}
+    for text in texts:
+        tokens, mask = text["tokens"], text.get("mask", np.ones(text["tokens"].shape[:2], bool))
+        padding = (0, 0), (0, longest - tokens.shape[1])
+        found["tokens"].append(np.pad(tokens, (*padding, (0, 0)), constant_values=100))
+        found["mask"].append(np.pad(mask, padding))
+    return {name: np.concatenate(arrays) for name, arrays in found.items()}
 
 
 def _noised(given: dict[str, Any], case: Case) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import tempfile
@@ -77,27 +76,32 @@ def tensors_of(case: Case) -> dict[str, dict[str, np.ndarray]]:
 
 def drawn(run: Run, case: Case) -> dict[str, np.ndarray]:
     """The case's outputs as the run draws them from the case's noise."""
-    given, task = case.hyperparameters, diffusion(run)
-    config = task.sampling.replace(steps=given["steps"], guidance_scale=given["guidance_scale"])
+    settings, task = case.hyperparameters, diffusion(run)
+    config = task.sampling.replace(steps=settings["steps"], guidance_scale=settings["guidance_scale"])
     grid, start = config.make_grid(task.process), jnp.asarray(nhwc(case.inputs["latents"]))
-    batch, keys = prompts.batch_of(run, given["prompts"]), jax.random.split(jax.random.key(0), len(start))
+    batch, keys = prompts.batch_of(run, settings["prompts"]), jax.random.split(jax.random.key(0), len(start))
 
     if "low_res" in case.inputs:  # the noise on it, which the reference was handed, is that of these keys
         batch["low_res"] = jnp.asarray(nhwc(case.inputs["low_res"]))
 
     @jax.jit
-    def draw_with(params: Any, frozen: Any, batch: Any, null: Any) -> Any:
+    def draw(params: Any, frozen: Any, condition: Any, null: Any) -> Any:
         denoise = task.denoiser(config, params, frozen, null)
-        condition = task.conditioner(frozen, batch, keys)
         how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(), start=start)
         return sample(keys, denoise, condition, task.shape, **how)
 
-    draw = functools.partial(draw_with, run.params, run.frozen)
-    usual = jax.jit(task.conditioner.null)(run.frozen)
-    latents = draw(batch, usual)
-    found = {"latents": latents, "images": jnp.clip(task.decode(run.frozen, latents) / 2 + 0.5, 0, 1)}
-    found["latents_negative"] = draw(batch, prompts.null_of(run, given["negative_prompt"]))
+    @jax.jit
+    def read(frozen: Any, batch: Any) -> Any:
+        return task.conditioner(frozen, batch, keys), task.conditioner.null(frozen)
+
+    condition, usual = read(run.frozen, batch)
+    given = {"latents": (condition, usual)}
+    given["latents_negative"] = condition, prompts.null_of(run, settings["negative_prompt"])
     if "latents_size" in case.outputs:
-        found["latents_size"] = draw(batch | {"size": jnp.tile(jnp.asarray(SIZE), (len(start), 1))}, usual)
+        batch["size"] = jnp.tile(jnp.asarray(SIZE), (len(start), 1))
+        given["latents_size"] = condition | task.conditioner.parts["size"](run.frozen, batch, keys), usual
+    # Of numpy, so that all are drawn by one program, on whatever device their conditions were made.
+    found = {name: draw(run.params, run.frozen, *jax.tree.map(np.asarray, each)) for name, each in given.items()}
+    found["images"] = jnp.clip(task.decode(run.frozen, found["latents"]) / 2 + 0.5, 0, 1)
     arrays = {name: np.moveaxis(np.asarray(value), -1, 1) for name, value in found.items()}
     return arrays | {name: np.asarray(batch[name]) for name in case.outputs if name.endswith("ids")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,8 +25,9 @@ def params() -> Any:
     return jax.jit(MODEL.init)(jax.random.key(0), MAPS)["params"]
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def logits(params: Any, maps: Any, model: ProjectedDiscriminator = MODEL) -> Any:
-    return jax.jit(model.apply)({"params": params}, maps)
+    return model.apply({"params": params}, maps)
 
 
 def test_every_scale_gives_as_many_logits_of_its_own_example(params: Any) -> None:

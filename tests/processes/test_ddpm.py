@@ -106,6 +106,15 @@ def test_what_a_zero_terminal_snr_leaves_undefined_is_refused(field: str, given:
     assert caught.value.field == f"process.{field}"
 
 
+def test_between_steps_abar_is_interpolated_and_beyond_them_it_is_that_of_the_ends() -> None:
+    process, random = DDPM(steps=50), np.random.default_rng(0)
+    t = jnp.asarray(np.append(random.uniform(-0.1, 1.1, 99), np.arange(51) / 50))
+    for through in (lambda f: f, lambda f: jax.grad(lambda t: f(t).sum())):
+        found = through(lambda t: -2 * jnp.log(process.alpha(t)))(t)
+        expected = through(lambda t: jnp.interp(t * 50, np.arange(51.0), process.minus_log_abar))(t)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @every_schedule
 def test_image_and_noise_have_the_shares_of_the_steps_so_far(schedule: str) -> None:
     process = DDPM(schedule=schedule)

@@ -178,7 +178,9 @@ class Compiled:
     def __post_init__(self) -> None:
         """Nothing is compiled yet."""
         self.process = OnHost(inner=self.inner.process)
-        self._call = jax.jit(lambda x, t, condition, state: self.inner(x, t, condition, state))
+        # Well, whatever the tests' flags say: it is small, and asked thousands of times.
+        how = {"xla_backend_optimization_level": "3"} if jax.default_backend() == "cpu" else {}
+        self._call = jax.jit(lambda x, t, condition, state: self.inner(x, t, condition, state), compiler_options=how)
 
     def init(self, x: jax.Array) -> Any:
         """The inner one's."""

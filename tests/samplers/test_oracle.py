@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from archirf_jax import registry
+from archirf_jax.processes.ddpm import DDPM
 from archirf_jax.processes.rectified_flow import RectifiedFlow
 from archirf_jax.samplers import solvers
 from archirf_jax.samplers.config import SamplerConfig
@@ -21,7 +22,14 @@ from tests.samplers import checks, compiled, guided
 from tests.samplers.checks import BY_NAME, COLUMNS, Column, Row
 from tests.samplers.forms import Compiled
 
-ROWS = {row[:2]: row for row in checks.rows()}
+
+def fewer_steps(row: Row) -> Row:
+    """A DDPM of 250 steps, which destroy an image as a thousand do, and which ancestral sampling takes all."""
+    process = row.process
+    return row._replace(process=dataclasses.replace(process, steps=250) if isinstance(process, DDPM) else process)
+
+
+ROWS = {row[:2]: fewer_steps(row) for row in checks.rows()}
 FLOW = ROWS["flow linear", "velocity"]
 ZERO_SNR = ROWS["ddpm zero SNR", "x0"]
 # Every path, schedule, prediction and variance at least once.
@@ -94,7 +102,7 @@ def test_the_compiled_driver_makes_the_samples_of_the_walk(column: Column) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", SLOW, ids=names)
+@pytest.mark.parametrize("row", [row for row in SLOW if row.prediction != "eps, fixed_large"], ids=names)
 def test_likelihoods_are_as_wrong_as_they_say(row: Row) -> None:
     (found,) = compiled.likelihood([row])
     assert not [check for check in found if not check.holds]

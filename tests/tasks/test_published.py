@@ -220,7 +220,9 @@ def test_weights_of_other_precisions_become_float32(kind: Any) -> None:
 
 def upsampler(size: int = 8) -> tuple[dict[str, Any], ADMUNet, Any]:
     """(published tensors of a small upsampler, the network, its parameters)."""
-    fields = dict(model_channels=32, num_res_blocks=1, channel_mult=(1,), attention_downsamples=(), num_heads=2)
+    fields: dict[str, Any] = dict(
+        model_channels=32, num_res_blocks=1, channel_mult=(1,), attention_downsamples=(), num_heads=2
+    )
     model = ADMUNet(num_classes=3, super_resolution=True, learn_sigma=True, **fields)
     images = jnp.zeros((1, size, size, 3))
     condition = {"label": jnp.zeros(1, jnp.int32), "low_res": images[:, ::4, ::4]}
