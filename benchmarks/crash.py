@@ -37,7 +37,7 @@ def command(workdir: pathlib.Path, data: pathlib.Path, steps: int) -> list[str]:
     """A small training with many checkpoints."""
     start = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={workdir}"]
     fields = dict(batch_size=32, steps_per_dispatch=5, steps=steps)
-    groups: dict[str, dict[str, object]] = {"model": dict(hidden_size=32, depth=2), "schedule": dict(warmup_steps=10)}
+    groups: dict[str, dict[str, object]] = {"model": dict(hidden_size=32, depth=1), "schedule": dict(warmup_steps=10)}
     groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=7)}
     groups |= {"sample": dict(every_steps=100, steps=2, per_class=1), "data": dict(dir=data)}
     dotted = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}

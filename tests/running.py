@@ -28,6 +28,7 @@ from archirf_jax.data.pipeline import load
 from archirf_jax.errors import UserError
 from archirf_jax.launch import flags
 from archirf_jax.launch.messages import PACKAGE
+from archirf_jax.launch.runs import Run, open_run
 from archirf_jax.launch.training import check_step
 from archirf_jax.tasks.building import make_task
 from archirf_jax.training.step_runner import StepRunner
@@ -69,10 +70,14 @@ def small(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[st
 def call(name: str, *arguments: str) -> Any:
     """Run a command in this process; raises what `Command.run` turns into a line and exit code 2."""
     command = importlib.import_module(f"archirf_jax.{name}")
-    with contextlib.ExitStack() as stack:
-        for place, stand_in in STAND_INS.items():
-            stack.enter_context(mock.patch(place, stand_in))
+    with _sharing():
         return command.main(command.COMMAND.parse(arguments))
+
+
+def opened(workdir: pathlib.Path) -> Run:
+    """A run with the compiled programs of the commands in this process."""
+    with _sharing():
+        return open_run(workdir)
 
 
 def train(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> int:
@@ -134,20 +139,22 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | more
 
 
-def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Return when the condition holds; all processes must live until then."""
+def wait_for(
+    condition: Callable[[], bool], *processes: subprocess.Popen[str], seconds: float = 240, every: float = 0.02
+) -> None:
+    """Return when the condition holds, asked `every` so many seconds; all processes must live until then."""
     end = time.monotonic() + seconds
     while not condition():
         ended = [process.communicate()[1] for process in processes if process.poll() is not None]
         assert not ended, ended
         assert time.monotonic() < end
-        time.sleep(0.001)
+        time.sleep(every)
 
 
 def freeze(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Stop the process while the condition holds."""
     while True:
-        wait_for(condition, process)
+        wait_for(condition, process, every=0.001)
         process.send_signal(signal.SIGSTOP)
         if condition():
             return
@@ -187,6 +194,14 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path, step: int = STEPS
     for name, array in ours.items():
         assert array.tobytes() == theirs[name].tobytes(), name
     assert rows_without_times(first) == rows_without_times(second)
+
+
+@contextlib.contextmanager
+def _sharing() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for place, stand_in in STAND_INS.items():
+            stack.enter_context(mock.patch(place, stand_in))
+        yield
 
 
 def _task(config: Any, runs: Any = None, model: Any = None) -> Any:

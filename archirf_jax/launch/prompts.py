@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,18 +84,20 @@ def null_of(run: Run, text: str) -> Condition:
     """
     task: Any = run.task
     batch = batch_of(run, [text], field="negative_prompt")
-    key = jax.random.split(jax.random.key(0), 1)
-    conditioner = _reading(task, batch)
-
-    @jax.jit
-    def null(frozen: Frozen, batch: Batch, key: jax.Array) -> Condition:
-        usual, made = task.conditioner.null(frozen), conditioner(frozen, batch, key)
-        return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
-
-    found: Condition = null(run.frozen, batch, key)
-    if not found:
+    made, usual = _reader(task)(run.frozen, batch, jax.random.split(jax.random.key(0), 1))
+    if not usual:
         raise UserError("negative_prompt", text, "needs a network that was also trained without conditions")
-    return found
+    return {name: made[name][0] if name in made and name != "label" else usual[name] for name in usual}
+
+
+@functools.cache  # a task lives as long as its programs
+def _reader(task: Any) -> Callable[[Frozen, Batch, jax.Array], tuple[Condition, Condition]]:
+    """The compiled (frozen, batch, keys) -> (the conditions of a batch of texts, the null conditions)."""
+
+    def read(frozen: Frozen, batch: Batch, keys: jax.Array) -> tuple[Condition, Condition]:
+        return _reading(task, batch)(frozen, batch, keys), task.conditioner.null(frozen)
+
+    return jax.jit(read)
 
 
 def _reading(task: Any, batch: Batch) -> Merged:

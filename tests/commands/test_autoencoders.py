@@ -6,9 +6,6 @@ import json
 import math
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -129,19 +126,6 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bytes(
     said = train(copy, data_dir)
     assert any(f"checkpoint of step {stopped}" in line for line in said)
     running.assert_same_run(trained, copy, STEPS)
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_with_the_same_bytes(
-    trained: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "archirf_jax.main", *arguments(workdir, data_dir, STEPS)]
-    with subprocess.Popen(command, cwd=running.REPOSITORY, env=running.environment()) as it:
-        running.wait_for(lambda: 6 in running.steps_saved(workdir), it)
-        it.send_signal(signal.SIGKILL)
-    train(workdir, data_dir)
-    running.assert_same_run(trained, workdir, STEPS)
 
 
 @pytest.mark.slow

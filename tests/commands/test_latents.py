@@ -19,7 +19,7 @@ from tests.commands import saved
 from tests.golden import cases
 
 GOLDEN = pathlib.Path(cases.__file__).parent
-TINY = {"model.block_out_channels": (8, 16), "model.norm_num_groups": 4, "model.latent_channels": 4}
+TINY = {"model.block_out_channels": (8, 16), "model.norm_num_groups": 4, "model.mid_block_add_attention": False}
 CONFIG = f"--config={running.REPOSITORY / 'configs' / 'dit_latent_rf.py'}"
 SMALL = (
     *("--config.batch_size=16", "--config.model.hidden_size=16", "--config.model.num_heads=2"),

@@ -299,7 +299,8 @@ def test_of_a_training_it_makes_the_average_that_the_training_kept(
     """Three widths are kept, the third is also made of the snapshots of the other two."""
     workdir, steps = tmp_path / "run", (180, 200)
     more = ("--config.steps=200", "--config.ema.sigma_rel=(0.05,0.1,0.15)", "--config.ema.snapshot_steps=10")
-    assert running.train(workdir, data_dir, *more) == 0
+    rarely = (f"--config.{group}.every_steps=200" for group in ("log", "checkpoint", "sample"))
+    assert running.train(workdir, data_dir, *more, *rarely) == 0
     saved.change(workdir, {"ema.sigma_rel": WIDTHS})
     snapshots, like = Checkpoints(workdir / "snapshots"), open_run(workdir).shapes
     for step in steps:

@@ -253,7 +253,7 @@ def test_a_network_that_fills_holes_reads_the_hole_and_what_is_around_it(tmp_pat
     assert np.any(images["outside"] != images["random"])
     running.call(*command, f"--image={tmp_path / 'random.png'}", "--mask=top", "--negative_prompt=blue")
     assert np.any(np.load(out)["images"] != images["random"])
-    run, mask = open_run(workdir), np.arange(16) < 8
+    run, mask = running.opened(workdir), np.arange(16) < 8
     how: dict[str, Any] = dict(prompts=["a red square", "a cat"], per_class=1, negative_prompt="blue", steps=2)
     again = run.sample(**how, image=random, mask=np.broadcast_to(mask, (16, 16)))
     assert np.max(np.abs(again.astype(int) - images["random"])) <= 1

@@ -13,6 +13,7 @@ from tests.commands import saved
 from tests.commands.test_autoencoders import NETWORK, SMALL, TINY
 
 STEPS = 6
+PLAIN = {"model.mid_block_add_attention": False}
 PROJECTED = {"name": "projected_discriminator", "width": 4}
 FIELDS = (
     *("--config.objective.restart_below=0.3", "--config.objective.restart_decay=0.5"),
@@ -32,7 +33,7 @@ def test_usage_frozen_features_and_heads_go_on_with_the_same_bytes(
     data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     features = tmp_path / "features"
-    saved.save(autoencoder_kl, features, {**TINY, "data.dir": str(data_dir)}, spread=0.05)
+    saved.save(autoencoder_kl, features, {**TINY, **PLAIN, "data.dir": str(data_dir)}, spread=0.05)
     train(tmp_path / "run", data_dir, features)
     copy = shutil.copytree(tmp_path / "run", tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / str(STEPS))

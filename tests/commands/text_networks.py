@@ -38,6 +38,7 @@ def get_config(variant: str) -> ConfigDict:
         config.model.text.update(hidden_size=16, depth=1, num_heads=2)
         config.update(steps=STEPS, batch_size=8)
         config.data.label_key = None
+        config.optimizer.name = "adamw"  # Muon's rule is compiled for each shape
         config.schedule.warmup_steps = 0
         config.checkpoint.every_steps = config.log.every_steps = 1
         config.sample.update(steps=2, classes=3, per_class=2, every_steps=2)
