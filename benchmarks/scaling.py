@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -33,14 +34,17 @@ from archirf_jax.tasks.footprint import changed
 from benchmarks.machine import say, write
 from configs import dit_rf
 
-# Of a program that is never run nothing depends on how good its machine code is.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+# Of a program that is never run nothing depends on how good its machine code is. The old emitters of fusions take a
+# third of the new ones' time, and the programs hold and send the same.
+EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+FLAGS = f"--xla_backend_optimization_level=0 {EMITTERS} --xla_force_host_platform_device_count="
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = (1, 8, 64)
 IMAGES = 8  # a device
 NETWORKS = {f"DiT-{size}/2": PRESETS[f"{size}/2"] for size in ("S", "XL")}
 TOY = {"hidden_size": 64, "depth": 2, "num_heads": 2, "patch_size": 2}
 SMALL = {"hidden_size": 128, "depth": 4, "num_heads": 4, "patch_size": 2}
+TIMED = {"small": SMALL, "toy": TOY}
 BASE = {"batch": 16, "depth": 4, "tokens": 64}
 SWEEPS = {"batch": (8, 16, 32, 64), "depth": (2, 4, 8, 16), "tokens": (16, 64, 256, 1024)}
 THEORY = {"batch": (1, 1), "depth": (1, 1), "tokens": (1, 2)}  # exponents of a step's time, from, to
@@ -88,6 +92,14 @@ def in_a_process(devices: int, toy: bool) -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache
+def initialize(network: str, depth: int) -> Any:
+    """The compiled key -> state, which neither the batch nor the number of tokens decides."""
+    side = 2 * round(BASE["tokens"] ** 0.5)
+    task: Any = make_task(configuration(TIMED[network] | {"depth": depth}, side, BASE["batch"], dtype="float32"))
+    return jax.jit(lambda key: task.init(key, {}))
+
+
 class Timed:
     """A small DiT's training step on one device.
 
@@ -95,16 +107,16 @@ class Timed:
         memory: bytes that it takes besides its state.
     """
 
-    def __init__(self, batch: int, depth: int, tokens: int) -> None:
+    def __init__(self, network: str, batch: int, depth: int, tokens: int) -> None:
         """Compile it, and make a state."""
         side = 2 * round(tokens**0.5)  # patches of 2
-        config = configuration(SMALL | {"depth": depth}, side, batch, dtype="float32")
+        config = configuration(TIMED[network] | {"depth": depth}, side, batch, dtype="float32")
         task: Any = make_task(config)
         mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
         self._program, shapes = footprint.compiled(task, {}, mesh, batch)
         self.memory = footprint.taken(self._program) - footprint.held(shapes, 1)
         place = sharding.whole(mesh)
-        self._state = jax.device_put(jax.jit(task.init)(jax.random.key(0), {}), place)
+        self._state = jax.device_put(initialize(network, depth)(jax.random.key(0)), place)
         images = {"image": np.zeros((batch, side, side, 4), np.float32), "label": np.zeros(batch, np.int32)}
         self._batch = jax.device_put(images, place)
 
@@ -126,10 +138,10 @@ def exponent(x: Any, y: Any) -> dict[str, float]:
 
 def timed(rounds: int, toy: bool) -> dict[str, Any]:
     """Seconds and bytes against batch, depth and tokens, and their exponents."""
-    found = {}
-    for name, all_values in SWEEPS.items():
-        values = all_values[:3] if toy else all_values
-        steps = [Timed(**BASE | {name: value}) for value in values]
+    found, made = {}, functools.cache(Timed)  # BASE is a value of every sweep
+    for name in ("depth", "tokens") if toy else SWEEPS:
+        values = SWEEPS[name][: 3 if toy else None]
+        steps = [made("toy" if toy else "small", **BASE | {name: value}) for value in values]
         each = np.array([[step.seconds() for step in steps] for _ in range(rounds + 1)])[1:]  # the first is slower
         seconds, memory = each.min(axis=0).tolist(), [step.memory for step in steps]
         found[name] = {

@@ -16,6 +16,7 @@ machine needs what requirements.txt names; torch and diffusers are the peers'.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import re
@@ -25,7 +26,7 @@ import sys
 import time
 
 from benchmarks.gpu.ours import STEPS
-from benchmarks.gpu.results import of_file, ready
+from benchmarks.gpu.results import Results, of_file, ready
 from benchmarks.machine import COMMIT, say
 
 PEERS = {f"peers_{re.sub(r'[^a-z0-9]+', '_', name.lower())}": name for name in STEPS}
@@ -63,6 +64,15 @@ def start(name: str, seconds: float, out: pathlib.Path, toy: bool) -> subprocess
         )
 
 
+def without_torch(names: list[str], out: pathlib.Path) -> list[str]:
+    """The processes but for the peers, of which the results say why; none of them is started to find out."""
+    for name in filter(PEERS.__contains__, names):
+        results = Results(out / f"{name}.json")
+        results.add(f"step, {PEERS[name]}", {"error": "ModuleNotFoundError: No module named 'torch'"})
+        results.end("done")
+    return [name for name in names if name not in PEERS]
+
+
 def finish(process: subprocess.Popen[bytes], seconds: float) -> str:
     """Let a process measure; how it ended."""
     try:
@@ -77,6 +87,7 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> str:
 def run(names: list[str], seconds: float, out: pathlib.Path, toy: bool) -> list[str]:
     """Run processes that prepare at once and measure in turn; how each ended."""
     begun = time.monotonic()
+    names = names if importlib.util.find_spec("torch") else without_torch(names, out)
     reserved = OTHERS * (len(names) - 1)  # of what the first might take
     processes = {name: start(name, seconds - reserved * (i == 0), out, toy) for i, name in enumerate(names)}
     if len(names) > 1:

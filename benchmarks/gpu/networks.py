@@ -105,7 +105,7 @@ NETWORKS = {
         of_latents(
             16,
             {"name": "mmdit", "context_width": WIDTH, "pooled_width": WIDTH} | MMDIT,
-            {"hidden_size": 32, "depth": 2, "num_heads": 2},
+            {"hidden_size": 32, "depth": 1, "num_heads": 2},
             texts=True,
         ),
         *(

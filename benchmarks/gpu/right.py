@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.data.preparation import prepare
 from archirf_jax.models import attention, binding
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training import devices
@@ -43,7 +44,8 @@ ATTENTION = (
     ((2, 64, 77, 6, 64), True),
 )
 KILLED_STEPS = 400
-SHALLOW = {"depth": 1}
+SHALLOW = {"depth": 1, "hidden_size": 32}
+FEW = 16  # images of a step that only has to be right
 THREADS = 8
 
 
@@ -51,6 +53,7 @@ def planned_memory(toy: bool) -> dict[str, Any]:
     """The planned bytes of a training and those that the device counts: the first row, as the counter never falls."""
     config = dit_rf.get_config("digits" if toy else "openmoji")
     config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
+    config.batch_size = FEW if toy else config.batch_size
     resolve(config, 10)
     made = compiled(config, config.batch_size)
     state, batch = made.begin()
@@ -63,7 +66,8 @@ def planned_memory(toy: bool) -> dict[str, Any]:
     variant = "" if toy else ":openmoji"
     command = [sys.executable, "-m", "archirf_jax.plan", f"--config=configs/dit_rf.py{variant}", f"--device={name}"]
     flags = ["--num_classes=10", "--config.model.dtype=bfloat16", "--json"]
-    flags += [f"--config.model.{name}={value}" for name, value in SHALLOW.items() if toy]
+    small = {"batch_size": FEW} | {f"model.{field}": value for field, value in SHALLOW.items()}
+    flags += [f"--config.{field}={value}" for field, value in small.items() if toy]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, check=True)
     memory = json.loads(done.stdout)["tried"][0][1]
@@ -120,10 +124,10 @@ def _compare(path: pathlib.Path) -> tuple[float, float]:
     return compare(load(path))
 
 
-def attention_errors() -> dict[str, Any]:
+def attention_errors(toy: bool) -> dict[str, Any]:
     """Values and gradients of the attention that is chosen here for bfloat16, against the plain one in float32."""
     found = {}
-    for (batch, n, m, heads, width), lengths in ATTENTION:
+    for (batch, n, m, heads, width), lengths in ATTENTION[1::2] if toy else ATTENTION:
         keys = jax.random.split(jax.random.key(0), 4)
         q, slope = (jax.random.normal(key, (batch, n, heads, width)) for key in keys[:2])
         k, v = (jax.random.normal(key, (batch, m, heads, width)) for key in keys[2:])
@@ -149,11 +153,12 @@ def forward_mode(toy: bool) -> dict[str, Any]:
     config = dit_rf.get_config()
     config.model.update(SHALLOW if toy else {})
     resolve(config, 10)
-    slopes = []
+    slopes: list[jax.Array] = []
+    params: Any = None
     for dtype in ("bfloat16", "float32"):
         config.model.dtype = dtype
         task: Any = make_task(config)
-        params = jax.tree.map(
+        params = params or jax.tree.map(  # the same for both
             lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
             jax.jit(lambda key, task=task: task.init_params(key, {}))(jax.random.key(0))["model"],
         )
@@ -174,7 +179,7 @@ def half_step(config: Any, toy: bool) -> dict[str, Any]:
     """A step of a small network in bfloat16."""
     config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
     resolve(config, 10)
-    made = compiled(config, 16)
+    made = compiled(config, FEW)
     state, batch = made.begin()
     _, metrics = made.step(state, {}, batch, jax.random.key(1))
     return {"loss": float(metrics["loss"][0]), "skipped": float(metrics["skipped"][0])}
@@ -196,13 +201,15 @@ def main() -> None:
     results.measure("planned memory", functools.partial(planned_memory, toy))  # alone: the counter is of the process
     results.add("about", describe())
     checks: dict[str, Callable[[], dict[str, Any]]] = {
-        "attention in bfloat16": attention_errors,
+        "attention in bfloat16": functools.partial(attention_errors, toy),
         "killed and resumed": functools.partial(resumed, toy),
         "forward derivative in bfloat16": functools.partial(forward_mode, toy),
     }
     for module in CONFIGS[: 1 if toy else None]:
         name = f"step in bfloat16, {module.__name__.rpartition('.')[2]}"
         checks[name] = functools.partial(half_step, module.get_config(), toy)
+    with tempfile.TemporaryDirectory() as folder:
+        prepare("digits", folder)  # before there are threads: tfds's lazy imports change those of others meanwhile
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for name, check in checks.items():
             pool.submit(results.measure, name, check)

@@ -55,6 +55,7 @@ DATA = os.environ.get("DATA", "data")
 RUNS = pathlib.Path(os.environ.get("RUNS", "runs/ddpm_vs_rf"))
 OUT = pathlib.Path(os.environ.get("OUT", "experiments/ddpm_vs_rf"))
 BUDGETS = [int(budget) for budget in os.environ.get("BUDGETS", "5,10,20,50").split(",")]
+SOLVERS = int(os.environ.get("SOLVERS", "4"))  # of each model
 NAMES = {"rf": "rectified flow", "ddpm": "DDPM"}
 COLOURS = {"rf": "tab:blue", "ddpm": "tab:orange"}
 STAGES = [STEPS * part // 4 for part in (1, 2, 3, 4)]
@@ -104,6 +105,7 @@ WAYS = {
     "rf": [("euler", "uniform"), ("midpoint", "uniform"), ("dpmpp_2m", "uniform"), ("ddpm", "uniform")],
     "ddpm": [("ddim", "trailing"), ("midpoint", "trailing"), ("dpmpp_2m", "trailing"), ("ddpm", "trailing")],
 }
+WAYS = {name: ways[:SOLVERS] for name, ways in WAYS.items()}
 
 
 def sampler(solver: str, grid: str, budget: int) -> dict[str, object]:
@@ -143,7 +145,7 @@ def average(rows: list[dict], key: str) -> list[tuple[float, float, float, float
 
 figure, panel = plt.subplots(figsize=(7, 4.5))
 for name, ways in WAYS.items():
-    for (solver, grid), style in zip(ways, ("o-", "^-", "v--", "+:"), strict=True):
+    for (solver, grid), style in zip(ways, ("o-", "^-", "v--", "+:"), strict=False):
         rows = [row for row in by_budget if (row["model"], row["solver"], row["grid"]) == (name, solver, grid)]
         x, mean, low, high = np.array(average(rows, "evaluations")).T
         panel.plot(x, mean, style, color=COLOURS[name], label=f"{NAMES[name]}: {solver}, {grid}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from benchmarks.scaling import exponent, meshes
-from tests import running
 
 
 def test_an_exponent_is_that_of_a_power_and_its_error_that_of_the_noise() -> None:
@@ -30,18 +29,15 @@ def test_meshes_of_many_devices() -> None:
 
 
 @pytest.mark.slow
-def test_devices_are_simulated_and_a_device_is_timed(tmp_path: pathlib.Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.scaling", "--toy", "--devices=1,8", "--rounds=1"]
-    subprocess.run(
-        [*command, f"--out={tmp_path / 'found.json'}"],
-        **{"cwd": running.REPOSITORY, "env": running.environment(XLA_FLAGS=running.ONE_DEVICE)},
-        **{"timeout": 1200, "check": True},
-    )
-    found = json.loads((tmp_path / "found.json").read_text())
-    rows = {(row["data"], row["fsdp"]): row for row in found["compiled"]}
+def test_devices_are_simulated_and_a_device_is_timed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["scaling", "--toy", "--devices=8", "--rounds=1", f"--out={out}"])
+    scaling.main()
+    found = json.loads(out.read_text())
+    rows = {(row["data"], row["fsdp"]): row for row in found["compiled"] + scaling.compiled(1, {"toy": scaling.TOY})}
     assert rows[1, 1]["sent_bytes"] == 0
     whole, cut = rows[8, 1], rows[1, 8]
     assert whole["by_kind"]["all-reduce"]["result"] >= 2 * whole["parameters"]  # float16
     assert cut["by_kind"]["all-gather"]["operations"] > 0 and cut["state_bytes"] < 0.5 * whole["state_bytes"]
-    for name in ("batch", "depth", "tokens"):
+    for name in ("depth", "tokens"):
         assert min(found["timed"][name]["seconds"]) > 0 and 0.3 < found["timed"][name]["memory"]["exponent"] < 3

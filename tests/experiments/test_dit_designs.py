@@ -11,7 +11,7 @@ from PIL import Image
 from tests.experiments import reduced
 
 DESIGNS = ["cross_attention", "adaln_zero"]
-SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "2", "DESIGNS": ",".join(DESIGNS)}
+SMALL = {"STEPS": "8", "SEEDS": "0", "PER_CLASS": "4", "DESIGNS": ",".join(DESIGNS)}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_the_script_trains_measures_and_draws(
     def small(variant: str) -> object:
         config = whole(variant)
         config.steps = 4
-        config.model.block_out_channels = (8, 8)
+        config.model.update(block_out_channels=(8, 8), mid_block_add_attention=False)
         config.schedule.warmup_steps = 1
         return config
 
