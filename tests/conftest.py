@@ -32,39 +32,12 @@ gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems() -> None:
-    """Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile.
-
-    And of each initialiser flax finds out once what shape it gives: it compares whenever a network reads a parameter.
-    """
-    from flax.core.scope import Scope
+    """Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile."""
     from jax._src.interpreters import mlir
 
     make = getattr(mlir, "make_ir_context", None)
     if make is not None:  # it is no public interface
         mlir.make_ir_context = functools.cache(make)
-    Scope.param = _shapes_once(Scope.param)
-
-
-def _shapes_once(param: Any) -> Any:
-    seen: set[Any] = set()  # initialisers with their arguments and the shape that they gave
-
-    @functools.wraps(param)
-    def declare(scope: Any, name: str, init_fn: Any, *args: Any, **kwargs: Any) -> Any:
-        value = scope.get_variable("params", name)
-        known = (init_fn, args, getattr(value, "shape", None))
-        try:
-            again = known in seen
-        except TypeError:  # an argument without hash
-            return param(scope, name, init_fn, *args, **kwargs)
-        if again and kwargs.keys() <= {"unbox"}:
-            scope.reserve(name, "params")
-            return value
-        found = param(scope, name, init_fn, *args, **kwargs)  # raises where the shape is another
-        if known[-1] is not None:
-            seen.add(known)
-        return found
-
-    return declare
 
 
 @pytest.hookimpl(optionalhook=True)
