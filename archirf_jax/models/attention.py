@@ -91,11 +91,15 @@ def plain(
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array, key_lengths: jax.Array | None = None) -> jax.Array:
     """`attend` by cuDNN; it has gradients, but neither forward-mode nor second derivatives."""
-    if key_lengths is None:
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    some = jnp.maximum(key_lengths, 1).astype(jnp.int32)  # without any key cuDNN's result is undefined
-    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=some, implementation="cudnn")
-    return jnp.where((key_lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
+    queries, keys = q.shape[1], k.shape[1]
+    # jax refuses cuDNN's gradients where a number of tokens is odd.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    if key_lengths is None and keys % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")[:, :queries]
+    lengths = jnp.full(len(k), keys) if key_lengths is None else key_lengths
+    some = jnp.maximum(lengths, 1).astype(jnp.int32)  # without any key cuDNN's result is undefined
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=some, implementation="cudnn")[:, :queries]
+    return jnp.where((lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
 
 
 def sow_logit(module: nn.Module, q: jax.Array, k: jax.Array) -> None:

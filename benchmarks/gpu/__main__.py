@@ -1,4 +1,4 @@
-"""python -m benchmarks.gpu [--parts=1-3] [--seconds=420] [--out=DIR] [--commit=HASH] [--toy]: measure a GPU's machine.
+"""python -m benchmarks.gpu [--parts=1-3] [--seconds=420] [--rows=REGEX] [--out=DIR] [--commit=HASH]: measure a GPU.
 
 Parts are processes with a limit of time, whose results are written as they come to DIR/NAME.json:
 
@@ -8,9 +8,10 @@ Parts are processes with a limit of time, whose results are written as they come
     3 loop     time outside the step, saves, start-up
     4 picture  minutes of training on openmoji, samples, Frechet distance
 
-The processes of part 2 compile at the same time, and measure one after the other when all have compiled.
-`python -m benchmarks.gpu.report` makes tables of the results. --toy takes small sizes, for a CPU. The
-machine needs what requirements.txt names; torch and diffusers are the peers'.
+Peers compile some at a time, and measure one after the other when all of these have compiled. --rows measures those
+whose names the regular expression finds, such as "XL/2|attention". `python -m benchmarks.gpu.report` makes tables of
+the results. --toy takes small sizes, for a CPU. The machine needs what requirements.txt names; torch and diffusers are
+the peers'.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ from benchmarks.gpu.results import Results, of_file, ready
 from benchmarks.machine import COMMIT, say
 
 PEERS = {f"peers_{re.sub(r'[^a-z0-9]+', '_', name.lower())}": name for name in STEPS}
-# Number of a part -> its share of the time, and its processes.
-PARTS = {1: (0.25, ["right"]), 2: (0.55, ["ours", *PEERS]), 3: (0.2, ["loop"]), 4: (1.0, ["picture"])}
+# (number of a part, share of the time, processes at once); more peers at once than this take longer than one by one.
+STAGES = (
+    (1, 0.25, ["right"]),
+    (2, 0.3, ["ours"]),
+    *((2, 0.125, list(PEERS)[i : i + 4]) for i in range(0, len(PEERS), 4)),
+    (3, 0.2, ["loop"]),
+    (4, 1.0, ["picture"]),
+)
 GRACE = 15  # seconds that a process may take to end by itself after its time
 OTHERS = 6  # seconds that each process which waits for the first needs
 COMPILING = 0.65  # share of the time of processes that wait for each other
@@ -46,7 +53,7 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def start(name: str, seconds: float, out: pathlib.Path, toy: bool) -> subprocess.Popen[bytes]:
+def start(name: str, seconds: float, out: pathlib.Path, flags: list[str]) -> subprocess.Popen[bytes]:
     """The process `name`, which waits on its input for its turn."""
     module, of_network = ("peers", [f"--network={PEERS[name]}"]) if name in PEERS else (name, [])
     command = [sys.executable, "-m", f"benchmarks.gpu.{module}", f"--seconds={seconds:.0f}", f"--out={out / name}.json"]
@@ -55,7 +62,7 @@ def start(name: str, seconds: float, out: pathlib.Path, toy: bool) -> subprocess
     ready(out / f"{name}.json").unlink(missing_ok=True)
     with open(out / f"{name}.log", "w") as log:
         return subprocess.Popen(
-            [*command, *of_network, *(["--toy"] if toy else [])],
+            [*command, *of_network, *flags],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -84,12 +91,12 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> str:
         return "cut: its time was over"
 
 
-def run(names: list[str], seconds: float, out: pathlib.Path, toy: bool) -> list[str]:
+def run(names: list[str], seconds: float, out: pathlib.Path, flags: list[str]) -> list[str]:
     """Run processes that prepare at once and measure in turn; how each ended."""
     begun = time.monotonic()
     names = names if importlib.util.find_spec("torch") else without_torch(names, out)
     reserved = OTHERS * (len(names) - 1)  # of what the first might take
-    processes = {name: start(name, seconds - reserved * (i == 0), out, toy) for i, name in enumerate(names)}
+    processes = {name: start(name, seconds - reserved * (i == 0), out, flags) for i, name in enumerate(names)}
     if len(names) > 1:
         while time.monotonic() - begun < COMPILING * seconds and any(
             process.poll() is None and not ready(out / f"{name}.json").exists() for name, process in processes.items()
@@ -110,6 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=numbers, default="1-3")
     parser.add_argument("--seconds", type=float, default=420, help="for all parts together")
+    parser.add_argument("--rows", default="", help="regular expression of names")
     parser.add_argument("--out", type=pathlib.Path, default=os.environ.get("OUT", "benchmarks/results/gpu"))
     parser.add_argument("--commit", help="what the results name, on a machine that has no repository")
     parser.add_argument("--toy", action="store_true", help="small sizes, for a CPU")
@@ -119,12 +127,14 @@ def main() -> int:
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     begun, ends = time.monotonic(), []
-    for i, number in enumerate(args.parts):
+    flags = [f"--rows={args.rows}", *(["--toy"] if args.toy else [])]
+    stages = [stage for number in args.parts for stage in STAGES if stage[0] == number]
+    for i, (_, share, names) in enumerate(stages):
+        wanted = [name for name in names if name not in PEERS or re.search(args.rows, f"step, {PEERS[name]}")]
         left = args.seconds - (time.monotonic() - begun)
-        share, names = PARTS[number]
         # What others did not need is shared.
-        seconds = left * share / sum(PARTS[other][0] for other in args.parts[i:])
-        ends += run(names, max(seconds - GRACE, 10), out, args.toy)
+        seconds = left * share / sum(other for _, other, _ in stages[i:])
+        ends += run(wanted, max(seconds - GRACE, 10), out, flags) if wanted else []
     return int(any(end != "done" for end in ends))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from archirf_jax.files import atomic_write
-from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.__main__ import STAGES
 from benchmarks.gpu.networks import NETWORKS
 
 Part = dict[str, Any]  # what one process wrote: rows by name
@@ -136,7 +136,7 @@ def picture(part: Part) -> str:
 def missing(parts: dict[str, Part]) -> str:
     """Parts without results, parts that did not end, and rows that failed; a line each."""
     lines = []
-    for name in (name for _, names in PARTS.values() for name in names):
+    for name in (name for *_, names in STAGES for name in names):
         if name not in parts:
             lines.append(f"`{name}.json` is missing.")
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -36,17 +37,24 @@ class Results:
         path: of the file.
         seconds: in which the part is to be done.
         figures: that are there already.
+        rows: regular expression of the names of those that are measured.
     """
 
-    def __init__(self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: pathlib.Path, seconds: float = 0.0, figures: dict[str, Any] | None = None, rows: str = ""
+    ) -> None:
         """As the class says."""
-        self.path, self.figures = path, figures or {}
+        self.path, self.figures, self._rows = path, figures or {}, re.compile(rows)
         self._end, self._lock = time.monotonic() + seconds, threading.Lock()
 
     @property
     def left(self) -> float:
         """Seconds until the part is to be done."""
         return self._end - time.monotonic()
+
+    def wants(self, name: str) -> bool:
+        """Whether the row of that name is to be measured."""
+        return self._rows.search(name) is not None
 
     def add(self, name: str, value: Any) -> None:
         """Write a figure."""
@@ -61,13 +69,15 @@ class Results:
         sys.stdin.readline()
 
     def measure(self, name: str, figures: Callable[[], dict[str, Any]], needs: float = 5.0) -> None:
-        """Write a row; where it fails, the reason is its "error".
+        """Write a row if it is wanted; where it fails, the reason is its "error".
 
         Args:
             name: of the row.
             figures: measures it.
             needs: seconds that it takes at least; it is left out where fewer are left.
         """
+        if not self.wants(name):
+            return
         begun = time.monotonic()
         try:
             if self.left < needs:
@@ -97,8 +107,9 @@ def started(*others: str) -> tuple[Results, bool, argparse.Namespace]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--rows", default="")
     parser.add_argument("--toy", action="store_true")
     for name in others:
         parser.add_argument(name)
     args = parser.parse_args()
-    return Results(args.out, args.seconds), args.toy, args
+    return Results(args.out, args.seconds, rows=args.rows), args.toy, args

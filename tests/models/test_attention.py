@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -84,9 +85,35 @@ def test_flash_attention_is_asked_for_where_it_runs(
 
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-    x = jnp.zeros((1, 3, 2, width), dtype)
+    x = jnp.zeros((1, 4, 2, width), dtype)
     attention.attend(x, x, x)
     assert asked == ([chosen] if chosen else [])
+
+
+@pytest.mark.parametrize(("queries", "keys", "lengths"), [(3, 3, None), (4, 3, None), (3, 4, None), (5, 7, [7, 0])])
+def test_flash_attention_is_given_even_numbers_of_tokens(
+    queries: int, keys: int, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    for name in ("check_cudnn_version", "check_compute_capability"):
+        monkeypatch.setattr(cudnn, name, lambda *_, **__: 91200)
+    of_keys = None if lengths is None else jnp.asarray(lengths)
+    x, y = (jax.random.normal(jax.random.key(n), (2, n, 2, 8), jnp.bfloat16) for n in (queries, keys))
+
+    def results(attend: Any, q: Any, k: Any, v: Any) -> Any:
+        out, pull = jax.vjp(lambda *each: attend(*each, key_lengths=of_keys), q, k, v)
+        return out, *pull(out)
+
+    # jax itself takes these shapes, gradients included.
+    jax.eval_shape(functools.partial(results, attention.flash), x, y, y)
+
+    def formula(q: Any, k: Any, v: Any, key_value_seq_lengths: Any = None, **_: Any) -> Any:
+        return attention.plain(q, k, v, None, key_value_seq_lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", formula)
+    for ours, exact in zip(results(attention.flash, x, y, y), results(attention.plain, x, y, y), strict=True):
+        np.testing.assert_allclose(np.float32(ours), np.float32(exact), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("kind", attention.QK_NORMS)
