@@ -16,7 +16,7 @@ import numpy as np
 
 from archirf_jax.errors import UserError
 from archirf_jax.models.layers import DIAGNOSTICS
-from archirf_jax.models.linear import Dense
+from archirf_jax.models.linear import Dense, Split
 
 # (q, k, v, mask, key_lengths) -> like q; as `attend`.
 Implementation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None], jax.Array]
@@ -211,8 +211,8 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Tokens x (B, N, D) -> three of (B, N, heads, D / heads)."""
         b, n, d = x.shape
-        dense = Dense(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
-        q, k, v = jnp.moveaxis(dense(x).reshape(b, n, 3, self.num_heads, d // self.num_heads), 2, 0)
+        dense = Split(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
+        q, k, v = (part.reshape(b, n, self.num_heads, d // self.num_heads) for part in dense(x, 3))
         return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
 
 

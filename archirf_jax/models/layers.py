@@ -5,6 +5,7 @@ Images are NHWC, token sequences are (batch, tokens, width). Parameters are floa
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
@@ -127,8 +128,20 @@ def modulate(x: jax.Array, shift: jax.Array | float, scale: jax.Array) -> jax.Ar
 def layer_normalized(x: jax.Array) -> jax.Array:
     """x (..., D) with mean 0 and variance 1 along the last axis, float32."""
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    x = x - stored(jnp.mean(x, axis=-1, keepdims=True))
+    return x * stored(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
+
+
+@jax.custom_jvp
+def stored(x: jax.Array) -> jax.Array:
+    """x, which XLA reads from memory wherever it is used, and does not compute again.
+
+    For statistics of rows: where XLA computes them again in a gradient, it writes intermediate results in float32.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+stored.defjvps(lambda slope, _, x: slope)
 
 
 def check_choices(model: nn.Module, **allowed: Collection[str | None]) -> None:
@@ -260,6 +273,19 @@ class TimestepEmbedder(VectorEmbedder):
         return super().__call__(sinusoidal_embedding(t))
 
 
+@jax.custom_jvp
+def gelu(h: jax.Array) -> jax.Array:
+    """The tanh-approximated GELU (Hendrycks & Gimpel 2016, Sec. 2)."""
+    return nn.gelu(h, approximate=True)
+
+
+@gelu.defjvp
+def _slope_of_gelu(primals: tuple[jax.Array], slopes: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # From h alone: XLA would write the tanh for it, an array as large.
+    apart = jax.lax.optimization_barrier(primals[0])
+    return gelu(*primals), jax.jvp(functools.partial(nn.gelu, approximate=True), (apart,), slopes)[1]
+
+
 class Mlp(nn.Module):
     """Perceptron over the last axis of (B, N, D).
 
@@ -284,5 +310,5 @@ class Mlp(nn.Module):
             return Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=xavier, name=name)
 
         h = dense(hidden, "hidden")(x)
-        h = nn.silu(h) * dense(hidden, "gate")(x) if gated else nn.gelu(h, approximate=True)
+        h = nn.silu(h) * dense(hidden, "gate")(x) if gated else gelu(h)
         return dense(x.shape[-1], "out")(h)
