@@ -211,8 +211,8 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Tokens x (B, N, D) -> three of (B, N, heads, D / heads)."""
         b, n, d = x.shape
-        dense = Split(3 * d, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
-        q, k, v = (part.reshape(b, n, self.num_heads, d // self.num_heads) for part in dense(x, 3))
+        dense = Split(3 * d, 3, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
+        q, k, v = (part.reshape(b, n, self.num_heads, d // self.num_heads) for part in dense(x))
         return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
 
 

@@ -24,19 +24,29 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
-class Split(nn.Dense):
-    """`Dense` whose features come as arrays of equal width."""
+class Split(nn.Module):
+    """`Dense` whose features come as arrays of equal width.
+
+    Attributes:
+        features: of all parts.
+        parts: how many arrays.
+        use_bias, dtype, kernel_init: as in `nn.Dense`.
+    """
+
+    features: int
+    parts: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
 
     @nn.compact
-    def __call__(self, x: jax.Array, parts: int) -> list[jax.Array]:
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
         """x (..., D) -> `parts` arrays (..., features / parts)."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else jnp.zeros(())
+        x, kernel, bias = (each.astype(self.dtype) for each in (x, kernel, bias))
         if jax.default_backend() != "gpu":
-            out = product(x, kernel)
-            return jnp.split(out if bias is None else out + bias, parts, axis=-1)
-        found = [product(x, each) for each in jnp.split(kernel, parts, axis=-1)]
-        if bias is not None:
-            found = [each + more for each, more in zip(found, jnp.split(bias, parts), strict=True)]
-        return found
+            return jnp.split(product(x, kernel) + bias, self.parts, axis=-1)
+        # cuDNN's attention takes whole arrays: parts of one product would be copied.
+        biases = jnp.split(bias, self.parts) if self.use_bias else [bias] * self.parts
+        return [product(x, one) + b for one, b in zip(jnp.split(kernel, self.parts, axis=-1), biases, strict=True)]

@@ -45,7 +45,7 @@ def report(parts: dict[str, Part]) -> str:
         "The loop": loop(parts.get("loop", {})),
         "Correctness": right(parts.get("right", {})),
         "A picture": picture(parts.get("picture", {})),
-        "What is missing": missing(parts),
+        "What is missing, and what to know": missing(parts),
     }
     return "\n\n".join([machine(parts), *(f"### {name}\n\n{text}" for name, text in sections.items() if text)])
 
@@ -134,7 +134,7 @@ def picture(part: Part) -> str:
 
 
 def missing(parts: dict[str, Part]) -> str:
-    """Parts without results, parts that did not end, and rows that failed; a line each."""
+    """Parts without results, parts that did not end, rows that failed, and what the results note; a line each."""
     lines = []
     for name in (name for *_, names in STAGES for name in names):
         if name not in parts:
@@ -143,6 +143,8 @@ def missing(parts: dict[str, Part]) -> str:
         part = parts[name]
         if part.get("end") != "done":
             lines.append(f"`{name}`: {part.get('end', 'has not ended')}.")
+        if "note" in part:
+            lines.append(f"`{name}`: {part['note']}")
         for row, value in part.items():
             if isinstance(value, dict) and "error" in value:
                 lines.append(f"`{name}`, {row}: {' '.join(str(value['error']).split())}")

@@ -13,6 +13,7 @@ import pytest
 
 from archirf_jax.errors import UserError
 from archirf_jax.models import layers
+from archirf_jax.models.linear import Split
 
 RANDOM = np.random.default_rng(0)
 
@@ -138,3 +139,29 @@ def test_the_timestep_embedder_is_the_formula() -> None:
     h = linear(params["hidden"], np.asarray(layers.sinusoidal_embedding(t)))
     silu = h / (1 + np.exp(-h))
     np.testing.assert_allclose(ours, linear(params["out"], silu), atol=1e-4)
+
+
+@pytest.mark.parametrize(("ours", "formula"), [(layers.gelu, jax.nn.gelu), (layers.stored, lambda x: x)])
+def test_what_is_read_from_memory_changes_no_derivative(ours: Any, formula: Any) -> None:
+    x, slope = (jax.random.normal(jax.random.key(seed), (7,)) for seed in (0, 1))
+
+    def derivatives(f: Any) -> Any:
+        value, forward = jax.jvp(f, (x,), (slope,))
+        (back,) = jax.vjp(f, x)[1](slope)
+        return value, forward, back, jax.hessian(lambda x: jnp.sum(f(x) ** 2))(x)
+
+    for one, other in zip(jax.jit(derivatives, static_argnums=0)(ours), derivatives(formula), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_parts_of_a_linear_layer_are_the_same_on_a_gpu(use_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x = Split(12, 3, use_bias=use_bias), jax.random.normal(jax.random.key(0), (2, 5, 8))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, dense.init(jax.random.key(1), x))
+    here = dense.apply(params, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    whole = nn.Dense(12, use_bias=use_bias).apply(params, x)
+    assert isinstance(whole, jax.Array)
+    for ours, there, part in zip(here, dense.apply(params, x), jnp.split(whole, 3, axis=-1), strict=True):
+        np.testing.assert_allclose(ours, part, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(there, part, rtol=1e-5, atol=1e-6)
