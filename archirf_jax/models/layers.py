@@ -281,9 +281,11 @@ def gelu(h: jax.Array) -> jax.Array:
 
 @gelu.defjvp
 def _slope_of_gelu(primals: tuple[jax.Array], slopes: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # From h alone: XLA would write the tanh for it, an array as large.
-    apart = jax.lax.optimization_barrier(primals[0])
-    return gelu(*primals), jax.jvp(functools.partial(nn.gelu, approximate=True), (apart,), slopes)[1]
+    (h,) = primals
+    # One array, and of h alone: XLA would write the tanh for it, which is as large.
+    apart = jax.lax.optimization_barrier(h).astype(jnp.float32)
+    derivative = jax.jvp(functools.partial(nn.gelu, approximate=True), (apart,), (jnp.ones_like(apart),))[1]
+    return gelu(h), slopes[0] * derivative.astype(h.dtype)
 
 
 class Mlp(nn.Module):
