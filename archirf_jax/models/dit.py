@@ -81,7 +81,7 @@ class DiTBlock(nn.Module):
         dense = nn.Dense(2 * vectors * width, dtype=self.dtype, kernel_init=layers.zeros, name="modulation")
         for branch, modulation in zip(branches.values(), jnp.split(dense(nn.silu(c)), 2, axis=-1), strict=True):
             shift, scale, *gate = jnp.split(modulation, vectors, axis=-1)
-            h = branch(layers.modulate(layers.layer_normalized(x), shift, scale).astype(self.dtype))
+            h = branch(layers.modulated(x, shift, scale, self.dtype, layers.layer_normalized))
             x = x + (gate[0][:, None] * h if gate else h)
         return x
 
@@ -99,7 +99,7 @@ class FinalLayer(nn.Module):
             return linear(nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x))
         modulation = nn.Dense(2 * x.shape[-1], kernel_init=layers.zeros, name="modulation")(nn.silu(c))
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        return linear(layers.modulate(layers.layer_normalized(x), shift, scale))
+        return linear(layers.modulated(x, shift, scale, jnp.float32, layers.layer_normalized))
 
 
 class DiT(nn.Module, layers.Presets):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from archirf_jax import sharding
 from archirf_jax.errors import UserError, nearest
@@ -26,6 +27,7 @@ WIDEST, DEEPEST = 65_536, 1000  # channels, and blocks
 EXTRAS = "extras"  # arrays (B, ...): heads such as "log_variance", features
 DIAGNOSTICS = "diagnostics"  # scalars such as "attention_logit", of which the largest of all layers is reported
 xavier = nn.initializers.xavier_uniform()
+STORED = "stored"  # the name of what `modulated` keeps for its gradient
 MLPS = ("gelu", "swiglu")
 small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -119,10 +121,10 @@ def check_mlp(width: int, ratio: float) -> None:
         raise UserError("model.mlp_ratio", ratio, f"leaves no hidden unit at width {width}; choose a larger one")
 
 
-def modulate(x: jax.Array, shift: jax.Array | float, scale: jax.Array) -> jax.Array:
+def modulate(x: jax.Array, shift: jax.Array | None, scale: jax.Array) -> jax.Array:
     """x (B, N, D) times 1 + scale, plus shift, both (B, D): adaptive norm (Peebles & Xie 2022, Sec. 3.2)."""
-    shift = shift if isinstance(shift, float) else shift[:, None]
-    return x * (1 + scale[:, None]) + shift
+    scaled = x * (1 + scale[:, None])
+    return scaled if shift is None else scaled + shift[:, None]
 
 
 def layer_normalized(x: jax.Array) -> jax.Array:
@@ -132,16 +134,38 @@ def layer_normalized(x: jax.Array) -> jax.Array:
     return x * stored(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
 
 
-@jax.custom_jvp
+# With blocks in a loop all that gradients need is stacked: two float32 arrays like x, were it not for the policy.
+@functools.partial(
+    jax.checkpoint,
+    static_argnums=(3, 4),
+    prevent_cse=False,
+    policy=jax.checkpoint_policies.save_only_these_names(STORED),
+)
+def modulated(
+    x: jax.Array,
+    shift: jax.Array | None,
+    scale: jax.Array,
+    dtype: jnp.dtype,
+    normalized: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Tokens x (B, N, D) normalized, then `modulate`d by shift and scale (B, D), in that dtype."""
+    return modulate(normalized(x), shift, scale).astype(dtype)
+
+
 def stored(x: jax.Array) -> jax.Array:
-    """x, which XLA reads from memory wherever it is used, and does not compute again.
+    """x, which gradients read from memory and do not compute again.
 
     For statistics of rows: where XLA computes them again in a gradient, it writes intermediate results in float32.
     """
+    return checkpoint_name(_apart(x), STORED)
+
+
+@jax.custom_jvp
+def _apart(x: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(x)
 
 
-stored.defjvps(lambda slope, _, x: slope)
+_apart.defjvps(lambda slope, _, x: slope)
 
 
 def check_choices(model: nn.Module, **allowed: Collection[str | None]) -> None:

@@ -85,9 +85,9 @@ class Stream(nn.Module):
         return y + then[-1][:, None] * self.perceptron(self._modulated(y, then))
 
     def _modulated(self, x: jax.Array, vectors: list[jax.Array]) -> jax.Array:
-        normalized = layers.layer_normalized(x) if self.norm == "layer" else attention.rms_normalized(x)
-        shift, scale = (0.0, vectors[0]) if self.scale_only else vectors[:2]
-        return layers.modulate(normalized, shift, scale).astype(self.dtype)
+        normalized = layers.layer_normalized if self.norm == "layer" else attention.rms_normalized
+        shift, scale = (None, vectors[0]) if self.scale_only else vectors[:2]
+        return layers.modulated(x, shift, scale, self.dtype, normalized)
 
 
 class JointBlock(nn.Module):

@@ -92,7 +92,7 @@ def test_layer_normalization_is_the_formula_in_float32() -> None:
 
 def test_modulation_without_shift_only_scales() -> None:
     x, scale = jnp.ones((2, 3, 2)), jnp.asarray([[0.0, 1.0], [-1.0, 2.0]])
-    np.testing.assert_array_equal(layers.modulate(x, 0.0, scale), layers.modulate(x, jnp.zeros((2, 2)), scale))
+    np.testing.assert_array_equal(layers.modulate(x, None, scale), layers.modulate(x, jnp.zeros((2, 2)), scale))
 
 
 def test_modulation_scales_and_shifts_each_example_by_its_own() -> None:
