@@ -1,7 +1,7 @@
 """The memory that a step of training takes on one device, from shapes alone: nothing is computed, no array is made.
 
 XLA compiles the step for the CPU of this machine and reports what the program needs. A CPU stands for an accelerator,
-with four differences taken care of, each measured against what XLA reports when it compiles for an H100 (docs/plan.md):
+with four differences taken care of, each measured against what XLA reports when it compiles for an H200 (docs/plan.md):
 
     bfloat16    a CPU keeps it as float32; float16, which is as large, is what the program is compiled with
     attention   flash attention keeps no weights between pairs of tokens; nor does `flash_like`, which takes its place

@@ -120,7 +120,7 @@ def test_what_is_cut_finer_than_this_machine_can_is_extrapolated() -> None:
 
 @pytest.mark.slow
 def test_activations_grow_as_the_images_of_a_device_do() -> None:
-    sizes = [measure(small(batch_size=size), PLAIN, 2).activations for size in (64, 128, 192)]
+    sizes = [measure(small(batch_size=size), PLAIN, 2).activations for size in (128, 192, 256)]
     assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.02)
 
 
