@@ -6,7 +6,7 @@ batch, a condition and a draw has it as its leading axis. x may have any rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -231,7 +231,7 @@ class TrainState:
 Losses = Callable[[dict[str, Params], Any, Any], tuple[jax.Array, Metrics, dict[str, jax.Array]]]
 
 
-class Task(Protocol):
+class Task(Hashable, Protocol):
     """What is trained: where networks meet processes, objectives and data."""
 
     @property

@@ -15,6 +15,7 @@ A test or another command calls `main(COMMAND.parse(["--workdir=runs/x"]))` and 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging as std_logging
 import math
@@ -34,6 +35,8 @@ from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.signals import FAILED, leave_at_once
 
 CLOSED_LOOP = "Event loop is closed"
+# Of garbage collection: tracing makes many objects and hardly any garbage, and looking for it took a fifth of its time.
+SELDOM = (100_000, 20, 100)
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 
 
@@ -66,6 +69,7 @@ class Command:
         """Call main(flags) with the arguments of this process and exit: 0, main's own code, or 2 after one line."""
         _set_up_streams()
         leave_at_once(self.resumable)
+        gc.set_threshold(*SELDOM)
         if any(argument in HELP for argument in sys.argv[1:]):
             sys.stdout.write(f"{self.usage.strip()}\n\n{flags.describe(self.flags)}\n")
             sys.exit(0)
@@ -164,3 +168,5 @@ def _set_up_jax() -> None:
     jax.config.update("jax_threefry_partitionable", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache("xla")))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # the small ones take a second together
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -27,7 +27,7 @@ def prepare(task: Any, dataset: Dataset, config: Any) -> None:
     captions of the set, `sample.per_class` images of each, and any other one the first examples, without names.
 
     Args:
-        task: its `row_names`, `captions` and `examples` are set, as far as it has them.
+        task: its `row_names`, `captions` and, where it looks at them, `examples` are set, as far as it has them.
         dataset: of the training.
         config: whose `sample` says how many rows and columns there are.
     """
@@ -41,7 +41,7 @@ def prepare(task: Any, dataset: Dataset, config: Any) -> None:
         task.captions = names
     if hasattr(task, "row_names"):
         task.row_names = names
-    if hasattr(task, "examples"):
+    if hasattr(task, "examples") and not getattr(task, "labels_alone", False):
         task.examples = jax.tree.map(lambda leaf: jnp.repeat(leaf, each, axis=0), examples(dataset, numbers))
 
 

@@ -134,7 +134,7 @@ class Run:
     def at_size(self, height: int, width: int) -> Run:
         """The run, drawing images of another size in pixels; raises as `tasks.sizing.at_size`."""
         sized = copy.copy(self)  # with what is read already
-        task: Any = at_size(self.task, height, width)  # type: ignore[arg-type]
+        task: Any = at_size(self.task, height, width)
         sized.task, sized.config = task, self.config if task is self.task else task.config
         return sized
 

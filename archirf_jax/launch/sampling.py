@@ -100,8 +100,10 @@ def sample_images(
     arrays = dict(arrays or {})
     shared = {name: arrays.pop(name) for name in ("image", "images", "mask") if name in arrays}
     for first in range(0, total, size):
-        rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
-        mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (batch, keys, arrays))
+        mine: Any = batch, keys, arrays
+        if size != total:  # or a dozen small programs copy what is there
+            rows = np.arange(first, first + size) % total  # the last batch is filled up: one program for all
+            mine = jax.tree.map(lambda leaf, rows=rows: leaf[rows], mine)
         mine = mine if place is None else jax.device_put(mine, place)
         images = np.asarray(program(params, frozen, *mine, shared, guiding, guides.null))
         if not np.all(np.isfinite(images)):

@@ -23,7 +23,7 @@ from archirf_jax.launch import config as configuration
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.launch.runs import Run
 from archirf_jax.tasks.building import make_task, resolve
-from archirf_jax.training import devices
+from archirf_jax.training import devices, tracing
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.devices import GIB
 from archirf_jax.training.initial_weights import Weights, fit
@@ -79,7 +79,7 @@ def train_run(
         _check_trained(saved, workdir)
     weights = None if saved.steps() else initial_weights(config, task)
     if change_config:
-        saved.check_fits(jax.eval_shape(task.init, jax.random.key(0), _shapes(runs)))
+        saved.check_fits(tracing.init_shapes(task, sharding.shaped(_shapes(runs), sharding.from_config(config))))
         if not saved.steps():
             check_new(workdir)
     with contextlib.ExitStack() as stack:
@@ -117,11 +117,11 @@ def check_step(task: Task, config: Any) -> frozenset[str]:
             what = f"is not a network of this task; there are {', '.join(task.updates)}{hint}"
             raise UserError(f"networks.{name}", message=what)
     fields: Any = task.fields  # type: ignore[attr-defined]
-    frozen = _shapes(task.frozen)
-    key = jax.eval_shape(jax.random.key, 0)
-    state = jax.eval_shape(task.init, key, frozen)
+    mesh = sharding.from_config(config)
+    frozen = sharding.shaped(_shapes(task.frozen), mesh)
+    state = tracing.init_shapes(task, frozen)
     _check_memory(state, config)
-    _, metrics = jax.eval_shape(task.step, state, frozen, shapes(fields, config.batch_size), key)
+    _, metrics = tracing.step_shapes(task, state, frozen, shapes(fields, config.batch_size), mesh)
     if hasattr(task, "sampler"):
         task.sampler(task.sampling)  # type: ignore[attr-defined]
         rows, size = config.sample.classes, config.data.image_size
@@ -141,14 +141,15 @@ def check_buckets(task: Task, config: Any, feed: Feed) -> None:
     buckets = getattr(feed, "buckets", None)
     if buckets is None:
         return
-    key, frozen = jax.eval_shape(jax.random.key, 0), _shapes(task.frozen)
-    state = jax.eval_shape(task.init, key, frozen)
+    mesh = sharding.from_config(config)
+    frozen = sharding.shaped(_shapes(task.frozen), mesh)
+    state = tracing.init_shapes(task, frozen)
     batch = shapes(task.fields, config.batch_size)  # type: ignore[attr-defined]
     for height, width in buckets.sides:
         image = batch["image"]
         mine = batch | {"image": jax.ShapeDtypeStruct((image.shape[0], height, width, image.shape[-1]), image.dtype)}
         try:
-            jax.eval_shape(task.step, state, frozen, mine, key)
+            tracing.step_shapes(task, state, frozen, mine, mesh)
         except (UserError, FlaxError, TypeError, ValueError) as e:
             reason = " ".join(str(e).split())[:200]
             what = f"asks for images of {height}x{width}, which {config.model.name} does not take: {reason}"
@@ -184,7 +185,7 @@ def initial_weights(config: Any, task: Task) -> Weights | None:
     if config.init_from is None:
         return None
     run = frozen_runs.open_run(expand(config.init_from, "init_from"), field="init_from")
-    state = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0), _shapes(task.frozen))
+    state = tracing.init_shapes(task, sharding.shaped(_shapes(task.frozen), sharding.from_config(config)))
     found = fit(state.networks[next(iter(task.updates))].params, run.params)
     if not found.taken:
         names = f"{run.config.model.name} there, {config.model.name} here"

@@ -257,7 +257,12 @@ class Drawing:
 
 def class_grid(key: jax.Array, classes: Any, per_class: int) -> tuple[jax.Array, jax.Array]:
     """Labels (classes * per_class,) int32 and one key an image, which depends on its label and number alone."""
-    labels = jnp.repeat(jnp.asarray(list(classes), jnp.int32), per_class)
-    numbers = jnp.tile(jnp.arange(per_class), len(labels) // per_class)
+    return _class_grid(key, np.asarray(list(classes), np.int32), per_class)
+
+
+@functools.partial(jax.jit, static_argnames="per_class")  # one program, and not ten
+def _class_grid(key: jax.Array, classes: jax.Array, per_class: int) -> tuple[jax.Array, jax.Array]:
+    labels = jnp.repeat(classes, per_class)
+    numbers = jnp.tile(jnp.arange(per_class), len(classes))
     keys = jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number))(labels, numbers)
     return labels, keys

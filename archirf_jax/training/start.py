@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 
 import jax
 from absl import logging
@@ -15,6 +14,7 @@ from archirf_jax import sharding
 from archirf_jax.contracts import Frozen, Task, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
+from archirf_jax.training import tracing
 from archirf_jax.training.checkpoints import Checkpoints
 from archirf_jax.training.initial_weights import Weights, begin
 from archirf_jax.training.state import purpose_key
@@ -46,7 +46,7 @@ def start(
     Raises:
         UserError: the checkpoint is of another training, or the run has come further than its checkpoints.
     """
-    like = ordered(task, sharding.shaped(jax.eval_shape(_init(task, seed), frozen, {}), mesh))
+    like = ordered(task, sharding.shaped(tracing.init_shapes(task, frozen), mesh))
     state = checkpoints.restore(like)
     if state is not None:
         logging.info("going on from the checkpoint of step %d", int(state.step))
@@ -61,17 +61,13 @@ def start(
 
 def fresh(task: Task, seed: int, frozen: Frozen, mesh: Mesh, weights: Weights | None = None) -> TrainState:
     """The state before the first step; arguments as of `start`."""
-    init, given = _init(task, seed), weights or {}
-    places = sharding.place(jax.eval_shape(init, frozen, given), mesh)
-    return ordered(task, jax.jit(init, out_shardings=places)(frozen, given))
 
-
-def _init(task: Task, seed: int) -> Callable[[Frozen, Weights], TrainState]:
     def init(frozen: Frozen, weights: Weights) -> TrainState:
-        state = task.init(purpose_key(seed, "init"), frozen)
+        state = tracing.init(task)(purpose_key(seed, "init"), frozen)
         return begin(task, state, weights) if weights else state
 
-    return init
+    places = sharding.place(tracing.init_shapes(task, frozen), mesh)
+    return ordered(task, jax.jit(init, out_shardings=places)(frozen, weights or {}))
 
 
 def mark(workdir: pathlib.Path, checkpoints: Checkpoints) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from archirf_jax import sharding
 from archirf_jax.contracts import Batch, Feed, Frozen, Metrics, Task, TrainState
+from archirf_jax.training import tracing
 from archirf_jax.training.state import purpose_key
 
 
@@ -68,7 +69,7 @@ class StepRunner:
     def _one(self, frozen: Frozen, chunk: Any, i: Any, state: TrainState) -> tuple[TrainState, Metrics]:
         batch, key = self.batch(chunk, i, state.step)
         with sharding.gathering(self._mesh):
-            state, metrics = self._task.step(state, frozen, batch, key)
+            state, metrics = tracing.step(self._task)(state, frozen, batch, key)
         if self._mesh is not None:
             state = jax.lax.with_sharding_constraint(state, sharding.place(state, self._mesh))
         return state, metrics
