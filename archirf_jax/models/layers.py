@@ -264,8 +264,10 @@ def repeat(
         call = nn.map_variables(call, "params", sharding.gathered)  # one block at a time, and again under remat
     call = nn.remat(call, prevent_cse=not scan) if remat else call
     if not scan:
+        once = nn.jit(call)  # traced once for all
         for i in range(depth):
-            x = call(block(name=f"block_{first + i}"), x, *fixed)
+            one = block(name=f"block_{first + i}")
+            x = (call if one.is_initializing() else once)(one, x, *fixed)  # under jit other parameters are drawn
         return x
     loop = nn.scan(
         lambda block, x, _: (call(block, x, *fixed), None),

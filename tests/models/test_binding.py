@@ -203,9 +203,9 @@ def test_higher_derivatives_are_only_chosen_where_they_are_asked_for(monkeypatch
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     model = DiT(**SIZE, dtype=jnp.bfloat16)
     params = stirred(model.clone(dtype=jnp.float32), LABELS)
-    for higher, times in ((True, 0), (False, model.depth)):
+    for higher in (True, False):
         jax.eval_shape(bind(model, params, higher_derivatives=higher), X, T, LABELS)
-        assert len(asked) == times
+        assert bool(asked) != higher
 
 
 def test_networks_and_their_sizes_are_there_by_name() -> None:
