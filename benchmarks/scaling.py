@@ -139,7 +139,7 @@ def exponent(x: Any, y: Any) -> dict[str, float]:
 def timed(rounds: int, toy: bool) -> dict[str, Any]:
     """Seconds and bytes against batch, depth and tokens, and their exponents."""
     found, made = {}, functools.cache(Timed)  # BASE is a value of every sweep
-    for name in ("depth", "tokens") if toy else SWEEPS:
+    for name in ("tokens",) if toy else SWEEPS:
         values = SWEEPS[name][: 3 if toy else None]
         steps = [made("toy" if toy else "small", **BASE | {name: value}) for value in values]
         each = np.array([[step.seconds() for step in steps] for _ in range(rounds + 1)])[1:]  # the first is slower

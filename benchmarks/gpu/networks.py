@@ -93,7 +93,7 @@ def dit_on_latents(size: str, batch: int) -> Sized:
 
 
 MMDIT: dict[str, Any] = dict(hidden_size=768, depth=12, num_heads=12, context="text", qk_norm="rms", position_size=32)
-SMALL_EDM2: dict[str, Any] = {"channel_mult": (1,), "num_blocks": 1, "attention_levels": ()}
+SMALL_EDM2: dict[str, Any] = {"channel_mult": (1,), "num_blocks": 0, "attention_levels": ()}
 SMALL_ADM: dict[str, Any] = {"channel_mult": (1,), "num_res_blocks": 1, "attention_downsamples": ()}
 # The batches are what fits 80 GB without remat.
 NETWORKS = {

@@ -36,7 +36,8 @@ def test_numbers_of_parts() -> None:
 def test_what_is_computed_is_right_and_every_network_is_stepped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu", "--toy", "--parts=1-2", "--seconds=1800", f"--out={tmp_path}"])
+    rows = "--rows=^(?!killed)"  # that is benchmarks.crash, as commands/test_interruptions.py runs it
+    monkeypatch.setattr(sys, "argv", ["gpu", "--toy", "--parts=1-2", "--seconds=1800", rows, f"--out={tmp_path}"])
     monkeypatch.setenv("XLA_FLAGS", running.ONE_DEVICE)  # of the parts, which are processes
     monkeypatch.chdir(running.REPOSITORY)
     assert main() == 0
@@ -46,9 +47,11 @@ def test_what_is_computed_is_right_and_every_network_is_stepped(
     assert (
         right["attention in bfloat16"]["largest"] < 1e-2 and right["forward derivative in bfloat16"]["largest"] < 5e-2
     )
-    assert right["killed and resumed"]["differing"] == []
+    told = report.report(report.read(tmp_path))
     for name in TOY:
-        assert ours[f"step, {name}"]["images_per_second"] > 0 and ours[f"step, {name}"]["skipped"] == 0
-        assert f"| {name} | 2 |" in report.report(report.read(tmp_path))
+        kind, _, network = name.partition(", ")
+        assert ours[name]["images_per_second"] > 0
+        if kind == "step":
+            assert ours[name]["skipped"] == 0 and f"| {network} | 2 |" in told
     peer = json.loads((tmp_path / "peers_dit_xl_2.json").read_text())
     assert peer["end"] == "done" and {"error", "images_per_second"} & peer["step, DiT-XL/2"].keys()

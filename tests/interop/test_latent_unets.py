@@ -158,7 +158,7 @@ def test_steps_of_training_move_every_parameter() -> None:
     """The layers that start at zero move first, and what lies behind them has a gradient from the next step on."""
     text = dict(name="given", shapes={"tokens": (3, 6), "mask": (3,)})
     model = dict(name="latent_unet", block_out_channels=(8,), transformer_depth=0, layers_per_block=1)
-    model |= dict(num_heads=2, context_width=6, norm_num_groups=2, remat=True)
+    model |= dict(num_heads=2, context_width=6, norm_num_groups=2)
     process = dict(name="ddpm", schedule="scaled_linear", steps=1000, prediction="v", variance="fixed_small")
     config: Any = config_with(changes={"model": model, "process": process, "conditioners": {"text": text}})
     task: Any = make_task(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import make_task
 from configs import autoencoder
 from tests.tasks.settings import config
-from tests.tasks.test_autoencoder import SMALL, task_of
+from tests.tasks.test_autoencoder import SMALL, untrained
 
 FAR = 50.0
 BATCH = {"image": jnp.tanh(jax.random.normal(jax.random.key(0), (8, 8, 8, 1))), "label": jnp.zeros(8, jnp.int32)}
@@ -29,10 +31,20 @@ VQ = {
 ON = {**VQ, "objective.restart_below": 0.1, "objective.restart_decay": 0.5}
 
 
+@functools.cache
+def stepping(changes: str) -> tuple[Any, Callable[..., Any], Any]:
+    """(task, its compiled step, the usage of codes at the beginning)."""
+    task: Any = make_task(config(autoencoder, eval(changes), SMALL))
+    usage = jax.jit(lambda: task.init(jax.random.key(0), {}).networks["model"].objective_state)()
+    return task, jax.jit(task.step), usage
+
+
 def collapsed(**changes: Any) -> tuple[Any, Any, TrainState]:
     """(task, its compiled step, a state in which every latent has the first code)."""
-    task, step, state = task_of(**changes)
+    task, step, usage = stepping(repr(changes))
+    _, state = untrained(**changes)
     network = state.networks["model"]
+    network = network.replace(averages={"ema": network.params}, objective_state=usage)
 
     def with_table(params: dict[str, Any]) -> dict[str, Any]:
         table = jnp.full_like(params["model"]["codebook"]["embedding"], FAR).at[0].set(0.3)
