@@ -57,8 +57,9 @@ def machine(parts: dict[str, Part]) -> str:
         for name, value in part.get("about", {}).items():
             found.setdefault(name, []).append(str(value) or "not known")
     for row in _peers(parts).values():
-        for name in {"torch", "diffusers"} & row.keys():
-            found.setdefault(name, []).append(row[name])
+        for name in ("torch", "diffusers"):
+            if name in row:
+                found.setdefault(name, []).append(row[name])
     rate = parts.get("ours", {}).get("matrix_operations_per_second")
     words = [f"{name} {', '.join(dict.fromkeys(values))}" for name, values in found.items()]
     return "; ".join(words + ([f"matrix rate in bfloat16 {rate / 1e12:.4g} Tflop/s"] if rate else [])) + "."
