@@ -232,7 +232,10 @@ Losses = Callable[[dict[str, Params], Any, Any], tuple[jax.Array, Metrics, dict[
 
 
 class Task(Hashable, Protocol):
-    """What is trained: where networks meet processes, objectives and data."""
+    """What is trained: where networks meet processes, objectives and data.
+
+    One task is one key of the programs made of it: it is hashable, and does not change after it is built.
+    """
 
     @property
     def frozen(self) -> Mapping[str, Any]:
