@@ -32,12 +32,33 @@ gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems() -> None:
-    """Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile."""
+    """What JAX and Flax do again and again is done once; neither is a public interface."""
+    from flax.core import Scope
     from jax._src.interpreters import mlir
 
-    make = getattr(mlir, "make_ir_context", None)
-    if make is not None:  # it is no public interface
+    # Programs are lowered in one context of MLIR, which takes as long to make as a small program to compile.
+    if make := getattr(mlir, "make_ir_context", None):
         mlir.make_ir_context = functools.cache(make)
+    Scope.param = _checked_once(Scope.param)
+
+
+def _checked_once(param: Any) -> Any:
+    """Of `Scope.param`: at each use of a parameter it traces the initializer, to see that the shape is the same."""
+    seen = set()
+
+    def of_scope(self: Any, name: str, init: Any, *arguments: Any, **options: Any) -> Any:
+        if not arguments or not self.has_variable("params", name):
+            return param(self, name, init, *arguments, **options)
+        value = self.get_variable("params", name)
+        use = (init, str(arguments), value.shape)
+        if use in seen:
+            self.reserve(name, "params")
+            return value
+        value = param(self, name, init, *arguments, **options)
+        seen.add(use)
+        return value
+
+    return of_scope
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.adm_halves import Encoder, Plan
-from archirf_jax.models.adm_layers import TimeEmbedding, group_norm, split_heads, uniform
+from archirf_jax.models.adm_layers import TimeEmbedding, group_norm, split_heads
 from archirf_jax.models.attention import attend, sow_logit
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -91,7 +91,7 @@ class ADMClassifier(nn.Module, layers.Presets):
         if self.pool == "attention":
             return AttentionPool(self.num_classes, plan)
         if self.pool == "adaptive":
-            return nn.Dense(self.num_classes, kernel_init=layers.zeros)
+            return nn.Dense(self.num_classes, kernel_init=initializers.zeros)
         return SpatialHead(self.num_classes, norm=self.pool == "spatial_v2")
 
     def __call__(self, x: jax.Array, t: jax.Array, condition: Condition | None = None) -> jax.Array:
@@ -154,12 +154,12 @@ class AttentionPool(nn.Module):
         x = x.reshape(b, height * width, d)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.param("positions", nn.initializers.normal(d**-0.5), (height * width + 1, d))
-        qkv = nn.Dense(3 * d, kernel_init=uniform, name="qkv")(x)
+        qkv = nn.Dense(3 * d, kernel_init=initializers.uniform, name="qkv")(x)
         q, k, v = split_heads(qkv, self.plan.heads(d), "new")
         q = q[:, :1]  # the mean alone attends
         sow_logit(self, q, k)
         h = attend(q, k, v).reshape(b, d)
-        return nn.Dense(self.features, kernel_init=uniform, name="out")(h)
+        return nn.Dense(self.features, kernel_init=initializers.uniform, name="out")(h)
 
 
 class SpatialHead(nn.Module):
@@ -171,9 +171,9 @@ class SpatialHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, D) -> (B, features)."""
-        h = nn.Dense(HIDDEN, kernel_init=uniform, name="hidden")(x)
+        h = nn.Dense(HIDDEN, kernel_init=initializers.uniform, name="hidden")(x)
         h = nn.silu(group_norm("norm")(h)) if self.norm else nn.relu(h)
-        return nn.Dense(self.features, kernel_init=uniform, name="out")(h)
+        return nn.Dense(self.features, kernel_init=initializers.uniform, name="out")(h)
 
 
 build = ADMClassifier

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.linear import Dense
@@ -20,11 +20,9 @@ from archirf_jax.models.linear import Dense
 GROUPS = 32  # of every norm of ADM
 ORDERS = ("legacy", "new")  # of attention
 Text = tuple[jax.Array, jax.Array | None]  # tokens (B, L, C), and how many of the first ones count (B,); None = all
-# Uniform between +-1/sqrt(fan in), as the published networks begin.
-uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def conv(width: int, dtype: Any, name: str, stride: int = 1, size: int = 3, init: Any = uniform) -> Conv:
+def conv(width: int, dtype: Any, name: str, stride: int = 1, size: int = 3, init: Any = initializers.uniform) -> Conv:
     """A convolution to `width` channels; 3x3 windows reach one pixel over every edge, whatever the stride."""
     return Conv(width, size, stride, dtype, init, name=name)
 
@@ -54,8 +52,8 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: jax.Array) -> jax.Array:
         """t (B,) -> (B, 4 model_channels)."""
         h = layers.sinusoidal_embedding(t, self.model_channels)
-        h = nn.silu(nn.Dense(4 * self.model_channels, kernel_init=uniform, name="hidden")(h))
-        return nn.Dense(4 * self.model_channels, kernel_init=uniform, name="out")(h)
+        h = nn.silu(nn.Dense(4 * self.model_channels, kernel_init=initializers.uniform, name="hidden")(h))
+        return nn.Dense(4 * self.model_channels, kernel_init=initializers.uniform, name="out")(h)
 
 
 class ResBlock(nn.Module):
@@ -84,7 +82,9 @@ class ResBlock(nn.Module):
         h = resize(nn.silu(group_norm("norm_in", self.groups)(x)).astype(self.dtype))
         h = conv(self.width, self.dtype, "conv_in")(h)
         vectors = 2 if self.scale_shift else 1
-        dense = nn.Dense(vectors * self.width, dtype=self.dtype, kernel_init=uniform, name="embedding_projection")
+        dense = nn.Dense(
+            vectors * self.width, dtype=self.dtype, kernel_init=initializers.uniform, name="embedding_projection"
+        )
         modulation = dense(nn.silu(emb))[:, None, None]
         norm = group_norm("norm_out", self.groups)
         if self.scale_shift:
@@ -94,7 +94,7 @@ class ResBlock(nn.Module):
             h = norm(h + modulation)
         h = nn.silu(h).astype(self.dtype)
         h = nn.Dropout(self.dropout)(h, deterministic=not self.has_rng("dropout"))
-        h = conv(self.width, self.dtype, "conv_out", init=layers.zeros)(h)
+        h = conv(self.width, self.dtype, "conv_out", init=initializers.zeros)(h)
         x = resize(x)
         return h + (x if x.shape[-1] == self.width else conv(self.width, self.dtype, "skip", size=1)(x))
 
@@ -118,18 +118,18 @@ class Attention(nn.Module):
         """x (B, H, W, D) -> (B, H, W, D), under one softmax over pixels and tokens (Nichol et al. 2021, Sec. 4)."""
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
-        h = Dense(3 * d, dtype=self.dtype, kernel_init=uniform, name="qkv")(h)
+        h = Dense(3 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="qkv")(h)
         q, k, v = split_heads(h, self.num_heads, self.order)
         lengths = None
         if text is not None:
             tokens, lengths = text
-            of_text = Dense(2 * d, dtype=self.dtype, kernel_init=uniform, name="text_key_value")(tokens)
+            of_text = Dense(2 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="text_key_value")(tokens)
             joined = zip((k, v), split_heads(of_text, self.num_heads, self.order, parts=2), strict=True)
             k, v = (jnp.concatenate(pair, axis=1) for pair in joined)
             lengths = None if lengths is None else height * width + lengths
         sow_logit(self, q, k)
         h = attend(q, k, v, key_lengths=lengths).reshape(b, height * width, d)
-        h = Dense(d, dtype=self.dtype, kernel_init=layers.zeros, name="out")(h)
+        h = Dense(d, dtype=self.dtype, kernel_init=initializers.zeros, name="out")(h)
         return x + h.reshape(x.shape)
 
 

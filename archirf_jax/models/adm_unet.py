@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.adm_halves import Decoder, Encoder, Plan
-from archirf_jax.models.adm_layers import TimeEmbedding, conv, group_norm, uniform
+from archirf_jax.models.adm_layers import TimeEmbedding, conv, group_norm
 from archirf_jax.models.conditions import check_null_tokens, pack, pooled_text, with_null
 
 _PUBLISHED = dict(num_res_blocks=2, scale_shift_norm=True, resblock_updown=True, learn_sigma=True)
@@ -141,11 +141,13 @@ class ADMUNet(nn.Module, layers.Presets):
             text = pack(condition, self.context_width)
         if self.pooled_width is not None:
             pooled = pooled_text(condition, self.pooled_width).astype(jnp.float32)
-            emb = emb + nn.Dense(4 * self.model_channels, kernel_init=uniform, name="pooled_embedding")(pooled)
+            emb = emb + nn.Dense(4 * self.model_channels, kernel_init=initializers.uniform, name="pooled_embedding")(
+                pooled
+            )
         h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb, text)
         h = Decoder(plan, name="decoder")(h, maps, emb, text)
         h = nn.silu(group_norm("norm")(h))
-        return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
+        return conv(channels, jnp.float32, "output", init=initializers.zeros)(h)
 
     @nn.nowrap
     def sizes(self, trained: tuple[int, int]) -> tuple[int, int | None]:
@@ -159,7 +161,7 @@ class ADMUNet(nn.Module, layers.Presets):
         table = nn.Embed(
             self.num_classes,
             4 * self.model_channels,
-            embedding_init=nn.initializers.normal(1.0),
+            embedding_init=initializers.unit_normal,
             name="label_embedding",
         )
         rows = table(jnp.minimum(y, self.num_classes - 1))

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.errors import UserError
+from archirf_jax.models import initializers
 from archirf_jax.models.layers import DIAGNOSTICS
 from archirf_jax.models.linear import Dense, Split
 
 # (q, k, v, mask, key_lengths) -> like q; as `attend`.
 Implementation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None], jax.Array]
 
-xavier = nn.initializers.xavier_uniform()
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
 QK_NORMS = (None, "rms", "layer")
 ROTARY_BASE = 10_000.0
@@ -181,7 +181,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., D) -> (..., D) of the same dtype."""
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        scale = self.param("scale", initializers.ones, (x.shape[-1],))
         return (rms_normalized(x) * scale).astype(x.dtype)
 
 
@@ -211,7 +211,7 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Tokens x (B, N, D) -> three of (B, N, heads, D / heads)."""
         b, n, d = x.shape
-        dense = Split(3 * d, 3, use_bias=self.use_bias, dtype=self.dtype, kernel_init=xavier, name="qkv")
+        dense = Split(3 * d, 3, use_bias=self.use_bias, dtype=self.dtype, kernel_init=initializers.xavier, name="qkv")
         q, k, v = (part.reshape(b, n, self.num_heads, d // self.num_heads) for part in dense(x))
         return normed(q, self.qk_norm, "query_norm"), normed(k, self.qk_norm, "key_norm"), v
 
@@ -243,7 +243,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         sow_logit(self, q, k)
         h = attend(q, k, v, key_lengths=key_lengths).reshape(x.shape)
-        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=xavier, name="out")(h)
+        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=initializers.xavier, name="out")(h)
 
 
 class CrossAttention(nn.Module):
@@ -258,7 +258,7 @@ class CrossAttention(nn.Module):
         """Tokens x (B, N, D), context (B, M, D) and how many of its tokens count (B,) -> (B, N, D)."""
         b, n, d = x.shape
         dense = [
-            Dense(times * d, dtype=self.dtype, kernel_init=xavier, name=name)
+            Dense(times * d, dtype=self.dtype, kernel_init=initializers.xavier, name=name)
             for times, name in ((1, "query"), (2, "key_value"), (1, "out"))
         ]
         q = dense[0](x).reshape(b, n, self.num_heads, -1)

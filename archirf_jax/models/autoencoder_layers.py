@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.models.adm_layers import doubled, uniform
+from archirf_jax.models import initializers
+from archirf_jax.models.adm_layers import doubled
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.linear import Dense
@@ -22,7 +23,7 @@ CODE_GROUPS = 32  # of norms that a code modulates
 
 def conv(width: int, name: str | None = None, dtype: Any = jnp.float32, size: int = 3) -> Conv:
     """A convolution to `width` channels that keeps the size of the map."""
-    return Conv(width, size, dtype=dtype, kernel_init=uniform, name=name)
+    return Conv(width, size, dtype=dtype, kernel_init=initializers.uniform, name=name)
 
 
 class Norm(nn.Module):
@@ -38,7 +39,7 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array, code: jax.Array | None = None) -> jax.Array:
         """x (B, H, W, D), code (B, h, w, C) or none -> (B, H, W, D) float32 (Zheng et al. 2022, MoVQ, Eq. 5)."""
         groups = self.groups if code is None else CODE_GROUPS
-        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        ones, zeros = initializers.ones, initializers.zeros
         h = grouped(x, groups) * self.param("scale", ones, x.shape[-1:]) + self.param("bias", zeros, x.shape[-1:])
         if code is None:
             return h
@@ -94,7 +95,7 @@ class PixelAttention(nn.Module):
         h = Norm(self.groups, name="norm")(x, code).astype(self.dtype).reshape(b, height * width, d)
 
         def dense(name: str) -> Dense:
-            return Dense(d, dtype=self.dtype, kernel_init=uniform, name=name)
+            return Dense(d, dtype=self.dtype, kernel_init=initializers.uniform, name=name)
 
         q, k, v = (dense(name)(h)[:, :, None] for name in ("query", "key", "value"))  # (B, N, 1, D)
         sow_logit(self, q, k)
@@ -109,7 +110,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, 2H, 2W, D) -> (B, H, W, D)."""
-        return Conv(x.shape[-1], 3, 2, self.dtype, uniform, padding=(0, 1), name="conv")(x)
+        return Conv(x.shape[-1], 3, 2, self.dtype, initializers.uniform, padding=(0, 1), name="conv")(x)
 
 
 class Upsample(nn.Module):

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
-from archirf_jax.models.adm_layers import doubled, uniform
+from archirf_jax.models import initializers, layers
+from archirf_jax.models.adm_layers import doubled
 from archirf_jax.models.autoencoder_body import MOST_LEVELS
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.latents import Autoencoder
@@ -149,7 +149,7 @@ class TinyDecoder(nn.Module):
 
 
 def _conv(width: int, dtype: Any, name: str, bias: bool = True, stride: int = 1) -> Conv:
-    return Conv(width, 3, stride, dtype, uniform, use_bias=bias, name=name)
+    return Conv(width, 3, stride, dtype, initializers.uniform, use_bias=bias, name=name)
 
 
 build = AutoencoderTiny

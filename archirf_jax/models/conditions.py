@@ -18,7 +18,7 @@ import numpy as np
 from archirf_jax import untrusted
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.linear import Dense
 
 CONTEXTS = ("class_tokens", "class_table", "text")
@@ -87,13 +87,13 @@ def with_null(module: nn.Module, condition: Condition, count: int, width: int, p
     absent = ~jnp.any(mask.astype(bool), axis=1)
     more = max(0, count - tokens.shape[1])
     tokens, mask = jnp.pad(tokens, ((0, 0), (0, more), (0, 0))), jnp.pad(mask.astype(bool), ((0, 0), (0, more)))
-    null = module.param("null_tokens", layers.small_normal, (count, width))
+    null = module.param("null_tokens", initializers.small_normal, (count, width))
     null = jnp.pad(null, ((0, tokens.shape[1] - count), (0, 0))).astype(tokens.dtype)
     found = {"tokens": jnp.where(absent[:, None, None], null, tokens)}
     found["mask"] = jnp.where(absent[:, None], jnp.arange(tokens.shape[1]) < count, mask)
     if pooled is not None:
         vector = layers.entry(condition, "pooled")
-        own = module.param("null_pooled", layers.small_normal, (pooled,)).astype(vector.dtype)
+        own = module.param("null_pooled", initializers.small_normal, (pooled,)).astype(vector.dtype)
         found["pooled"] = jnp.where(absent[:, None], own, vector)
     return {**condition, **found}
 
@@ -167,13 +167,13 @@ class Context(nn.Module):
         self._positive("class_tokens")
         if self.kind == "class_tokens":
             shape = (classes + 1, self.class_tokens, self.width)
-            return self.param("class_tokens", layers.small_normal, shape)[y].astype(self.dtype)
+            return self.param("class_tokens", initializers.small_normal, shape)[y].astype(self.dtype)
         shape = (classes, self.class_tokens, self._positive("class_width"))
         table = self.param("frozen_table", lambda key: from_file(self.class_embeddings or "", shape))
-        null = self.param("null_tokens", layers.small_normal, shape[1:])
+        null = self.param("null_tokens", initializers.small_normal, shape[1:])
         known = (y < classes)[:, None, None]
         tokens = jnp.where(known, jax.lax.stop_gradient(table)[jnp.minimum(y, classes - 1)], null)
-        positions = self.param("token_positions", layers.small_normal, (self.class_tokens, self.width))
+        positions = self.param("token_positions", initializers.small_normal, (self.class_tokens, self.width))
         return self._projected(tokens) + positions.astype(self.dtype)
 
     def _positive(self, name: str) -> int:
@@ -183,7 +183,7 @@ class Context(nn.Module):
         return value
 
     def _projected(self, tokens: jax.Array) -> jax.Array:
-        return Dense(self.width, dtype=self.dtype, kernel_init=layers.xavier, name="tokens")(tokens)
+        return Dense(self.width, dtype=self.dtype, kernel_init=initializers.xavier, name="tokens")(tokens)
 
 
 def from_file(path: str, shape: tuple[int, ...]) -> jax.Array:

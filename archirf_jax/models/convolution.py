@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.models import initializers
 from archirf_jax.models.linear import product
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -52,7 +53,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = initializers.lecun
     padding: Padding | None = None
     use_bias: bool = True
 
@@ -63,7 +64,7 @@ class Conv(nn.Module):
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         if not self.use_bias:
             return x
-        return x + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+        return x + self.param("bias", initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 def _native(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import attention, layers
+from archirf_jax.models import attention, initializers, layers
 from archirf_jax.models.conditions import check_null_tokens, pack, pooled_text, with_null
 from archirf_jax.models.linear import Dense
 
@@ -78,7 +78,7 @@ class DiTBlock(nn.Module):
                 norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=f"{name}_norm")
                 x = x + branch(norm(x).astype(self.dtype))
             return x
-        dense = nn.Dense(2 * vectors * width, dtype=self.dtype, kernel_init=layers.zeros, name="modulation")
+        dense = nn.Dense(2 * vectors * width, dtype=self.dtype, kernel_init=initializers.zeros, name="modulation")
         for branch, modulation in zip(branches.values(), jnp.split(dense(nn.silu(c)), 2, axis=-1), strict=True):
             shift, scale, *gate = jnp.split(modulation, vectors, axis=-1)
             h = branch(layers.modulated(x, shift, scale, self.dtype, layers.layer_normalized))
@@ -94,10 +94,10 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array | None) -> jax.Array:
         """Tokens x (B, N, D), condition c (B, D) or none -> (B, N, out_features)."""
-        linear = Dense(self.out_features, kernel_init=layers.zeros, name="linear")
+        linear = Dense(self.out_features, kernel_init=initializers.zeros, name="linear")
         if c is None:
             return linear(nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x))
-        modulation = nn.Dense(2 * x.shape[-1], kernel_init=layers.zeros, name="modulation")(nn.silu(c))
+        modulation = nn.Dense(2 * x.shape[-1], kernel_init=initializers.zeros, name="modulation")(nn.silu(c))
         shift, scale = jnp.split(modulation, 2, axis=-1)
         return linear(layers.modulated(x, shift, scale, jnp.float32, layers.layer_normalized))
 
@@ -182,7 +182,7 @@ class DiT(nn.Module, layers.Presets):
         if self.low_res:
             low_res = layers.resized(layers.entry(condition, "low_res").astype(x.dtype), *x.shape[1:3])
             x = jnp.concatenate([x, low_res], axis=-1)
-        x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
+        x = Dense(d, dtype=self.dtype, kernel_init=initializers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
         x, c = self._through(x, t, s, condition, (rows, columns))
         final = FinalLayer(p * p * computed, name="final_layer")  # (B, N, p*p*C')
@@ -249,7 +249,7 @@ class DiT(nn.Module, layers.Presets):
         if self.num_classes is None or (self.context_width is not None and "label" not in condition):
             return []
         rows = self.num_classes + self.null_label
-        table = nn.Embed(rows, self.hidden_size, embedding_init=layers.small_normal, name="label_embedding")
+        table = nn.Embed(rows, self.hidden_size, embedding_init=initializers.small_normal, name="label_embedding")
         return [table(layers.entry(condition, "label")).astype(self.dtype)]
 
     def _pooled(self, condition: Condition) -> list[jax.Array]:
@@ -262,18 +262,18 @@ class DiT(nn.Module, layers.Presets):
     def _with_text(self, c: jax.Array, condition: Condition) -> tuple[jax.Array, jax.Array | None]:
         """A sequence (B, M, D) followed by the text's tokens, and how many count (B,)."""
         tokens, lengths = pack(condition, self.context_width or 0)
-        text = Dense(self.hidden_size, dtype=self.dtype, kernel_init=layers.xavier, name="context")(tokens)
+        text = Dense(self.hidden_size, dtype=self.dtype, kernel_init=initializers.xavier, name="context")(tokens)
         return jnp.concatenate([c, text], axis=1), None if lengths is None else c.shape[1] + lengths
 
     def _registers(self, batch: int) -> jax.Array:
         shape = (self.registers, self.hidden_size)
-        table = self.param("registers", layers.small_normal, shape) if self.registers else jnp.zeros(shape)
+        table = self.param("registers", initializers.small_normal, shape) if self.registers else jnp.zeros(shape)
         return jnp.broadcast_to(table.astype(self.dtype), (batch, *shape))
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
         if self.positions == "learned":
             shape = ((self.position_size or 0) ** 2, self.hidden_size)
-            return layers.centre_crop(self.param("positions", layers.small_normal, shape), rows, columns)
+            return layers.centre_crop(self.param("positions", initializers.small_normal, shape), rows, columns)
         if self.positions == "sincos":
             return layers.sincos_positions_2d(rows, columns, self.hidden_size)
         return jnp.zeros(())

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.magnitude import (
     MPConv,
@@ -29,8 +29,6 @@ from archirf_jax.models.magnitude import (
     normalized,
     with_unit_weights,
 )
-
-zeros = nn.initializers.zeros_init()
 
 # Karras et al. 2024, Table 6; all else is the default. "tiny" is this project's own, for 8x8 to 32x32 on a CPU.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -81,7 +79,7 @@ class Block(nn.Module):
 
     def _branch(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         h = MPConv(self.features, dtype=self.dtype, name="conv_0")(mp_silu(x))
-        gain = self.param("embedding_gain", zeros, ())
+        gain = self.param("embedding_gain", initializers.zeros, ())
         scale = 1 + MPDense(self.features, name="embedding")(emb, gain)  # (B, features)
         h = mp_silu(h * scale[:, None, None].astype(self.dtype))
         h = nn.Dropout(self.dropout)(h, deterministic=not self.has_rng("dropout"))
@@ -159,7 +157,7 @@ class EDM2UNet(nn.Module, layers.Presets):
         # The channel of ones stands in for biases.
         x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
         x = self._decoder(*self._encoder(x, emb), emb)
-        gain = self.param("out_gain", zeros, ())
+        gain = self.param("out_gain", initializers.zeros, ())
         return MPConv(channels, name="out_conv")(x.astype(jnp.float32), gain)
 
     @nn.nowrap

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.adm_layers import ResBlock, TimeEmbedding, conv, doubled, group_norm
 from archirf_jax.models.conditions import pack, pooled_text
 from archirf_jax.models.latent_unet_layers import Lengths, SpatialTransformer
@@ -122,7 +122,7 @@ class LatentUNet(nn.Module, layers.Presets):
         emb = TimeEmbedding(self.block_out_channels[0], name="time_embedding")(t) + self._added(condition)
         h = self._through(levels, x.astype(self.dtype), emb, text.astype(self.dtype), lengths)
         h = nn.silu(group_norm("norm", self.norm_num_groups)(h))
-        return conv(channels, jnp.float32, "output", init=layers.zeros)(h)
+        return conv(channels, jnp.float32, "output", init=initializers.zeros)(h)
 
     @nn.nowrap
     def condition_ranges(self) -> dict[str, tuple[float, float]]:
@@ -200,9 +200,7 @@ class LatentUNet(nn.Module, layers.Presets):
             added = layers.VectorEmbedder(width, name="size_embedding")(vector)
         if self.noise_levels is not None:
             level = jnp.round(layers.entry(condition, "noise_level")).astype(jnp.int32)
-            table = nn.Embed(
-                self.noise_levels, width, embedding_init=nn.initializers.normal(1.0), name="noise_embedding"
-            )
+            table = nn.Embed(self.noise_levels, width, embedding_init=initializers.unit_normal, name="noise_embedding")
             added = added + table(level)
         return added
 

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.models import layers
-from archirf_jax.models.adm_layers import conv, group_norm, uniform
+from archirf_jax.models import initializers
+from archirf_jax.models.adm_layers import conv, group_norm
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.linear import Dense
 from archirf_jax.models.text_layers import layer_norm
@@ -39,13 +39,13 @@ class ContextAttention(nn.Module):
         b, n, d = x.shape
 
         def heads(name: str, of: jax.Array) -> jax.Array:
-            dense = Dense(d, use_bias=False, dtype=self.dtype, kernel_init=uniform, name=name)
+            dense = Dense(d, use_bias=False, dtype=self.dtype, kernel_init=initializers.uniform, name=name)
             return dense(of).reshape(b, of.shape[1], self.num_heads, d // self.num_heads)
 
         q, k, v = heads("query", x), heads("key", context), heads("value", context)
         sow_logit(self, q, k)
         h = attend(q, k, v, key_lengths=key_lengths).reshape(b, n, d)
-        return Dense(d, dtype=self.dtype, kernel_init=uniform, name="out")(h)
+        return Dense(d, dtype=self.dtype, kernel_init=initializers.uniform, name="out")(h)
 
 
 class GatedPerceptron(nn.Module):
@@ -60,9 +60,11 @@ class GatedPerceptron(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, N, D) -> (B, N, D)."""
         d = x.shape[-1]
-        h = Dense(8 * d, dtype=self.dtype, kernel_init=uniform, name="hidden")(x)
+        h = Dense(8 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="hidden")(x)
         h, gate = jnp.split(h, 2, axis=-1)
-        return Dense(d, dtype=self.dtype, kernel_init=uniform, name="out")(h * nn.gelu(gate, approximate=False))
+        return Dense(d, dtype=self.dtype, kernel_init=initializers.uniform, name="out")(
+            h * nn.gelu(gate, approximate=False)
+        )
 
 
 class TransformerBlock(nn.Module):
@@ -112,12 +114,12 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: jax.Array, text: jax.Array, lengths: Lengths) -> jax.Array:
         """Map x (B, H, W, D), text (B, L, C) and how many of its tokens count -> (B, H, W, D)."""
         b, height, width, d = x.shape
-        h = self._project("project_in", uniform, group_norm("norm", self.groups, MAP_EPS)(x))
+        h = self._project("project_in", initializers.uniform, group_norm("norm", self.groups, MAP_EPS)(x))
         h = h.reshape(b, height * width, d)
         for i in range(self.depth):
             block = TransformerBlock(self.num_heads, self.only_cross_attention, self.dtype, name=f"block_{i}")
             h = block(h, text, lengths)
-        return x + self._project("project_out", layers.zeros, h.reshape(x.shape))
+        return x + self._project("project_out", initializers.zeros, h.reshape(x.shape))
 
     def _project(self, name: str, init: Any, x: jax.Array) -> jax.Array:
         if self.linear:

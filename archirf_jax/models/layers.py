@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from archirf_jax import sharding
 from archirf_jax.errors import UserError, nearest
+from archirf_jax.models import initializers
 from archirf_jax.models.linear import Dense
 
 WIDEST, DEEPEST = 65_536, 1000  # channels, and blocks
@@ -26,11 +27,8 @@ WIDEST, DEEPEST = 65_536, 1000  # channels, and blocks
 # The two collections of what networks sow besides their answer.
 EXTRAS = "extras"  # arrays (B, ...): heads such as "log_variance", features
 DIAGNOSTICS = "diagnostics"  # scalars such as "attention_logit", of which the largest of all layers is reported
-xavier = nn.initializers.xavier_uniform()
 STORED = "stored"  # the name of what `modulated` keeps for its gradient
 MLPS = ("gelu", "swiglu")
-small_normal = nn.initializers.normal(0.02)
-zeros = nn.initializers.zeros_init()
 
 
 def sinusoidal_embedding(t: jax.Array, width: int = 256, max_period: float = 10_000.0) -> jax.Array:
@@ -287,8 +285,8 @@ class VectorEmbedder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, D) -> (B, width)."""
-        h = nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="hidden")(x)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=small_normal, name="out")(nn.silu(h))
+        h = nn.Dense(self.width, dtype=self.dtype, kernel_init=initializers.small_normal, name="hidden")(x)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=initializers.small_normal, name="out")(nn.silu(h))
 
 
 class TimestepEmbedder(VectorEmbedder):
@@ -335,7 +333,7 @@ class Mlp(nn.Module):
         hidden = -(-max(2 * self.hidden // 3, 1) // 256) * 256 if gated else self.hidden
 
         def dense(width: int, name: str) -> nn.Dense:
-            return Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=xavier, name=name)
+            return Dense(width, use_bias=not gated, dtype=self.dtype, kernel_init=initializers.xavier, name=name)
 
         h = dense(hidden, "hidden")(x)
         h = nn.silu(h) * dense(hidden, "gate")(x) if gated else gelu(h)

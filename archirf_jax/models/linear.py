@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.models import initializers
+
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x (..., D) times kernel (D, E) -> (..., E)."""
@@ -18,6 +20,9 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 class Dense(nn.Dense):
     """`nn.Dense`, for anything with more axes than a matrix."""
+
+    kernel_init: nn.initializers.Initializer = initializers.lecun
+    bias_init: nn.initializers.Initializer = initializers.zeros
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., D) -> (..., features)."""
@@ -37,13 +42,13 @@ class Split(nn.Module):
     parts: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    kernel_init: nn.initializers.Initializer = initializers.lecun
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         """x (..., D) -> `parts` arrays (..., features / parts)."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else jnp.zeros(())
+        bias = self.param("bias", initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
         x, kernel, bias = (each.astype(self.dtype) for each in (x, kernel, bias))
         if jax.default_backend() != "gpu":
             return jnp.split(product(x, kernel) + bias, self.parts, axis=-1)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.convolution import Conv
 
 # Of ImageNet's images in [-1, 1]; the backbones were trained on images so centred and scaled.
@@ -80,7 +80,7 @@ class LPIPS(nn.Module):
             for group in groups
             for layer in group.layers
         }
-        ones = nn.initializers.ones_init()
+        ones = initializers.ones
         self.heads = [self.param(f"head_{i}", ones, group.layers[-1].width) for i, group in enumerate(groups)]
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from archirf_jax.models import initializers
 from archirf_jax.models.convolution import convolve
 from archirf_jax.models.linear import product
 
 EPS = 1e-4  # added to root mean squares
 SILU_RMS = 0.596  # of silu(x) for a normal x
 
-unit_normal = nn.initializers.normal(1.0)
 Gain = jax.Array | float
 
 
@@ -147,7 +147,7 @@ class MPDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, gain: Gain = 1.0) -> jax.Array:
         """x (..., D) -> (..., features), times a gain."""
-        kernel = self.param("kernel", unit_normal, (x.shape[-1], self.features))
+        kernel = self.param("kernel", initializers.unit_normal, (x.shape[-1], self.features))
         return product(x.astype(self.dtype), _scaled(kernel, gain).astype(self.dtype))
 
 
@@ -161,7 +161,7 @@ class MPConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, gain: Gain = 1.0) -> jax.Array:
         """x (B, H, W, C) -> (B, H, W, features), times a gain."""
-        kernel = self.param("kernel", unit_normal, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param("kernel", initializers.unit_normal, (self.size, self.size, x.shape[-1], self.features))
         return convolve(x.astype(self.dtype), _scaled(kernel, gain).astype(self.dtype))
 
 

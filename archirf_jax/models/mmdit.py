@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
-from archirf_jax.models import attention, layers
+from archirf_jax.models import attention, initializers, layers
 from archirf_jax.models.conditions import CONTEXTS, Context, check_null_tokens
 from archirf_jax.models.dit import FinalLayer
 from archirf_jax.models.linear import Dense
@@ -62,10 +62,10 @@ class Stream(nn.Module):
         each = [] if self.scale_only else ["shift"]
         self.vectors = len(each + ["scale"]) if self.ends else len(each + ["scale", "gate"]) * (3 if self.dual else 2)
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        self.modulation = dense(self.vectors * self.width, kernel_init=layers.zeros)
+        self.modulation = dense(self.vectors * self.width, kernel_init=initializers.zeros)
         self.project = attention.Projection(self.num_heads, self.qk_norm, self.use_bias, self.dtype)
         if not self.ends:
-            self.out = dense(self.width, kernel_init=layers.xavier)
+            self.out = dense(self.width, kernel_init=initializers.xavier)
             self.perceptron = layers.Mlp(int(self.width * self.mlp_ratio), self.dtype, self.mlp)
         if self.dual:
             self.second = attention.SelfAttention(self.num_heads, self.dtype, self.qk_norm, self.use_bias)
@@ -221,13 +221,13 @@ class MMDiT(nn.Module, layers.Presets):
         rows, columns = x.shape[1] // p, x.shape[2] // p
         channels = self.out_channels or x.shape[3] * (2 if self.learn_sigma else 1)
 
-        x = Dense(d, dtype=self.dtype, kernel_init=layers.xavier, name="patch_embedding")(layers.to_patches(x, p))
+        x = Dense(d, dtype=self.dtype, kernel_init=initializers.xavier, name="patch_embedding")(layers.to_patches(x, p))
         x = x + self._positions(rows, columns).astype(x.dtype)  # (B, N, D)
         c = layers.TimestepEmbedder(d, self.dtype, name="time_embedding")(t)
         context, lengths, pooled = self.conditions(name="context")(condition)  # (B, L, D), (B,), (B, D)
         c = c + pooled
         if self.registers:
-            registers = self.param("registers", layers.small_normal, (self.registers, d)).astype(self.dtype)
+            registers = self.param("registers", initializers.small_normal, (self.registers, d)).astype(self.dtype)
             context = jnp.concatenate([jnp.broadcast_to(registers, (len(x), *registers.shape)), context], axis=1)
             lengths = None if lengths is None else lengths + self.registers
 

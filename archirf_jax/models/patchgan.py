@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.convolution import Conv
 
 NORMS = ("group", "batch", "none")
@@ -58,10 +58,10 @@ class PatchGAN(nn.Module):
             h = self._conv(features, stride, self.norm == "none", f"conv_{i}")(h)
             h = nn.leaky_relu(self._normed(h, f"norm_{i}", running), SLOPE).astype(self.dtype)
         h = self._sized(h, images).astype(jnp.float32)
-        return Conv(1, 4, dtype=jnp.float32, kernel_init=layers.small_normal, padding=(1, 1), name="conv_out")(h)
+        return Conv(1, 4, dtype=jnp.float32, kernel_init=initializers.small_normal, padding=(1, 1), name="conv_out")(h)
 
     def _conv(self, features: int, stride: int, bias: bool, name: str) -> Conv:
-        return Conv(features, 4, stride, self.dtype, layers.small_normal, (1, 1), bias, name=name)
+        return Conv(features, 4, stride, self.dtype, initializers.small_normal, (1, 1), bias, name=name)
 
     def _normed(self, h: jax.Array, name: str, running: bool) -> jax.Array:
         if self.norm == "none":
@@ -105,8 +105,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, running: bool = False) -> jax.Array:
         """x (B, H, W, D) -> (B, H, W, D) float32; `running` as in `PatchGAN`."""
         x, shape = x.astype(jnp.float32), x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        scale = self.param("scale", initializers.ones, shape)
+        bias = self.param("bias", initializers.zeros, shape)
         mean = jnp.mean(x, axis=(0, 1, 2))
         variance = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
         if running or self.is_mutable_collection(STATISTICS):

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from archirf_jax.errors import UserError
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.convolution import convolve
 
 SLOPE = 0.2  # of the leaky ReLU below 0
 POWERS = 8  # iterations of the power method
 SMALLEST = 1e-12  # length of a vector that is brought to length 1
-random_mix = nn.initializers.kaiming_normal()
 
 
 class ProjectedDiscriminator(nn.Module):
@@ -57,7 +56,7 @@ class ProjectedDiscriminator(nn.Module):
         return jnp.concatenate([x.reshape(len(x), -1) for x in heads], axis=-1)
 
     def _fixed(self, x: jax.Array, name: str, size: int) -> jax.Array:
-        kernel = self.param(name, random_mix, (size, size, x.shape[-1], self.width))
+        kernel = self.param(name, initializers.kaiming, (size, size, x.shape[-1], self.width))
         return convolve(x, jax.lax.stop_gradient(kernel).astype(self.dtype))
 
 
@@ -98,8 +97,8 @@ class SpectralConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (B, H, W, C) -> (B, H / stride, W / stride, features), sides rounded up."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", initializers.lecun, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", initializers.zeros, (self.features,))
         kernel = kernel / largest_singular_value(kernel.reshape(-1, self.features))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from archirf_jax.models import layers
+from archirf_jax.models import initializers, layers
 from archirf_jax.models.attention import check_heads
 from archirf_jax.models.text_layers import Perceptron, TextAttention, check_length, layer_norm
 
@@ -55,7 +55,7 @@ class TextTransformer(nn.Module):
         check_heads(self.hidden_size, self.num_heads)
         check_length(ids, self.max_length)
         mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
-        embed = functools.partial(nn.Embed, features=self.hidden_size, embedding_init=layers.small_normal)
+        embed = functools.partial(nn.Embed, features=self.hidden_size, embedding_init=initializers.small_normal)
         x = embed(self.vocab_size, name="tokens")(ids)
         x = x + embed(self.max_length, name="positions")(jnp.arange(ids.shape[1]))
         for i in range(self.depth):
