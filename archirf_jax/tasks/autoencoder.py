@@ -168,10 +168,14 @@ class Autoencoder(Reconstructing):
         return figures
 
     def _latent_shape(self) -> tuple[int, ...]:
-        def encoded(key: jax.Array) -> jax.Array:
-            return self.encode(self.init_params(key, {}), jnp.zeros((1, *self._shape)))
+        def latents(model: Any, images: jax.Array) -> jax.Array:
+            return model.latent(model.encode(images))
 
-        return tuple(jax.eval_shape(encoded, jax.random.key(0)).shape[1:])
+        def fresh(key: jax.Array) -> jax.Array:
+            z: jax.Array = self.model.init_with_output(key, jnp.zeros((1, *self._shape)), method=latents)[0]
+            return z
+
+        return tuple(jax.eval_shape(fresh, jax.random.key(0)).shape[1:])
 
     @functools.cached_property
     def _shown(self) -> Any:

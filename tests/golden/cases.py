@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -65,7 +66,14 @@ RULES: dict[str, Callable[[str, tuple[int, ...]], np.ndarray]] = {
 
 
 def load(path: pathlib.Path) -> Case:
-    """The case in `path`, its synthetic parameters filled in."""
+    """The case in `path`, its synthetic parameters filled in; its arrays cannot be written to."""
+    status = path.stat()
+    return _load(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)  # many tests ask for the same one, and parameters take a while to make
+def _load(path: pathlib.Path, *state: int) -> Case:
+    del state
     with np.load(path, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
     meta = json.loads(str(arrays.pop("meta")))
@@ -75,6 +83,8 @@ def load(path: pathlib.Path) -> Case:
 
     rule = next((rule for prefix, rule in RULES.items() if meta["source"].startswith(prefix)), synthetic)
     params = {name: rule(name, tuple(shape)) for name, shape in meta.get("synthetic", {}).items()} | part("param/")
+    for array in (arrays | params).values():
+        array.flags.writeable = False
     return Case(meta["source"], meta["hyperparameters"], part("in/"), part("out/"), params)
 
 
