@@ -6,6 +6,7 @@ Averages are an item each, NETWORK.averages.NAME, so that one can be read alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from archirf_jax.contracts import Network, TrainState
+from archirf_jax.training import checksums
 
 AVERAGES = "averages"
 NAMED = 4  # parameters that differ are named up to this number
@@ -60,11 +62,7 @@ def shapes(folder: pathlib.Path) -> Any:
     Raises:
         ValueError: nothing is saved there.
     """
-    with ocp.StandardCheckpointer() as reader:
-        saved = reader.metadata(folder).item_metadata
-    if saved is None:
-        raise ValueError(f"{str(folder)!r} holds no tree")
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), saved.tree)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), _saved(folder))
 
 
 def as_saved(folder: pathlib.Path, like: Any) -> Any:
@@ -80,9 +78,7 @@ def as_saved(folder: pathlib.Path, like: Any) -> Any:
 
 def differences(folder: pathlib.Path, like: Any) -> str:
     """How a saved tree differs from `like`, in words; "" if it does not."""
-    with ocp.StandardCheckpointer() as reader:
-        saved = jax.tree.leaves(reader.metadata(folder).item_metadata.tree)
-    there = {leaf.name: tuple(leaf.shape) for leaf in saved if hasattr(leaf, "shape")}
+    there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(_saved(folder)) if hasattr(leaf, "shape")}
     leaves = jax.tree_util.tree_leaves_with_path(like)
     here = {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
     found = [f"{name} that does not exist here" for name in there if name not in here]
@@ -92,6 +88,22 @@ def differences(folder: pathlib.Path, like: Any) -> str:
     ]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return ", ".join(found[:NAMED]) + more
+
+
+def _saved(folder: pathlib.Path) -> Any:
+    """What Orbax knows of a saved tree without its values; a ValueError where nothing is saved."""
+    arrays = folder / checksums.ARRAYS
+    return _read(folder, arrays.stat().st_mtime_ns if arrays.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=8)  # a run that is opened asks three times, and each takes a seventh of a second
+def _read(folder: pathlib.Path, written: int) -> Any:
+    del written
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(folder).item_metadata
+    if saved is None:
+        raise ValueError(f"{str(folder)!r} holds no tree")
+    return saved.tree
 
 
 def placed(leaf: Any) -> jax.ShapeDtypeStruct:
