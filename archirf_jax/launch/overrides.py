@@ -127,12 +127,13 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     import ml_collections
 
     *groups, last = name.split(".")
-    with config.unlocked(), config.ignore_type():
-        inner: Any = config
-        for group in groups:
-            if not hasattr(inner.get(group), "items"):
+    inner: Any = config
+    for group in groups:
+        if not hasattr(inner.get(group), "items"):
+            with inner.unlocked(), inner.ignore_type():
                 inner[group] = ml_collections.ConfigDict()
-            inner = inner[group]
+        inner = inner[group]
+    with inner.unlocked(), inner.ignore_type():  # of the whole configuration it takes 3 ms
         try:
             if isinstance(value, dict):
                 inner[last] = ml_collections.ConfigDict()
