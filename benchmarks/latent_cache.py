@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from archirf_jax import sharding
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.pipeline import load
 from archirf_jax.launch import latents
@@ -52,18 +53,20 @@ class Timed:
         frozen = {name: run.params for name, run in runs.items()}
         task = make_task(config, runs)
         self._feed = make_feed(dataset, config)
-        self._runner = StepRunner(task, self._feed, config.seed, frozen)
+        mesh = sharding.from_config(config)
+        self._runner = StepRunner(task, self._feed, config.seed, frozen, mesh)
         self.init = init or jax.jit(task.init)
-        self._state = self.init(purpose_key(config.seed, "init"), frozen)
+        state = self.init(purpose_key(config.seed, "init"), frozen)
+        self._state = jax.device_put(state, sharding.place(state, mesh))  # where a step leaves it: one program
         self._done = 0
         self.seconds(1)
-        self.seconds(1)  # the state that a step returns may lie in memory otherwise than a fresh one
 
     def seconds(self, steps: int) -> float:
         """Seconds a step of the next steps, with what their data takes."""
         begun, last = time.perf_counter(), self._done + steps
         while self._done < last:
             chunk, n = self._feed.chunk(self._done, min(self._feed.dispatch, last - self._done))
+            self._runner.compile(self._state, chunk)
             self._state, rows = self._runner(self._state, chunk, n)
             self._done += n
         jax.block_until_ready(rows)
