@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from archirf_jax import sharding
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.pipeline import load
 from archirf_jax.launch import latents
@@ -33,9 +34,13 @@ class Timed:
     Args:
         config: of a run that is trained on a latent cache.
         cached: whether the latents are read; otherwise they are made of the images at each step.
+        init: compiled, of the other kind of step, which begins with the same state.
+
+    Attributes:
+        init: the compiled (key, frozen) -> state.
     """
 
-    def __init__(self, config: Any, cached: bool) -> None:
+    def __init__(self, config: Any, cached: bool, init: Any = None) -> None:
         """Compile the steps."""
         config = config.copy_and_resolve_references().unlock()
         config.mesh.data = 1  # one device
@@ -48,17 +53,20 @@ class Timed:
         frozen = {name: run.params for name, run in runs.items()}
         task = make_task(config, runs)
         self._feed = make_feed(dataset, config)
-        self._runner = StepRunner(task, self._feed, config.seed, frozen)
-        self._state = jax.jit(task.init)(purpose_key(config.seed, "init"), frozen)
+        mesh = sharding.from_config(config)
+        self._runner = StepRunner(task, self._feed, config.seed, frozen, mesh)
+        self.init = init or jax.jit(task.init)
+        state = self.init(purpose_key(config.seed, "init"), frozen)
+        self._state = jax.device_put(state, sharding.place(state, mesh))  # where a step leaves it: one program
         self._done = 0
         self.seconds(1)
-        self.seconds(1)  # the state that a step returns may lie in memory otherwise than a fresh one
 
     def seconds(self, steps: int) -> float:
         """Seconds a step of the next steps, with what their data takes."""
         begun, last = time.perf_counter(), self._done + steps
         while self._done < last:
             chunk, n = self._feed.chunk(self._done, min(self._feed.dispatch, last - self._done))
+            self._runner.compile(self._state, chunk)
             self._state, rows = self._runner(self._state, chunk, n)
             self._done += n
         jax.block_until_ready(rows)
@@ -67,7 +75,8 @@ class Timed:
 
 def measure(config: Any, rounds: int, steps: int) -> dict[str, Any]:
     """Medians of all rounds; each round times both kinds of step, in turns."""
-    both = {"cached": Timed(config, cached=True), "encoded": Timed(config, cached=False)}
+    cached = Timed(config, cached=True)
+    both = {"cached": cached, "encoded": Timed(config, cached=False, init=cached.init)}
     times: dict[str, list[float]] = {name: [] for name in both}
     for i in range(rounds):
         for name in sorted(both, reverse=bool(i % 2)):  # neither is always the first

@@ -18,7 +18,12 @@ from archirf_jax.models.layers import DIAGNOSTICS, EXTRAS, takes_second_time
 
 def init(module: nn.Module, key: jax.Array, x: jax.Array, t: jax.Array, condition: Condition) -> Params:
     """Fresh parameters of a module, for inputs like these: x (B, ...), network times t (B,)."""
-    return module.init(key, x, t, condition)["params"]
+
+    def fresh(key: jax.Array, *inputs: Any) -> Params:
+        return module.init(key, *inputs)["params"]
+
+    # One program instead of a small one for each operation; inside another program it leaves no trace.
+    return jax.jit(fresh, inline=True)(key, x, t, condition)
 
 
 def bind(

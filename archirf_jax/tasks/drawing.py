@@ -238,10 +238,10 @@ class Drawing:
                 return None
             known = self.without_usual(self.examples)
             batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), known)
-        x0 = self.sampler(self.sampling, stride)(
-            next(iter(state.networks.values())).averages["ema"], frozen, batch, keys
-        )
-        images = to_uint8(sharding.fetch(self.decode(frozen, x0)))
+        # A training ends with a preview on its way: one program for that and for those before.
+        program = self.sampler(self.sampling, max(stride, 1))
+        states = program(next(iter(state.networks.values())).averages["ema"], frozen, batch, keys)
+        images = to_uint8(sharding.fetch(self.decode(frozen, states if stride else states[-1])))
         return images.reshape(*images.shape[:-4], rows, columns, *images.shape[-3:])
 
     def decode(self, frozen: Frozen, x0: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ GROUPS = (
 )
 STEPS = tuple(name.removeprefix("step, ") for group in GROUPS for name in group if name.startswith("step, "))
 TOY = (
-    *("step, DiT-XL/2", "step, MMDiT, depth 12", "step, EDM2-S, 64x64", "step, ADM, ImageNet-64"),  # others are alike
+    *("step, DiT-XL/2", "step, MMDiT, depth 12", "step, EDM2-S, 64x64"),  # others are alike
     "sampling, DiT-XL/2, guided within an interval",
 )
 

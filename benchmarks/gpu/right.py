@@ -24,7 +24,7 @@ from archirf_jax.models import attention, binding
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training import devices
 from benchmarks import crash
-from benchmarks.gpu.networks import compiled, counted_memory, random_batch
+from benchmarks.gpu.networks import Compiled, compiled, counted_memory, random_batch
 from benchmarks.gpu.results import Results, of_exception, started
 from benchmarks.machine import describe
 from configs import adm_ddpm, dit_ddpm, dit_edm, dit_rf, edm2_edm, edm2_rf, mmdit_rf
@@ -52,10 +52,7 @@ THREADS = 8
 def planned_memory(toy: bool) -> dict[str, Any]:
     """The planned bytes of a training and those that the device counts: the first row, as the counter never falls."""
     config = dit_rf.get_config("digits" if toy else "openmoji")
-    config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
-    config.batch_size = FEW if toy else config.batch_size
-    resolve(config, 10)
-    made = compiled(config, config.batch_size)
+    made = in_half(config, toy, FEW if toy else config.batch_size)
     state, batch = made.begin()
     for _ in range(2):
         state, metrics = made.step(state, {}, batch, jax.random.key(1))
@@ -77,6 +74,20 @@ def planned_memory(toy: bool) -> dict[str, Any]:
         "counted_bytes": counted_memory(),
         "device": name,
     }
+
+
+def in_half(config: Any, toy: bool, batch_size: int) -> Compiled:
+    """The training of a network in bfloat16, once for the same one."""
+    config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
+    config.batch_size = batch_size
+    resolve(config, 10)
+    key = config.to_json_best_effort()
+    if key not in _trainings:
+        _trainings[key] = compiled(config, batch_size)
+    return _trainings[key]
+
+
+_trainings: dict[str, Compiled] = {}
 
 
 def cases(half: bool, toy: bool) -> list[pathlib.Path]:
@@ -127,9 +138,10 @@ def attention_errors(toy: bool) -> dict[str, Any]:
     """Values and gradients of the attention that is chosen here for bfloat16, against the plain one in float32."""
     found = {}
     for (batch, n, m, heads, width), lengths in ATTENTION[1::2] if toy else ATTENTION:
-        keys = jax.random.split(jax.random.key(0), 4)
-        q, slope = (jax.random.normal(key, (batch, n, heads, width)) for key in keys[:2])
-        k, v = (jax.random.normal(key, (batch, m, heads, width)) for key in keys[2:])
+        random = np.random.default_rng(0)  # which compiles nothing
+        q, slope, k, v = (
+            jnp.asarray(random.normal(size=(batch, length, heads, width)).astype(np.float32)) for length in (n, n, m, m)
+        )
         of_keys = jnp.asarray([m, m // 3]) if lengths else None
 
         def results(
@@ -142,9 +154,14 @@ def attention_errors(toy: bool) -> dict[str, Any]:
         ours = jax.jit(functools.partial(results, attention.attend))(*half)
         with jax.default_matmul_precision("highest"):
             exact = jax.jit(functools.partial(results, attention.plain))(*(x.astype(jnp.float32) for x in half))
-        errors = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))), ours, exact)
+        errors = jax.tree.map(_error, ours, exact)
         found[f"{n}x{m}x{heads}x{width}{', lengths' if lengths else ''}"] = max(errors)
     return {"errors": found, "largest": max(found.values())}
+
+
+def _error(ours: Any, exact: Any) -> float:
+    half, whole = (np.asarray(each, np.float32) for each in (ours, exact))
+    return float(np.max(np.abs(half - whole)) / np.max(np.abs(whole)))
 
 
 def forward_mode(toy: bool) -> dict[str, Any]:
@@ -154,19 +171,21 @@ def forward_mode(toy: bool) -> dict[str, Any]:
     resolve(config, 10)
     slopes: list[jax.Array] = []
     params: Any = None
+    random = np.random.default_rng(0)
     for dtype in ("bfloat16", "float32"):
         config.model.dtype = dtype
         task: Any = make_task(config)
         params = params or jax.tree.map(  # the same for both
-            lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+            lambda leaf: jnp.asarray(
+                np.asarray(leaf) + np.float32(0.05) * random.normal(size=leaf.shape).astype(np.float32)
+            ),
             jax.jit(lambda key, task=task: task.init_params(key, {}))(jax.random.key(0))["model"],
         )
         batch = random_batch(task, 4)
         answer = functools.partial(_answer, task.module, params, batch)
         slope = jax.jit(lambda x, answer=answer: jax.jvp(answer, (x,), (jnp.ones_like(x),))[1])
         slopes.append(slope(batch["image"]))
-    half, whole = (np.asarray(slope, np.float32) for slope in slopes)
-    return {"largest": float(np.max(np.abs(half - whole)) / np.max(np.abs(whole)))}
+    return {"largest": _error(*slopes)}
 
 
 def _answer(module: Any, params: Any, batch: Any, x: jax.Array) -> jax.Array:
@@ -176,9 +195,7 @@ def _answer(module: Any, params: Any, batch: Any, x: jax.Array) -> jax.Array:
 
 def half_step(config: Any, toy: bool) -> dict[str, Any]:
     """A step of a small network in bfloat16."""
-    config.model.update(SHALLOW if toy else {}, dtype="bfloat16")
-    resolve(config, 10)
-    made = compiled(config, FEW)
+    made = in_half(config, toy, FEW)
     state, batch = made.begin()
     _, metrics = made.step(state, {}, batch, jax.random.key(1))
     return {"loss": float(metrics["loss"][0]), "skipped": float(metrics["skipped"][0])}
@@ -208,7 +225,8 @@ def main() -> None:
         name = f"step in bfloat16, {module.__name__.rpartition('.')[2]}"
         checks[name] = functools.partial(half_step, module.get_config(), toy)
     with tempfile.TemporaryDirectory() as folder:
-        prepare("digits", folder)  # before there are threads: tfds's lazy imports change those of others meanwhile
+        if results.wants("killed and resumed"):
+            prepare("digits", folder)  # before there are threads: tfds's lazy imports change those of others meanwhile
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for name, check in checks.items():
             pool.submit(results.measure, name, check)

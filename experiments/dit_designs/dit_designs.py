@@ -112,7 +112,7 @@ for design in DESIGNS:
 def cost(design: str) -> dict[str, float]:
     """Parameters and Gflops of the network trained here and of DiT-XL/2."""
     task = open_run(workdir(design, SEEDS[0])).task
-    large = DiT(num_classes=1000, learn_sigma=True, conditioning=design, **PRESETS["XL/2"])
+    large = DiT(num_classes=1000, learn_sigma=True, conditioning=design, scan=True, **PRESETS["XL/2"])  # one block
     return {
         "gflops": gflops(task.model, task.shape, LABEL),
         "parameters": parameters(shapes_of(task.model, task.shape, LABEL)[0]),

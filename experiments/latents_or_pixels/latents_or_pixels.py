@@ -114,6 +114,11 @@ flows = {
 
 
 # %%
+def at_once(kind: str) -> int:
+    """Images that are drawn at a time: as many as are shown, so that one program draws all."""
+    return COLUMNS * flows[kind].config.data.num_classes
+
+
 def real(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a split."""
     shape = flows["pixels"].config.data
@@ -130,7 +135,8 @@ def moments_of(images: np.ndarray) -> Moments:
 def measure(kind: str, scale: float) -> dict[str, Any]:
     """Figures of a flow's samples at a scale of guidance."""
     how = flows[kind].task.sampling.replace(guidance_scale=scale)
-    found = evaluate_run(flows[kind], ("samples",), features=image_features.__file__, images=len(held_out), config=how)
+    options: dict[str, Any] = {"features": image_features.__file__, "batch_size": at_once(kind)}
+    found = evaluate_run(flows[kind], ("samples",), images=len(held_out), config=how, **options)
     return {"kind": kind, "scale": scale} | {name: found["figures"][name] for name in FIGURES}
 
 
@@ -159,7 +165,7 @@ say(json.dumps(results, indent=1))
 def shown(kind: str) -> np.ndarray:
     """Samples (classes, COLUMNS, H, W, C) of a flow."""
     best = min((row for row in rows if row["kind"] == kind), key=lambda row: row["frechet"])
-    images, _ = draw(flows[kind], COLUMNS, guidance_scale=best["scale"], batch_size=64)
+    images, _ = draw(flows[kind], COLUMNS, guidance_scale=best["scale"], batch_size=at_once(kind))
     return images.reshape(-1, COLUMNS, *images.shape[1:])
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from typing import Any
 
+import jax
 import pytest
 
+from archirf_jax.data.fields import shapes
+from archirf_jax.tasks.building import make_task
 from benchmarks.gpu import report
 from benchmarks.gpu.__main__ import main, numbers
+from benchmarks.gpu.networks import NETWORKS
 from benchmarks.gpu.ours import TOY
 from benchmarks.gpu.results import Results
 from tests import running
@@ -32,8 +37,16 @@ def test_numbers_of_parts() -> None:
     assert numbers("1-3,5") == [1, 2, 3, 5]
 
 
+def test_adm_which_is_not_stepped_at_small_sizes_has_a_step() -> None:
+    task: Any = make_task(NETWORKS["ADM, ImageNet-64"].config(True))
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(task.init, key, {})
+    after, metrics = jax.eval_shape(task.step, state, {}, shapes(task.fields, 2), key)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics.keys() >= {"loss", "skipped"}
+
+
 @pytest.mark.slow
-def test_what_is_computed_is_right_and_every_network_is_stepped(
+def test_what_is_computed_is_right_and_networks_are_stepped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = "--rows=^(?!killed)"  # that is benchmarks.crash, as commands/test_interruptions.py runs it

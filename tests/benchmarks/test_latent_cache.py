@@ -13,7 +13,7 @@ from configs import autoencoder, dit_latent_rf
 from tests import running
 from tests.commands import saved
 
-TINY = {"model.block_out_channels": (8, 16), "model.norm_num_groups": 4, "model.latent_channels": 4}
+TINY = {"model.block_out_channels": (8,), "model.patch_size": 2, "model.mid_block_add_attention": False}
 
 
 @pytest.mark.slow

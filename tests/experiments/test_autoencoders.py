@@ -164,8 +164,8 @@ def test_a_trial_of_other_settings_is_refused(tmp_path: pathlib.Path) -> None:
 def test_the_script_trains_measures_draws_and_goes_on(
     data_dir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flow = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
-    monkeypatch.setitem(SETS, "digits", dataclasses.replace(SETS["digits"], flow=flow))
+    body = SETS["digits"].body | {"block_out_channels": (8,), "patch_size": 2}
+    monkeypatch.setitem(SETS, "digits", dataclasses.replace(SETS["digits"], body=body, flow=reduced.TINY))
     small = {"SETS": "digits", "ARMS": "kl_1e-3", "SEEDS": "0", "STEPS": "2", "FLOW_STEPS": "2", "SAMPLES": "64"}
     (tmp_path / "out").mkdir()
     shutil.copy(README, tmp_path / "out")
