@@ -27,16 +27,22 @@ code=0
 for i in 0 1; do wait "${pids[$i]}" || code=$?; done
 exit $code
 """
+# What main does until it has data: it joins the others.
+JOIN = """
+import sys, jax
+from archirf_jax.launch import distributed
+from archirf_jax.main import COMMAND
+assert sys.argv[1:3] == ["-m", "archirf_jax.main"]
+args = COMMAND.parse(sys.argv[3:])
+distributed.start(args.coordinator, args.processes, args.process)
+print(f"{jax.process_index()} of {jax.process_count()}: {args.workdir}")
+"""
 
 
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def flags(workdir: pathlib.Path, data_dir: pathlib.Path, *extra: str) -> list[str]:
-    return running.small(workdir, data_dir, "--config.steps=15", "--config.mesh.data=None", *extra)
 
 
 def container(document: dict[str, Any]) -> dict[str, Any]:
@@ -46,25 +52,27 @@ def container(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_with_two_tasks_and_requeues_a_run_that_was_asked_to_stop(
-    data_dir: pathlib.Path, tmp_path: pathlib.Path
+def test_the_slurm_script_starts_two_tasks_that_join_and_requeues_a_run_that_was_asked_to_stop(
+    tmp_path: pathlib.Path,
 ) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "srun").write_text(SRUN)
-    (programs / "scontrol").write_text(f'#!/usr/bin/env bash\necho "$@" > {tmp_path}/requeued\n')
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    here = running.environment(
-        PATH=f"{programs}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_JOB_ID=str(free_port()), **ONE_DEVICE
-    )
-    script = ["bash", str(FILES / "slurm.sh")]
-    done = running.process([*script, *flags(tmp_path / "run", data_dir)], env=here)
+    """That processes that joined train as one is shown by `commands/test_processes.py`."""
+    programs = {
+        "srun": SRUN,
+        "scontrol": f'#!/usr/bin/env bash\necho "$@" > {tmp_path}/requeued\n',
+        "python": f"#!/usr/bin/env bash\nexec {sys.executable} -c '{JOIN}' \"$@\"\n",
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    here = running.environment(PATH=path, PYTHON=str(tmp_path / "python"), SLURM_JOB_ID=str(free_port()), **ONE_DEVICE)
+    script = ["bash", str(FILES / "slurm.sh"), *shlex.split(TRAIN)]
+    done = running.process(script, env=here)
     assert done.returncode == 0, done.stderr
-    assert "step 15/15" in done.stderr and "2 processes" in done.stderr and not (tmp_path / "requeued").exists()
-    (programs / "srun").write_text("#!/usr/bin/env bash\nexit 75\n")
-    stopped = running.process([*script, *flags(tmp_path / "run", data_dir)], env=here)
-    assert stopped.returncode == 75
+    assert sorted(done.stdout.splitlines()) == ["0 of 2: runs/dit", "1 of 2: runs/dit"]
+    assert not (tmp_path / "requeued").exists()
+    (tmp_path / "srun").write_text("#!/usr/bin/env bash\nexit 75\n")
+    assert running.process(script, env=here).returncode == 75
     assert (tmp_path / "requeued").read_text().split() == ["requeue", here["SLURM_JOB_ID"]]
 
 
