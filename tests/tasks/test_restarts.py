@@ -61,7 +61,7 @@ def table(params: Any) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_collapsed_codebook_comes_back() -> None:
-    """Until it is restarted nothing changes: usage of a code that is not used halves at each step, 1/16 is below 0.1."""
+    """Until then nothing changes: usage of a code that is not used halves at each step, and 1/16 is below 0.1."""
     _, step, state = collapsed(**ON)
     found = []
     for i in range(6):
