@@ -38,8 +38,15 @@ def train(folder: pathlib.Path, workdir: pathlib.Path) -> arf.Run:
 
 
 @pytest.mark.slow
-def test_a_run_on_captions_keeps_its_tokenizer_and_goes_on(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_run_from_python_opens_by_itself_keeps_its_tokenizer_and_goes_on(
+    folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     made = train(folder, tmp_path / "run")
+    opened = arf.open(tmp_path / "run")
+    assert opened.step == 2 and opened.config.identity.class_names == made.data.class_names
+    assert opened.config.identity.data_digest == made.data.digest and opened.digest() == made.digest()
+    how = {"labels": [0], "per_class": 2, "steps": 1, "guidance_scale": 1.0}
+    np.testing.assert_array_equal(opened.sample(**how), made.sample(**how))
     assert made.data.tokenizer.content == (tmp_path / "run" / FILE).read_text()
     again = train(folder, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
