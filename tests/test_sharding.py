@@ -125,11 +125,14 @@ def test_a_step_that_gathers_repeated_blocks_is_that_on_one_device() -> None:
     made: Any = make_task(
         settings.config(changes={"model.hidden_size": 64, "model.depth": 2, "model.scan": True, "model.remat": True})
     )
+    shapes = jax.eval_shape(made.init, jax.random.key(0), {})
+    network = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.networks["model"])
+    network = network.replace(params=settings.moved(shapes.networks["model"].params))
+    state = TrainState(step=np.int32(0), networks={"model": network})
     found = []
     for fsdp in (1, 8):
         mesh = sharding.make_mesh(1, fsdp, jax.devices()[:fsdp])
         program, _ = footprint.compiled(made, {}, mesh, len(settings.BATCH["image"]))
-        state = jax.jit(made.init)(jax.random.key(0), {})
         batch = jax.device_put(settings.BATCH, sharding.of_batch(mesh))
         found.append(program(jax.device_put(state, sharding.place(state, mesh)), {}, batch, jax.random.key(1)))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):

@@ -21,6 +21,7 @@ from archirf_jax.launch.runs import open_run
 from tests import running
 from tests.extensions.captions import WORDS
 from tests.extensions.text_encoder import TextEncoder
+from tests.tasks.settings import moved
 
 STEPS = 20
 SMALL = (
@@ -78,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, whole_run: pathlib.Path) -> d
     """Frozen runs: a text encoder with made-up weights, and a teacher that was trained."""
     folder = tmp_path_factory.mktemp("frozen")
     ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-    params = TextEncoder(len(WORDS)).init(jax.random.key(3), ids, mask)["params"]
+    params = moved(jax.eval_shape(TextEncoder(len(WORDS)).init, jax.random.key(3), ids, mask)["params"], scale=0.3)
     model = {"name": f"{PATH}.text_encoder", "vocabulary": len(WORDS), "width": 16}
     data = {"name": "captions", "dir": "data", "image_size": 8, "channels": 1, "num_classes": 10}
     config = {"task": "network", "data": data, "model": model}

@@ -103,8 +103,9 @@ def test_losses_from_the_cache_are_those_with_the_encoder_which_is_not_asked(
     for place in (None, cache):
         task, frozen, batch = parts(config(encoder, images, place))
         assert ("model" in frozen["text"]) == (place is None) and ("tokens" in batch) == (place is not None)
-        state = task.init(jax.random.key(0), frozen)
-        params = params or {"model": settings.moved(state.networks["model"].params["model"], scale=0.3)}
+        shapes = jax.eval_shape(task.init, jax.random.key(0), frozen)
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        params = params or {"model": settings.moved(shapes.networks["model"].params["model"], scale=0.3)}
 
         @jax.jit
         def loss(frozen: Any, batch: Any, task: Any = task, state: Any = state, params: Any = params) -> Any:

@@ -47,21 +47,29 @@ KEY = jax.random.key(5)
 @functools.cache
 def made(changes: str) -> tuple[Any, Callable[..., Any], TrainState]:
     task: Any = make_task(config(autoencoder, eval(changes), SMALL))
-    return task, jax.jit(task.step), jax.jit(lambda: task.init(jax.random.key(0), {}))()
+    return task, jax.jit(task.step), drawn_state(task, {})
 
 
 def task_of(**changes: Any) -> tuple[Any, Callable[..., Any], TrainState]:
-    """(task, its compiled step, a fresh state)."""
+    """(task, its compiled step, a state whose parameters are drawn)."""
     return made(repr(changes))
 
 
 def untrained(**changes: Any) -> tuple[Any, TrainState]:
     """(task, a state whose parameters are drawn and whose other numbers are zeros); nothing is compiled."""
     task: Any = make_task(config(autoencoder, changes, SMALL))
-    state = jax.eval_shape(task.init, jax.random.key(0), {})
+    return task, drawn_state(task, {})
+
+
+def drawn_state(task: Any, frozen: Any) -> TrainState:
+    """A state whose parameters are drawn and whose other numbers are zeros; nothing is compiled."""
+    state = jax.eval_shape(task.init, jax.random.key(0), frozen)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    network = zeros.networks["model"].replace(params=noise_like(state.networks["model"].params, scale=0.2))
-    return task, zeros.replace(networks={"model": network})
+    networks = {
+        name: network.replace(params=noise_like(state.networks[name].params, scale=0.2))
+        for name, network in zeros.networks.items()
+    }
+    return zeros.replace(networks=networks)  # type: ignore[no-any-return]
 
 
 def moved(before: Any, after: Any) -> dict[str, bool]:

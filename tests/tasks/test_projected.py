@@ -14,7 +14,7 @@ from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import make_task
 from configs import autoencoder
 from tests.tasks.settings import config, moved, run_of
-from tests.tasks.test_autoencoder import BATCH, JUDGED, KEY, KL, SMALL
+from tests.tasks.test_autoencoder import BATCH, JUDGED, KEY, KL, SMALL, drawn_state
 
 PROJECTED = {
     "objective.adversarial_weight": 0.5,
@@ -45,7 +45,7 @@ def frozen() -> dict[str, Any]:
 def test_heads_and_autoencoder_move_and_nothing_that_is_frozen_does() -> None:
     task = task_of(PROJECTED)
     step = jax.jit(task.step)
-    state = after = jax.jit(lambda: task.init(jax.random.key(0), frozen()))()
+    state = after = drawn_state(task, frozen())
     for i in range(2):
         after, metrics = step(after, frozen(), BATCH, jax.random.fold_in(KEY, i))
     assert state.networks.keys() == {"model", "discriminator"}
@@ -60,7 +60,7 @@ def test_heads_and_autoencoder_move_and_nothing_that_is_frozen_does() -> None:
 def test_the_autoencoder_learns_by_the_frozen_network_alone() -> None:
     alone = {f"objective.{name}_weight": 0.0 for name in ("l1", "std", "mean", "kl")}
     task = task_of(PROJECTED | alone | {"objective.adaptive": False})
-    state = jax.jit(lambda: task.init(jax.random.key(0), frozen()))()
+    state = drawn_state(task, frozen())
     drawn, losses = task.losses(state, frozen(), BATCH, KEY, "model")
     params = state.networks["model"].params
     slopes = jax.jit(jax.grad(lambda params: jnp.mean(losses(params, drawn, 0)[0])))(params)
@@ -70,7 +70,7 @@ def test_the_autoencoder_learns_by_the_frozen_network_alone() -> None:
 def test_real_and_made_images_are_augmented_each_by_the_steps_key_and_in_training_alone() -> None:
     changes = JUDGED | {"objective.augment": ("translation",), "objective.adversarial_start": 0}
     task: Any = make_task(config(autoencoder, changes, SMALL))
-    state = jax.jit(lambda: task.init(jax.random.key(0), {}))()
+    state = drawn_state(task, {})
     params = state.networks["discriminator"].params
 
     @functools.partial(jax.jit, static_argnames="train")
