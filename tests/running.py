@@ -46,6 +46,7 @@ SMALL = (
     "--config.model.depth=1",
     "--config.schedule.warmup_steps=10",
     "--config.log.every_steps=5",
+    "--config.log.tensorboard=False",
     "--config.checkpoint.every_steps=20",
     "--config.sample.every_steps=30",
     "--config.sample.steps=2",
