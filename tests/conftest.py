@@ -86,6 +86,6 @@ def whole_run(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
 
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     with running.messages() as said:
-        assert running.train(workdir, data_dir, "--config.log.tensorboard=True") == 0
+        assert running.train(workdir, data_dir) == 0
     (workdir / "messages.txt").write_text("\n".join(said))
     return workdir
