@@ -38,8 +38,9 @@ def command(workdir: pathlib.Path, data: pathlib.Path, steps: int) -> list[str]:
     start = [sys.executable, "-m", "archirf_jax.main", "--config=configs/dit_rf.py", f"--workdir={workdir}"]
     fields = dict(batch_size=32, steps_per_dispatch=5, steps=steps)
     groups: dict[str, dict[str, object]] = {"model": dict(hidden_size=32, depth=1), "schedule": dict(warmup_steps=10)}
-    groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=7)}
-    groups |= {"sample": dict(every_steps=100, steps=2, per_class=1), "data": dict(dir=data)}
+    groups |= {"checkpoint": dict(every_steps=10), "log": dict(every_steps=7, tensorboard=False)}
+    picture = {"every_steps": steps, "steps": 1, "per_class": 1, "solver.name": "euler", "guidance.scale": 1}
+    groups |= {"sample": picture, "data": dict(dir=data)}
     dotted = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
     return [*start, *(f"--config.{name}={value}" for name, value in (fields | dotted).items())]
 
@@ -87,12 +88,13 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def differences(first: pathlib.Path, second: pathlib.Path) -> list[str]:
-    """Names of what is not the same in two runs."""
+def differences(first: pathlib.Path, second: pathlib.Path) -> tuple[list[str], int]:
+    """(names of what is not the same in two runs, how many arrays the first has)."""
     ours, theirs = arrays(first), arrays(second)
     names = [name for name in ours.keys() | theirs.keys() if name not in ours or name not in theirs]
     names += [name for name in ours.keys() & theirs.keys() if ours[name].tobytes() != theirs[name].tobytes()]
-    return names + (["metrics.jsonl"] if rows_without_times(first) != rows_without_times(second) else [])
+    names += ["metrics.jsonl"] if rows_without_times(first) != rows_without_times(second) else []
+    return names, len(ours)
 
 
 def run(
@@ -131,8 +133,8 @@ def run(
         done[moment] += 1
         say(f"killed {sum(done.values())} of {kills} ({moment})")
     subprocess.run(command(killed, data, steps), check=True, env=environment, capture_output=True)
-    differing = differences(whole, killed)
-    return {"kills": dict(done), "steps": steps, "differing": differing, "arrays": len(arrays(whole))}
+    differing, count = differences(whole, killed)
+    return {"kills": dict(done), "steps": steps, "differing": differing, "arrays": count}
 
 
 def main() -> int:

@@ -25,7 +25,8 @@ SMALL = (
     *("--config.batch_size=16", "--config.model.hidden_size=16", "--config.model.num_heads=2"),
     *("--config.model.depth=1", "--config.schedule.name=constant", "--config.log.every_steps=2"),
     *("--config.sample.per_class=1", "--config.sample.steps=2", "--config.sample.every_steps=4"),
-    *("--config.log.tensorboard=False", "--config.mesh.data=1", "--config.checkpoint.every_steps=4"),
+    *("--config.sample.solver.name=euler", "--config.sample.guidance.scale=1.0", "--config.checkpoint.every_steps=4"),
+    *("--config.log.tensorboard=False", "--config.mesh.data=1"),
 )
 FEW = ("--per_class=2", "--labels=0-1", "--steps=2")
 

@@ -31,17 +31,24 @@ def shortened(whole_run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(copy)
 
 
-def test_a_run_leaves_metrics_events_images_and_its_configuration(whole_run: pathlib.Path) -> None:
+def test_a_run_leaves_metrics_images_and_its_configuration(whole_run: pathlib.Path) -> None:
     assert running.steps_logged(whole_run) == list(range(5, running.STEPS + 1, 5))
     last = running.rows(whole_run)[-1]
     assert {"loss", "learning_rate", "grad_norm", "update_norm", "images_per_second"} <= last.keys()
-    assert list((whole_run / "tensorboard").glob("events.*"))
     assert running.steps_saved(whole_run) == [20, 40, 60]
     assert json.loads((whole_run / "config.json").read_text())["data"]["num_classes"] == 10
     assert [path.name for path in sorted((whole_run / "samples").iterdir())] == ["00000030.png", "00000060.png"]
     for name, frames in (("progress.gif", 2), ("denoising.gif", 3), ("loss.png", 1)):
         with Image.open(whole_run / name) as picture:
             assert getattr(picture, "n_frames", 1) == frames
+
+
+def test_a_run_leaves_events_where_asked_to(
+    whole_run: pathlib.Path, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shortened(whole_run, tmp_path)
+    assert running.train(copy, data_dir, "--config.log.tensorboard=True") == 0
+    assert list((copy / "tensorboard").glob("events.*")) and not (whole_run / "tensorboard").exists()
 
 
 def test_a_run_reports_its_parameters_progress_images_and_the_next_command(whole_run: pathlib.Path) -> None:
