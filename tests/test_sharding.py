@@ -121,6 +121,7 @@ def test_parts_of_a_batch_on_a_mesh_are_those_on_one_device(tmp_path: pathlib.Pa
     compare(2, 2, 8, task(accumulation=4), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_step_that_gathers_repeated_blocks_is_that_on_one_device() -> None:
     made: Any = make_task(
         settings.config(changes={"model.hidden_size": 64, "model.depth": 2, "model.scan": True, "model.remat": True})

@@ -25,6 +25,7 @@ from tests import running
 from tests.commands import saved
 from tests.golden import cases
 from tests.tasks.settings import config
+from tests.tasks.test_autoencoder import drawn_state
 
 GOLDEN = pathlib.Path(cases.__file__).parent
 STEPS, RATE = 12, 1e-3  # of a training, and of one that begins from other weights
@@ -281,12 +282,11 @@ def test_a_step_on_eight_devices_is_that_on_one() -> None:
         **{"schedule.warmup_steps": 0, "batch_size": 8},
     }
     task: Any = make_task(config(autoencoder, changes, {}))
-    step, init = jax.jit(task.step), jax.jit(lambda: task.init(jax.random.key(0), {}))
-    found = []
+    step, state, found = jax.jit(task.step), drawn_state(task, {}), []
     for mesh in (sharding.make_mesh(1, 1), sharding.make_mesh(4, 2)):
-        state = jax.device_put(init(), sharding.place(jax.eval_shape(init), mesh))
+        placed = jax.device_put(state, sharding.place(state, mesh))
         batch = jax.device_put(BATCH, sharding.of_batch(mesh))
-        found.append(jax.device_get(step(state, {}, batch, jax.random.key(5))))
+        found.append(jax.device_get(step(placed, {}, batch, jax.random.key(5))))
     (alone, few), (many, more) = found
     assert few.keys() == more.keys() and float(few["adversarial_weight"][0]) > 0
     for name in few:

@@ -77,6 +77,7 @@ def moved(before: Any, after: Any) -> dict[str, bool]:
     return {jax.tree_util.keystr(path): bool(np.any(leaf != other)) for (path, leaf), other in pairs}
 
 
+@pytest.mark.slow
 def test_every_parameter_of_both_networks_moves_and_averages_follow() -> None:
     task, step, state = task_of(**JUDGED)
     state = after = state.replace(step=jnp.int32(1))

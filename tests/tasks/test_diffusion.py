@@ -13,7 +13,7 @@ from archirf_jax.contracts import Models, Setting, TrainState
 from archirf_jax.errors import UserError
 from archirf_jax.tasks.building import make_task
 from archirf_jax.tasks.diffusion import MODEL, Diffusion
-from archirf_jax.tasks.drawing import class_grid
+from archirf_jax.tasks.drawing import FRAMES, class_grid
 from archirf_jax.tasks.network import NetworkAlone
 from archirf_jax.training.state import purpose_key
 from configs import adm_ddpm, dit_ddpm, dit_edm, dit_rf, edm2_edm
@@ -60,6 +60,13 @@ def test_a_preview_draws_with_the_average_and_the_same_noise_each_time(task: Dif
     frames = task.preview(state, {}, KEY, stride=1)
     assert frames is not None and frames.shape == (4, 3, 2, 8, 8, 1)
     np.testing.assert_array_equal(frames[-1], first)
+
+
+def test_of_a_long_way_a_preview_shows_its_ends_and_some_states_between(state: TrainState) -> None:
+    made = Diffusion(config(changes={"sample.classes": 1, "sample.steps": 3 * FRAMES + 2}), {})
+    image, frames = (made.preview(state, {}, KEY, stride) for stride in (0, 1))
+    assert image is not None and frames is not None and len(frames) == 1 + FRAMES + 1
+    np.testing.assert_array_equal(frames[-1], image)
 
 
 def test_a_preview_shows_no_more_classes_than_asked(state: TrainState) -> None:

@@ -190,7 +190,7 @@ def saved(workdir: pathlib.Path, task: Any = Denoising, step: int | None = None,
     return state
 
 
-@pytest.mark.parametrize("task", [Denoising, Adversarial])
+@pytest.mark.parametrize("task", [Denoising, pytest.param(Adversarial, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_goes_on_bit_for_bit(task: Any, tmp_path: pathlib.Path) -> None:
     (complete, writer), cut = whole(task), copied(tmp_path, task, until=5)
     assert trained(cut, task)
