@@ -1,24 +1,12 @@
-"""Values that parameters begin with: (key, shape, dtype = float32) -> array.
-
-Flax asks an initializer for the shape of its parameter whenever a module is used. Each is a compiled function here, so
-that it is traced once for a shape and not at every use, which takes a third of the time to trace a small network.
-"""
+"""Values that parameters begin with: (key, shape, dtype = float32) -> array; shapes are (..., in, out)."""
 
 from __future__ import annotations
 
-import flax.linen as nn
-import jax
+from flax.linen import initializers
 
-
-def traced_once(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
-    """The same values; shape and dtype are given by position."""
-    return jax.jit(init, static_argnums=(1, 2))
-
-
-zeros, ones = traced_once(nn.initializers.zeros_init()), traced_once(nn.initializers.ones_init())
-xavier = traced_once(nn.initializers.xavier_uniform())
-lecun = traced_once(nn.initializers.lecun_normal())
-kaiming = traced_once(nn.initializers.kaiming_normal())
+zeros, ones = initializers.zeros_init(), initializers.ones_init()
+xavier = initializers.xavier_uniform()
+lecun, kaiming = initializers.lecun_normal(), initializers.kaiming_normal()
 # Uniform between +-1/sqrt(fan in), as published networks begin.
-uniform = traced_once(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
-small_normal, unit_normal = (traced_once(nn.initializers.normal(deviation)) for deviation in (0.02, 1.0))
+uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+small_normal, unit_normal = initializers.normal(0.02), initializers.normal(1.0)
