@@ -141,9 +141,8 @@ class ADMUNet(nn.Module, layers.Presets):
             text = pack(condition, self.context_width)
         if self.pooled_width is not None:
             pooled = pooled_text(condition, self.pooled_width).astype(jnp.float32)
-            emb = emb + nn.Dense(4 * self.model_channels, kernel_init=initializers.uniform, name="pooled_embedding")(
-                pooled
-            )
+            dense = nn.Dense(4 * self.model_channels, kernel_init=initializers.uniform, name="pooled_embedding")
+            emb = emb + dense(pooled)
         h, maps = Encoder(plan, name="encoder")(x.astype(self.dtype), emb, text)
         h = Decoder(plan, name="decoder")(h, maps, emb, text)
         h = nn.silu(group_norm("norm")(h))

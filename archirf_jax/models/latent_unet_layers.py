@@ -62,9 +62,8 @@ class GatedPerceptron(nn.Module):
         d = x.shape[-1]
         h = Dense(8 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="hidden")(x)
         h, gate = jnp.split(h, 2, axis=-1)
-        return Dense(d, dtype=self.dtype, kernel_init=initializers.uniform, name="out")(
-            h * nn.gelu(gate, approximate=False)
-        )
+        h = h * nn.gelu(gate, approximate=False)
+        return Dense(d, dtype=self.dtype, kernel_init=initializers.uniform, name="out")(h)
 
 
 class TransformerBlock(nn.Module):

@@ -32,7 +32,7 @@ from archirf_jax.samplers.denoisers import NetworkDenoiser
 from archirf_jax.samplers.sample import sample
 from archirf_jax.tasks import building
 
-FRAMES = 50  # states of a preview on its way
+FRAMES = 50  # most states after the start that a preview keeps
 Params = dict[str, Any]
 Sampler = Callable[[Params, Frozen, Batch, jax.Array], jax.Array]
 
@@ -229,7 +229,7 @@ class Drawing:
         """(rows, columns, H, W, C) uint8 samples of the average, one row a class or a caption.
 
         The noise is the same for the same key. With a stride (frames, rows, columns, H, W, C) on their way from noise,
-        of a long way fewer, so that no more than about FRAMES lie on the device.
+        the start and at most FRAMES states, which lie on the device together.
         A network that is conditioned on more than labels takes its conditions from `examples`.
         """
         rows, columns = self._grid()
@@ -241,7 +241,7 @@ class Drawing:
             known = self.without_usual(self.examples)
             batch = jax.tree.map(lambda leaf: jnp.resize(leaf, (rows * columns, *leaf.shape[1:])), known)
         # A training ends with a preview on its way: one program for that and for those before.
-        program = self.sampler(self.sampling, max(stride, 1, self.sampling.steps // FRAMES))
+        program = self.sampler(self.sampling, max(stride, -(-self.sampling.steps // FRAMES)))
         states = program(next(iter(state.networks.values())).averages["ema"], frozen, batch, keys)
         images = to_uint8(sharding.fetch(self.decode(frozen, states if stride else states[-1])))
         return images.reshape(*images.shape[:-4], rows, columns, *images.shape[-3:])

@@ -47,6 +47,7 @@ KILLED_STEPS = 400
 SHALLOW = {"depth": 1, "hidden_size": 32}
 FEW = 16  # images of a step that only has to be right
 THREADS = 8
+_trainings: dict[str, Compiled] = {}  # by configuration
 
 
 def planned_memory(toy: bool) -> dict[str, Any]:
@@ -85,9 +86,6 @@ def in_half(config: Any, toy: bool, batch_size: int) -> Compiled:
     if key not in _trainings:
         _trainings[key] = compiled(config, batch_size)
     return _trainings[key]
-
-
-_trainings: dict[str, Compiled] = {}
 
 
 def cases(half: bool, toy: bool) -> list[pathlib.Path]:

@@ -282,23 +282,6 @@ def test_what_is_of_later_steps_is_forgotten(saved: pathlib.Path) -> None:
     checkpoints.close()
 
 
-def test_a_step_that_is_written_anew_is_read_as_it_is_now(saved: pathlib.Path) -> None:
-    def shapes() -> Any:
-        checkpoints = Checkpoints(saved)
-        found = checkpoints.average_shapes(3)
-        checkpoints.close()
-        return jax.tree.map(lambda leaf: leaf.shape, found, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-
-    assert shapes() == {"n": {"w": (2, 3)}}
-    shutil.rmtree(saved / "3")
-    wide = {"n": {"w": jnp.zeros((2, 5))}}
-    writer = Checkpoints(saved, keep=2)
-    writer.save(state(3, averages={"ema": wide}), {"steps": 3})
-    writer.wait()
-    writer.close()
-    assert shapes() == {"n": {"w": (2, 5)}}
-
-
 def test_further_averages_come_back_with_the_state_and_alone(tmp_path: pathlib.Path) -> None:
     further = {"decay_0.9": {"n": {"w": jnp.ones((2, 3))}}, "ema_0.050": {"n": {"w": jnp.zeros((2, 3))}}}
 
