@@ -36,7 +36,7 @@ from archirf_jax.data.pipeline import load
 from archirf_jax.data.preparation import prepare
 from archirf_jax.tasks.building import resolve
 from archirf_jax.tasks.diffusion import Diffusion
-from archirf_jax.training import loop
+from archirf_jax.training import loop, upkeep
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import read_metrics
@@ -115,7 +115,7 @@ def loop_seconds(task: Any, feed: Feed, config: Any, workdir: pathlib.Path) -> t
         made.append(Watched(*arguments))
         return made[-1]
 
-    with mock.patch.object(loop, "StepRunner", watched):
+    with mock.patch.object(upkeep, "StepRunner", watched):
         loop.train(task, feed, config, workdir, again="")
     rows = [row["seconds_per_step"] for row in read_metrics(workdir)][1:]
     return statistics.fmean(rows), *made[0].shares()

@@ -265,5 +265,5 @@ STAND_INS: dict[str, Any] = {
     "archirf_jax.launch.runs.make_task": _task,
     "archirf_jax.launch.training.make_task": _task,
     "archirf_jax.launch.training.check_step": _check_step,
-    "archirf_jax.training.loop.StepRunner": _runner,
+    "archirf_jax.training.upkeep.StepRunner": _runner,
 }

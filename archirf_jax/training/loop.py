@@ -15,19 +15,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import logging
 
 from archirf_jax import sharding
 from archirf_jax.contracts import Feed, Frozen, Task, TrainState
-from archirf_jax.training import closing, devices, overrides
-from archirf_jax.training.checkpoints import Checkpoints
+from archirf_jax.training import closing, devices
 from archirf_jax.training.initial_weights import Weights
 from archirf_jax.training.preemption import StopRequest
 from archirf_jax.training.profiling import Profile
 from archirf_jax.training.start import start
-from archirf_jax.training.state import purpose_key
-from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.upkeep import Upkeep, check_best
 from archirf_jax.training.writers import Writer
 
@@ -90,35 +86,7 @@ def train(
 
 
 class Loop(Upkeep):
-    """One run, from its start to its end or to a signal; arguments as of `train`."""
-
-    def __init__(
-        self,
-        task: Task,
-        feed: Feed,
-        config: Any,
-        workdir: pathlib.Path,
-        frozen: Frozen | None,
-        again: str,
-        stop: StopRequest,
-        profile: Profile,
-        writers: Sequence[Writer] = (),
-        still_ours: Callable[[], None] = lambda: None,
-        weights: Weights | None = None,
-    ) -> None:
-        self.task, self.feed, self.config, self.workdir, self.again = task, feed, config, workdir, again
-        self.stop, self.profile, self.writers, self.still_ours = stop, profile, list(writers), still_ours
-        self.mesh, self.weights = sharding.from_config(config), weights
-        self.first = jax.process_index() == 0  # the process that writes and logs
-        self.main = next(iter(task.updates))
-        self.ema = overrides.of_network(config, self.main).ema
-        self.runner = StepRunner(task, feed, config.seed, frozen, self.mesh)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-        self.snapshots = Checkpoints(workdir / "snapshots", 0) if self.ema.sigma_rel else None
-        self.kept = [self.checkpoints, *([self.snapshots] if self.snapshots else [])]
-        self.preview_key = purpose_key(config.seed, "preview")
-        self.periods = [config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps]
-        self.periods += [self.ema.snapshot_steps] if self.snapshots else []
+    """One run, from its start to its end or to a signal; arguments as of `Upkeep`."""
 
     def run(self) -> TrainState:
         """Steps from the newest checkpoint to the last, or to a signal; the state is saved then."""

@@ -11,12 +11,17 @@ import jax
 import numpy as np
 from absl import logging
 
+from archirf_jax import sharding
 from archirf_jax.contracts import Feed, Frozen, Network, Task, TrainState
 from archirf_jax.errors import UserError, nearest
-from archirf_jax.training import devices, flops, guard, power_ema, replay
+from archirf_jax.training import devices, flops, guard, overrides, power_ema, replay
 from archirf_jax.training.checkpoints import Checkpoints, MetricsState
+from archirf_jax.training.initial_weights import Weights
 from archirf_jax.training.meter import STOPPED, Meter, Row, Stopped
+from archirf_jax.training.preemption import StopRequest
+from archirf_jax.training.profiling import Profile
 from archirf_jax.training.start import mark
+from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
 from archirf_jax.training.writers import CLOCKED, Events, MetricsFile, Progress, Writer
 from archirf_jax.visuals import pictures
@@ -36,27 +41,47 @@ def check_best(config: Any, metrics: Collection[str]) -> None:
 
 
 class Upkeep:
-    """The half of `loop.Loop` that writes; attributes as there."""
+    """What a training holds and what it does between two dispatches; arguments as of `loop.train`.
 
-    task: Task
-    feed: Feed
-    config: Any
-    workdir: pathlib.Path
-    again: str
+    Attributes:
+        state: set before `_open`. meter, progress: set by it.
+        first: whether this process writes and logs.
+        main, ema: the main network and its averages' configuration.
+        kept: the checkpoints, and snapshots for averages after training where there are any.
+        periods: steps between reports, previews and saves.
+    """
+
     state: TrainState
-    mesh: Any
-    first: bool
-    main: str
-    ema: Any
-    runner: StepRunner
     meter: Meter
-    checkpoints: Checkpoints
-    snapshots: Checkpoints | None
-    kept: list[Checkpoints]
-    preview_key: jax.Array
-    writers: list[Writer]
     progress: Progress | None
-    still_ours: Callable[[], None]
+
+    def __init__(
+        self,
+        task: Task,
+        feed: Feed,
+        config: Any,
+        workdir: pathlib.Path,
+        frozen: Frozen | None,
+        again: str,
+        stop: StopRequest,
+        profile: Profile,
+        writers: Sequence[Writer] = (),
+        still_ours: Callable[[], None] = lambda: None,
+        weights: Weights | None = None,
+    ) -> None:
+        self.task, self.feed, self.config, self.workdir, self.again = task, feed, config, workdir, again
+        self.stop, self.profile, self.writers, self.still_ours = stop, profile, list(writers), still_ours
+        self.mesh, self.weights = sharding.from_config(config), weights
+        self.first = jax.process_index() == 0
+        self.main = next(iter(task.updates))
+        self.ema = overrides.of_network(config, self.main).ema
+        self.runner = StepRunner(task, feed, config.seed, frozen, self.mesh)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+        self.snapshots = Checkpoints(workdir / "snapshots", 0) if self.ema.sigma_rel else None
+        self.kept = [self.checkpoints, *([self.snapshots] if self.snapshots else [])]
+        self.preview_key = purpose_key(config.seed, "preview")
+        self.periods = [config.log.every_steps, config.sample.every_steps, config.checkpoint.every_steps]
+        self.periods += [self.ema.snapshot_steps] if self.snapshots else []
 
     def _open(self, step: int) -> None:
         """Open what is written to, and go on with the metrics at a step."""

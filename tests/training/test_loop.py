@@ -152,7 +152,7 @@ def sharing(task: Any, made: Any, *frozen: str) -> Any:
         own._compiled = programs(task, f"{deciding} {frozen}")
         return own
 
-    return mock.patch("archirf_jax.training.loop.StepRunner", runner)
+    return mock.patch("archirf_jax.training.upkeep.StepRunner", runner)
 
 
 def trained(workdir: pathlib.Path, task: Any = Denoising, feed: Feed | None = None, **changes: Any) -> bool:
