@@ -34,24 +34,24 @@ class Gradient(NamedTuple):
         start: the projected parameters that it was taken at.
         loss: () mean of the batch.
         norm: () of the gradient.
-        update_norm: () of what would be added to the parameters.
-        metrics: of the losses.
+        metrics: of the losses, and the norms of the gradient and of what would be added to the parameters.
         noted: name -> (B, ...) in the batch's order.
         guard: after the step.
         turn: () whether it is the network's turn.
         fine: () whether all is finite and the loss did not jump; True where it is not the network's turn.
+        made: what the optimizer makes of it: (updates, its next state); None where networks take turns.
     """
 
     value: Modules
     start: Modules
     loss: jax.Array
     norm: jax.Array
-    update_norm: jax.Array
     metrics: Metrics
     noted: dict[str, jax.Array]
     guard: Guard
     turn: jax.Array
     fine: jax.Array
+    made: tuple[Modules, Any] | None
 
 
 class Update:
@@ -131,9 +131,13 @@ class Update:
             losses: see `contracts.Losses`.
             turn: () whether the network is trained at this step; without its turn nothing is computed.
         """
-        compute = functools.partial(self._gradient, losses=losses)
         if turn is True:
-            return compute(network, drawn)
+            return self._gradient(network, drawn, losses)
+
+        def compute(network: Network, drawn: Any) -> Gradient:
+            # A cond that hands over the optimizer's next state would keep a second one in memory.
+            return self._gradient(network, drawn, losses)._replace(made=None)
+
         shapes = jax.eval_shape(compute, network, drawn)
 
         def idle(network: Network, drawn: Any) -> Gradient:
@@ -148,10 +152,8 @@ class Update:
 
         A network whose own gradient was fine, but whose step is not done, keeps everything, its guard too.
         """
-        done, gradients = fine & gradient.turn, gradient.value
-        # Written once more than it is computed: the compiler finds it in `gradient`. Handing it over, through a cond of
-        # `turn`, would keep a second optimizer state in memory.
-        updates, opt = self._updated(gradients, network.opt, gradient.start)
+        done = fine & gradient.turn
+        updates, opt = gradient.made or self._updated(gradient.value, network.opt, gradient.start)
         params = optax.apply_updates(gradient.start, updates)
         after = self._averaged(network, params, opt)
         if self._remember is not None:
@@ -164,10 +166,8 @@ class Update:
         metrics = {
             "loss": _pair(gradient.loss),
             "learning_rate": _pair(self._schedule(network.guard.updates)),
-            **_norms("grad_norm", gradients),
-            **_norms("update_norm", updates),
             **_norms("param_norm", params),
-            **self._noise(network, gradients, gradient.norm),
+            **self._noise(network, gradient.value, gradient.norm),
             **gradient.metrics,
             **revised,
         }
@@ -179,10 +179,11 @@ class Update:
     def _gradient(self, network: Network, drawn: Any, losses: Losses) -> Gradient:
         start = self.projected(network)
         loss, metrics, noted, gradients = self._differentiate(start, drawn, losses, network.guard.scale)
-        norm = optax.tree.norm(gradients)
-        update_norm = self.update_norm(network, gradients)
+        made = self._updated(gradients, network.opt, start)
+        norms = _norms("grad_norm", gradients) | _norms("update_norm", made[0])
+        norm, update_norm = norms["grad_norm"][0], norms["update_norm"][0]
         watch, fine = guard.watch(network.guard, loss, norm, update_norm, self._config.guard, self._scaled)
-        return Gradient(gradients, start, loss, norm, update_norm, metrics, noted, watch, jnp.asarray(True), fine)
+        return Gradient(gradients, start, loss, norm, metrics | norms, noted, watch, jnp.asarray(True), fine, made)
 
     def update_norm(self, network: Network, gradients: Modules) -> jax.Array:
         """() of what would be added to the projected parameters."""
@@ -278,7 +279,7 @@ def divided(drawn: Any, parts: int) -> Any:
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    return jax.tree.map(lambda a, b: jax.lax.select(condition, a, b), new, old)
 
 
 def _copy(params: Modules) -> Modules:
