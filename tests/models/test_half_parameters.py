@@ -37,9 +37,9 @@ NETWORKS: list[tuple[nn.Module, tuple[Any, ...]]] = [
 def test_half_precision_is_a_matter_of_storage(network: nn.Module, inputs: tuple[Any, ...], kind: Any) -> None:
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     random = np.random.default_rng(0)
-    half = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), kind), shapes)
-    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
-    ours, theirs = (network.apply(params, *inputs) for params in (half, whole))
+    half = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(kind), shapes)
+    whole = jax.tree.map(np.float32, half)
+    ours, theirs = (jax.jit(network.apply)(params, *inputs) for params in (half, whole))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert one.dtype == jnp.float32 and np.any(other)
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * float(np.max(np.abs(other))))
