@@ -22,7 +22,8 @@ def warmed(decay: float) -> Decay:
 
 def update(ema: Any, params: Any, decay: jax.Array) -> Any:
     """decay * ema + (1 - decay) * params, so written that equal ones stay equal; ema is float32."""
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), ema, params)
+    gain = 1 - decay
+    return jax.tree.map(lambda a, p: a + gain * (p - a), ema, params)
 
 
 def item(decay: float) -> str:

@@ -87,7 +87,6 @@ class Update:
             self._decay, self._extra = ema.warmed(own.ema.decay), ema.extra_decays(own.ema)
             self._schedule = optimizers.make_schedule(own)
             self._optimizer = optimizers.make_optimizer(own, self._schedule)
-            self._updated = jax.jit(self._optimizer.update, inline=True)  # a step asks twice, and traces it once
             guard.check(own.guard)
         if own.accumulation < 1 or own.batch_size % own.accumulation:
             message = f"does not divide batch_size={own.batch_size}; choose a divisor of it"
@@ -134,6 +133,7 @@ class Update:
         if turn is True:
             return self._gradient(network, drawn, losses)
 
+        @functools.partial(jax.jit, inline=True)  # for its shapes and for its turn it is traced once
         def compute(network: Network, drawn: Any) -> Gradient:
             # A cond that hands over the optimizer's next state would keep a second one in memory.
             return self._gradient(network, drawn, losses)._replace(made=None)
@@ -153,7 +153,7 @@ class Update:
         A network whose own gradient was fine, but whose step is not done, keeps everything, its guard too.
         """
         done = fine & gradient.turn
-        updates, opt = gradient.made or self._updated(gradient.value, network.opt, gradient.start)
+        updates, opt = gradient.made or self._optimizer.update(gradient.value, network.opt, gradient.start)
         params = optax.apply_updates(gradient.start, updates)
         after = self._averaged(network, params, opt)
         if self._remember is not None:
@@ -179,7 +179,7 @@ class Update:
     def _gradient(self, network: Network, drawn: Any, losses: Losses) -> Gradient:
         start = self.projected(network)
         loss, metrics, noted, gradients = self._differentiate(start, drawn, losses, network.guard.scale)
-        made = self._updated(gradients, network.opt, start)
+        made = self._optimizer.update(gradients, network.opt, start)
         norms = _norms("grad_norm", gradients) | _norms("update_norm", made[0])
         norm, update_norm = norms["grad_norm"][0], norms["update_norm"][0]
         watch, fine = guard.watch(network.guard, loss, norm, update_norm, self._config.guard, self._scaled)
@@ -187,7 +187,7 @@ class Update:
 
     def update_norm(self, network: Network, gradients: Modules) -> jax.Array:
         """() of what would be added to the projected parameters."""
-        norm: jax.Array = optax.tree.norm(self._updated(gradients, network.opt, self.projected(network))[0])
+        norm: jax.Array = optax.tree.norm(self._optimizer.update(gradients, network.opt, self.projected(network))[0])
         return norm
 
     def _averaged(self, network: Network, params: Modules, opt: Any) -> Network:

@@ -115,8 +115,22 @@ def test_it_loads_locks_and_builds(name: str, variant: str) -> None:
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((network.params, network.averages)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "adm_text_ddpm")) for n in FILES])
+@pytest.mark.parametrize("name", FILES)
 def test_it_gives_a_loss(name: str) -> None:
+    task, state = built(name, VARIANTS[name][0])
+
+    def losses(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        parts = {each: task.losses(state, frozen, batch, key, each) for each in task.updates}
+        return [of(state.networks[each].params, drawn, 0)[0] for each, (drawn, of) in parts.items()]
+
+    frozen = getattr(task, "frozen_shapes", {})
+    found = jax.eval_shape(losses, state, frozen, shapes(task.fields, 2), jax.random.key(0))
+    assert {(leaf.shape, leaf.dtype.name) for leaf in found} == {((2,), "float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_step_keeps_the_form_of_the_state(name: str) -> None:
     task, state = built(name, VARIANTS[name][0])
     frozen = getattr(task, "frozen_shapes", {})
     after, metrics = jax.eval_shape(task.step, state, frozen, shapes(task.fields, 2), jax.random.key(0))

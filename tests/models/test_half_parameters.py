@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -32,9 +33,12 @@ NETWORKS: list[tuple[nn.Module, tuple[Any, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize(("network", "inputs"), NETWORKS, ids=lambda value: type(value).__name__)
-def test_half_precision_is_a_matter_of_storage(network: nn.Module, inputs: tuple[Any, ...], kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "network", "inputs"),
+    [(kind, *network) for kind, network in zip(itertools.cycle((jnp.float16, jnp.bfloat16)), NETWORKS, strict=False)],
+    ids=lambda value: type(value).__name__,
+)
+def test_half_precision_is_a_matter_of_storage(kind: Any, network: nn.Module, inputs: tuple[Any, ...]) -> None:
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     random = np.random.default_rng(0)
     half = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(kind), shapes)
