@@ -23,10 +23,18 @@ FIELDS: dict[str, Any] = dict(tokens="penultimate", masked=False, length=6)
 PARTS: dict[str, Any] = {"text": FIELDS, "text_2": FIELDS | dict(pooled="projected")}
 
 
+def called(text: Any, frozen: Any = FROZEN, batch: Any = BATCH) -> Any:
+    return jax.jit(text.__call__)(frozen, dict(batch), KEYS)
+
+
+def null(text: Any, frozen: Any = FROZEN) -> Any:
+    return jax.jit(text.null)(frozen)
+
+
 def test_tokens_of_each_encoder_stand_side_by_side_and_the_pooled_is_of_those_that_give_one() -> None:
-    found = build(RUNS, PARTS)(FROZEN, dict(BATCH), KEYS)
+    found = called(build(RUNS, PARTS))
     first, second = (
-        model.apply({"params": params}, ids, jnp.ones_like(MASK))
+        jax.jit(model.apply)({"params": params}, ids, jnp.ones_like(MASK))
         for model, params, ids in ((MODEL, PARAMS, IDS), (OTHER, OTHERS, IDS[::-1]))
     )
     np.testing.assert_allclose(found["tokens"][..., :8], first["penultimate"], atol=1e-5)
@@ -34,19 +42,19 @@ def test_tokens_of_each_encoder_stand_side_by_side_and_the_pooled_is_of_those_th
     np.testing.assert_allclose(found["pooled"], second["projected"], atol=1e-5)
     assert set(found) == {"tokens", "mask", "pooled"} and bool(np.all(found["mask"]))
     both = build(RUNS, {name: fields | dict(pooled="projected") for name, fields in PARTS.items()})
-    assert both(FROZEN, dict(BATCH), KEYS)["pooled"].shape == (3, 3 + 5)
+    assert jax.eval_shape(both, FROZEN, dict(BATCH), KEYS)["pooled"].shape == (3, 3 + 5)
 
 
 def test_no_text_is_zeros_or_what_the_encoders_make_of_none() -> None:
-    empty = build(RUNS, PARTS).null(FROZEN)
+    empty = null(build(RUNS, PARTS))
     assert empty["tokens"].shape == (6, 12) and np.any(empty["tokens"]) and empty["pooled"].shape == (5,)
-    zeros = build(RUNS, {name: fields | dict(null="zeros") for name, fields in PARTS.items()}).null(FROZEN)
+    zeros = null(build(RUNS, {name: fields | dict(null="zeros") for name, fields in PARTS.items()}))
     assert not np.any(zeros["tokens"]) and not np.any(zeros["pooled"]) and bool(np.all(zeros["mask"]))
 
 
 def test_what_was_encoded_before_is_taken_as_given() -> None:
     text = build(RUNS, PARTS)
-    made = text(FROZEN, dict(BATCH), KEYS)
+    made = called(text)
     again = text({}, {"tokens": made["tokens"], "pooled": made["pooled"]}, KEYS)
     jax.tree.map(np.testing.assert_array_equal, again, made)
     with pytest.raises(KeyError, match="text_2_ids"):
@@ -61,23 +69,23 @@ WIDE = FROZEN | {"text_3": {"model": jax.jit(WIDER.init)(jax.random.key(3), IDS)
 
 def test_tokens_of_an_encoder_that_follows_come_after_the_others_which_zeros_fill_up() -> None:
     text = build(ALL, ROW, following=("text_3",), width=14)
-    joined, batch = build(RUNS, PARTS)(FROZEN, dict(BATCH), KEYS), BATCH | {"text_3_ids": IDS[:, :5]}
-    found = text(WIDE, batch, KEYS)
+    joined, batch = called(build(RUNS, PARTS)), BATCH | {"text_3_ids": IDS[:, :5]}
+    found = called(text, WIDE, batch)
     assert found["tokens"].shape == (3, 6 + 5, 14) and found["mask"].shape == (3, 11) and bool(np.all(found["mask"]))
     np.testing.assert_array_equal(found["tokens"][:, :6, :12], joined["tokens"])
     assert not np.any(found["tokens"][:, :6, 12:])
-    last = WIDER.apply({"params": WIDE["text_3"]["model"]}, IDS[:, :5], None)
+    last = jax.jit(WIDER.apply)({"params": WIDE["text_3"]["model"]}, IDS[:, :5], None)
     np.testing.assert_allclose(found["tokens"][:, 6:], last["tokens"], atol=1e-5)
     np.testing.assert_array_equal(found["pooled"], joined["pooled"])
-    null = text.null(WIDE)
-    assert null["tokens"].shape == (11, 14) and null["mask"].shape == (11,) and np.any(null["tokens"][6:])
+    empty = null(text, WIDE)
+    assert empty["tokens"].shape == (11, 14) and empty["mask"].shape == (11,) and np.any(empty["tokens"][6:])
 
 
 def test_zeros_take_the_place_of_an_encoder_that_is_left_out() -> None:
     text = build(RUNS, PARTS, width=14, zeros=5)
-    found, null = text(FROZEN, dict(BATCH), KEYS), text.null(FROZEN)
-    assert found["tokens"].shape == (3, 11, 14) and null["tokens"].shape == (11, 14)
-    for made in (found, null):
+    found, empty = called(text), null(text)
+    assert found["tokens"].shape == (3, 11, 14) and empty["tokens"].shape == (11, 14)
+    for made in (found, empty):
         assert bool(np.all(made["mask"])) and not np.any(made["tokens"][..., 6:, :]) and np.any(made["tokens"])
 
 
