@@ -135,6 +135,7 @@ def test_noise_target_and_meaning_have_derivatives_by_data_and_time(process: Pro
     x0, eps = np.random.default_rng(1).normal(size=(2, 6, 3))
     t = jnp.linspace(0.1003, 0.9003, 6)
 
+    @jax.jit
     def all_of(x0: jax.Array, eps: jax.Array, t: jax.Array) -> Any:
         x = process.noised(x0, eps, t)
         return x, process.target(x0, eps, t), process.interpret(jnp.sin(x), x, t)[:2], process.network_input(x, t)
