@@ -106,6 +106,7 @@ def test_losses_and_gradients_are_finite_in_single_precision_near_both_ends(proc
 def test_losses_have_higher_derivatives(process: Process, space: str | None) -> None:
     drawn = draw(TIMES[:4])
 
+    @jax.jit
     def loss(scale: jax.Array, x0: jax.Array) -> jax.Array:
         def network(x: jax.Array, t: jax.Array, condition: Any, *, s: Any = None) -> Any:
             return jnp.sin(scale * x), {}

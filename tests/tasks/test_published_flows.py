@@ -40,10 +40,10 @@ def test_the_answer_is_a_velocity_in_the_time_of_the_source(source: str, name: s
     channels = CASES[name][1]
     x = jax.random.normal(jax.random.key(0), (3, 16, 16, channels))
     t, label = jnp.asarray([0.1, 0.5, 0.9]), jnp.asarray([0, 1, 2])
-    predicted, _ = task.network_denoiser(params)(x, t, {"label": label}, ())
+    predicted, _ = jax.jit(task.network_denoiser(params).__call__)(x, t, {"label": label}, ())
 
     their_time = 1 - t if source == "sit" else t
-    answer = theirs.apply({"params": params["model"]}, x, their_time, {"label": label})
+    answer = jax.jit(theirs.apply)({"params": params["model"]}, x, their_time, {"label": label})
     assert answer.shape[-1] == channels * (2 if name == "dit_learn_sigma" else 1)
     towards_noise = predicted.eps - predicted.x0
     velocity = -towards_noise if source == "sit" else towards_noise
