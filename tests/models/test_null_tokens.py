@@ -46,6 +46,10 @@ MODELS: dict[str, Any] = {
     ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
+# A U-Net takes as long as the others together, and is given its texts by the same module.
+cheap_models = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "adm")) for n in MODELS]
+)
 
 
 def own(params: Any) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def test_without_the_field_there_is_no_such_parameter(name: str) -> None:
     assert not own(stirred(model.clone(null_tokens=0)))
 
 
-@every_model
+@cheap_models
 def test_it_has_gradients_of_dropped_examples_alone(name: str) -> None:
     model, params = MODELS[name], stirred(MODELS[name])
     each = jax.jit(jax.jacrev(lambda params: jnp.sum(jnp.square(answers(model)(params, TEXT)), axis=(1, 2, 3))))
@@ -99,7 +103,7 @@ def test_it_stands_where_there_is_no_text_as_a_text_would(name: str, count: int)
     np.testing.assert_array_equal(answers(model)(params, other), found)
 
 
-@every_model
+@cheap_models
 def test_guidance_leads_away_from_it(name: str) -> None:
     model, params = MODELS[name], stirred(MODELS[name])
     every = TEXT | {"mask": np.ones_like(TEXT["mask"])}

@@ -8,8 +8,11 @@ import pytest
 from archirf_jax.visuals import latents
 
 
-@pytest.mark.parametrize("channels", [1, 5, 8, 70])
-def test_each_channel_has_a_panel_with_all_its_values_and_its_deviation(channels: int) -> None:
+@pytest.mark.parametrize("channels", [1, 5, 8])
+def test_each_channel_has_a_panel_with_all_its_values_and_its_deviation(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "MOST", 6)
     z = np.random.default_rng(0).normal(size=(3, 4, 4, channels)) * np.arange(1, channels + 1)
     panels = [axes for axes in latents.histograms(z).axes if axes.axison]
     assert len(panels) == min(channels, latents.MOST)
