@@ -30,22 +30,23 @@ def build(network: str, **text: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+def made(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
+    """(the network, its parameters, their compiled answer to a condition)."""
     model = build(request.param)
     params = jax.jit(lambda key: binding.init(model, key, X, T, CONDITION))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)  # the last layer of a fresh network is 0
     random = np.random.default_rng(1)
     drawn = [leaf + 0.3 * random.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return model, jax.tree.unflatten(tree, drawn)
-
-
-def answer(made: tuple[Any, Any], **changes: Any) -> np.ndarray:
-    model, params = made
     apply = jax.jit(lambda params, condition: binding.bind(model, params)(X, T, condition)[0])
+    return model, jax.tree.unflatten(tree, drawn), apply
+
+
+def answer(made: tuple[Any, Any, Any], **changes: Any) -> np.ndarray:
+    _, params, apply = made
     return np.asarray(apply(params, CONDITION | changes))
 
 
-def test_words_behind_the_mask_change_nothing_and_words_and_their_order_do(made: tuple[Any, Any]) -> None:
+def test_words_behind_the_mask_change_nothing_and_words_and_their_order_do(made: tuple[Any, Any, Any]) -> None:
     found = answer(made)
     np.testing.assert_allclose(answer(made, ids=np.where(IDS > 0, IDS, 6)), found, rtol=1e-4, atol=1e-5)
     other, swapped = IDS.copy(), IDS.copy()
@@ -56,12 +57,12 @@ def test_words_behind_the_mask_change_nothing_and_words_and_their_order_do(made:
         assert changed[0] > 1e-3 and changed[1] < 1e-4  # the other text's image stays
 
 
-def test_texts_without_words_have_an_answer(made: tuple[Any, Any]) -> None:
+def test_texts_without_words_have_an_answer(made: tuple[Any, Any, Any]) -> None:
     assert np.all(np.isfinite(answer(made, mask=np.zeros_like(IDS, bool))))
 
 
-def test_gradients_reach_every_parameter_of_both(made: tuple[Any, Any]) -> None:
-    model, params = made
+def test_gradients_reach_every_parameter_of_both(made: tuple[Any, Any, Any]) -> None:
+    model, params, _ = made
 
     def loss(params: Any) -> jax.Array:
         return jnp.sum(jnp.square(binding.bind(model, params)(X, T, CONDITION)[0]))
