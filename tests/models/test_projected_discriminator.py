@@ -31,9 +31,9 @@ def logits(params: Any, maps: Any, model: ProjectedDiscriminator = MODEL) -> Any
 
 
 def test_every_scale_gives_as_many_logits_of_its_own_example(params: Any) -> None:
-    found = logits(params, MAPS)
+    found = logits(params, MAPS, MODEL)
     assert found.shape == (2, 3 * 2 * 2) and found.dtype == jnp.float32
-    other = logits(params, [x.at[0].add(1) for x in MAPS])
+    other = logits(params, [x.at[0].add(1) for x in MAPS], MODEL)
     np.testing.assert_array_equal(other[1], found[1])
     assert np.all(other[0] != found[0])
 
