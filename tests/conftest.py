@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("XDG_CACHE_HOME", str(CACHE.parent))  # not the user's own
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 # Compiling is most of the tests' time and no law depends on how well it is done; and one CPU stands for eight devices
 # where a test asks for them. Processes that tests start inherit this: what they compute is the same bit for bit.
 FLAGS = (
