@@ -213,6 +213,11 @@ def test_snapshots_of_steps_that_are_done_again_in_another_way_are_replaced(tmp_
     assert not same(old, new) and same(new, network.averages["ema_0.100"])
 
 
+def test_snapshots_are_taken_when_nothing_else_is_due(tmp_path: pathlib.Path) -> None:
+    assert trained(tmp_path, log__every_steps=12)
+    assert Checkpoints(tmp_path / "snapshots").steps() == [12, 8, 4]
+
+
 def test_the_main_networks_average_is_in_snapshots() -> None:
     workdir, _ = whole(Adversarial)
     reader, network = Checkpoints(workdir / "snapshots"), saved(workdir, Adversarial).networks["zenerator"]
