@@ -172,7 +172,8 @@ def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -
 
 
 def _start(row: Row) -> float:
-    pure = float(row.process.alpha(np.asarray(1.0))) == 0 and row.prediction == "eps"
+    # In pure noise a predicted eps says nothing, and a classifier is asked elsewhere.
+    pure = float(row.process.alpha(np.asarray(1.0))) == 0
     return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if pure else 1.0
 
 

@@ -20,6 +20,7 @@ from archirf_jax.processes.base import Process
 from archirf_jax.processes.oracles import process_time
 from archirf_jax.samplers.config import SamplerConfig
 from archirf_jax.samplers.denoisers import NetworkDenoiser
+from archirf_jax.samplers.grids.karras import SIGMAS
 from tests.samplers import forms
 from tests.samplers.checks import EXACT, Check, Column, Row
 from tests.samplers.forms import Compiled, Data, normal, walk
@@ -147,7 +148,9 @@ class Guided:
         """Nothing is compiled yet."""
         self.row, self.calls = row, Calls()
         self.kinds = {name: kind for name, kind in kinds().items() if not names or name in names}
-        self.grid = SamplerConfig.from_config({"grid": "karras", "steps": STEPS}).make_grid(row.process)
+        # From a level that is not pure noise, where a classifier is asked elsewhere and a step of two calls has one.
+        grid = {"name": "karras", "sigma_max": SIGMAS[1]}
+        self.grid = SamplerConfig.from_config({"grid": grid, "steps": STEPS}).make_grid(row.process)
         self.network = counted(forms.conditional(row.process), self.calls)
         self.plain = Compiled(NetworkDenoiser(row.process, self.network))
         self.denoisers = {name: self._compiled(kind) for name, kind in self.kinds.items()}
