@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -144,14 +145,17 @@ def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -
     kinds = {name: kind for name, kind in guided.kinds().items() if name in names}
     network, solver = forms.conditional(process), column.config.make_solver()
     several = together(rows, tuple(guided.denoiser(process, network, kind) for kind in kinds.values()))
-    keys, grid = jax.random.split(jax.random.key(2), BATCH), forms.even(process, 1, first)
+    keys = jax.random.split(jax.random.key(2), BATCH)
+    # Guidances are compared from nearly there: in pure noise a classifier is asked elsewhere.
+    nearly = min(first, float(process.time_of_ratio(np.asarray(HIGHEST))))
 
-    @jax.jit
-    def run(which: jax.Array, condition: Any) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(begin: float, which: jax.Array, condition: Any) -> jax.Array:
+        grid = forms.even(process, 1, begin)
         return sample(keys, several(which), condition, guided.SHAPE, grid=grid, solver=solver, stride=1)
 
     def close(which: int) -> Check:
-        x, end = np.asarray(run(jnp.asarray(which), diagonal(BATCH)._asdict()))
+        x, end = np.asarray(run(first, jnp.asarray(which), diagonal(BATCH)._asdict()))
         parts = zip(turned(x), (ALONG, ACROSS), strict=True)
         right = [forms.transported(v, data, process, first, 0.0) for v, data in parts]
         off = rms(np.stack(turned(end)) - np.stack(right))
@@ -160,7 +164,9 @@ def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -
     def same(which: int, kind: guided.Kind) -> Check:
         pairs = ((which, kind.data), (0, kind.same))
         ends = [
-            np.asarray(run(jnp.asarray(i), {k: np.resize(a, (BATCH, *a.shape[1:])) for k, a in data._asdict().items()}))
+            np.asarray(
+                run(nearly, jnp.asarray(i), {k: np.resize(a, (BATCH, *a.shape[1:])) for k, a in data._asdict().items()})
+            )
             for i, data in pairs
         ]
         off = float(np.max(np.abs(ends[0][1] - ends[1][1])))
@@ -172,8 +178,7 @@ def adaptive(rows: list[Row], column: Column, names: tuple[str, ...] = GUIDED) -
 
 
 def _start(row: Row) -> float:
-    # In pure noise a predicted eps says nothing, and a classifier is asked elsewhere.
-    pure = float(row.process.alpha(np.asarray(1.0))) == 0
+    pure = float(row.process.alpha(np.asarray(1.0))) == 0 and row.prediction == "eps"
     return float(row.process.time_of_ratio(np.asarray(HIGHEST))) if pure else 1.0
 
 
