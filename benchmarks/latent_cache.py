@@ -1,8 +1,10 @@
-"""python -m benchmarks.latent_cache [--variant=openmoji] [--rounds=5] [--out=FILE]: what a latent cache saves.
+"""python -m benchmarks.latent_cache [--variant=openmoji] [--rounds=7] [--out=FILE]: what a latent cache saves.
 
-Seconds of a training step of configs/dit_latent_rf.py from its latent cache and of the same step that encodes its
-images, both with their feeds and in turns. --autoencoder and --latents name the run and the cache, which are made
-before (see the configuration); without them the configuration's own are taken.
+Seconds of a training step of configs/dit_latent_rf.py from its latent cache, and of the same step that encodes its
+images: by the autoencoder that the cache was made by, and by one of ArchiRF's widths for latents of the same shape,
+with fresh weights, on which its time does not depend. All are timed with their feeds and in turns. --autoencoder and
+--latents name the run and the cache, which are made before (see the configuration); without them the configuration's
+own are taken.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import json
 import pathlib
 import statistics
+import tempfile
 import time
 from typing import Any
 
@@ -19,13 +22,15 @@ import jax
 from archirf_jax import sharding
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.pipeline import load
-from archirf_jax.launch import latents
+from archirf_jax.first_stages.autoencoder import RUN
+from archirf_jax.launch import latents, run_directory
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training.state import purpose_key
 from archirf_jax.training.step_runner import StepRunner
+from benchmarks.flops import parameters
 from benchmarks.machine import say, write
-from configs import dit_latent_rf
+from configs import autoencoder, dit_latent_rf
 
 
 class Timed:
@@ -33,21 +38,21 @@ class Timed:
 
     Args:
         config: of a run that is trained on a latent cache.
-        cached: whether the latents are read; otherwise they are made of the images at each step.
-        init: compiled, of the other kind of step, which begins with the same state.
+        encoder: the autoencoder that makes latents of the images at each step; None = they are read.
+        init: compiled, of another kind of step, which begins with the same state.
 
     Attributes:
         init: the compiled (key, frozen) -> state.
     """
 
-    def __init__(self, config: Any, cached: bool, init: Any = None) -> None:
+    def __init__(self, config: Any, encoder: frozen_runs.Run | None = None, init: Any = None) -> None:
         """Compile the steps."""
         config = config.copy_and_resolve_references().unlock()
         config.mesh.data = 1  # one device
         runs = frozen_runs.named(config, pathlib.Path("nowhere"))
-        latents.fit(config, runs)  # the cache's statistics, which both kinds of step take
-        if not cached:
-            config.data = latents.images_of(config.data)
+        latents.fit(config, runs)  # the cache's statistics, which all kinds of step take
+        if encoder:
+            config.data, runs[RUN] = latents.images_of(config.data), encoder
         dataset = load(config.data)
         resolve(config, dataset.num_classes or 1)
         frozen = {name: run.params for name, run in runs.items()}
@@ -73,20 +78,42 @@ class Timed:
         return (time.perf_counter() - begun) / steps
 
 
-def measure(config: Any, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of all rounds; each round times both kinds of step, in turns."""
-    cached = Timed(config, cached=True)
-    both = {"cached": cached, "encoded": Timed(config, cached=False, init=cached.init)}
-    times: dict[str, list[float]] = {name: [] for name in both}
+def archirf(run: frozen_runs.Run, place: pathlib.Path) -> frozen_runs.Run:
+    """An autoencoder of ArchiRF's widths with fresh weights, whose latents have the shape of this one's."""
+    given: Any = run.task
+    config, model = run.config.copy_and_resolve_references(), autoencoder.get_config("imagenet64").model
+    model.block_out_channels = (128, *[256] * (given.model.factor.bit_length() - 1))
+    model.update(latent_channels=config.model.latent_channels, dtype=config.model.dtype)
+    with config.unlocked():
+        config.model = model
+    task: Any = make_task(config)
+    params = jax.jit(task.init_params)(jax.random.key(0), {})
+    run_directory.write(place, config.to_dict(), params, step=0)
+    return frozen_runs.open_run(place)
+
+
+def measure(config: Any, rounds: int, place: pathlib.Path) -> dict[str, Any]:
+    """Medians of all rounds, each of which times a step of every kind, in turns; `place` is an empty folder."""
+    own = frozen_runs.named(config, pathlib.Path("nowhere"))[RUN]
+    cached = Timed(config)
+    encoders = {"own": own, "archirf": archirf(own, place / "autoencoder")}
+    kinds = {"cached": cached} | {name: Timed(config, run, cached.init) for name, run in encoders.items()}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
     for i in range(rounds):
-        for name in sorted(both, reverse=bool(i % 2)):  # neither is always the first
-            times[name].append(both[name].seconds(steps))
+        for name in sorted(kinds, reverse=bool(i % 2)):  # none is always the first
+            times[name].append(kinds[name].seconds(1))
     middle = {name: statistics.median(each) for name, each in times.items()}
     return {
         "batch_size": config.batch_size,
         "cached_step_seconds": middle["cached"],
-        "encoded_step_seconds": middle["encoded"],
-        "times_as_fast": middle["encoded"] / middle["cached"],
+        "autoencoders": {
+            name: {
+                "million_parameters": parameters(run.params) / 1e6,
+                "encoded_step_seconds": middle[name],
+                "times_as_fast": middle[name] / middle["cached"],
+            }
+            for name, run in encoders.items()
+        },
         "rounds": times,
     }
 
@@ -98,15 +125,15 @@ def main() -> None:
     parser.add_argument("--autoencoder", help="run of the autoencoder")
     parser.add_argument("--latents", help="folder of the cache")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     config = dit_latent_rf.get_config(args.variant)
     config.batch_size = args.batch_size
     config.frozen.autoencoder = args.autoencoder or config.frozen.autoencoder
     config.data.name = f"latents:{args.latents}" if args.latents else config.data.name
-    found = {"variant": args.variant} | measure(config, args.rounds, args.steps)
+    with tempfile.TemporaryDirectory() as place:
+        found = {"variant": args.variant} | measure(config, args.rounds, pathlib.Path(place))
     say(json.dumps(found, indent=1))
     write(found, args.out)
 

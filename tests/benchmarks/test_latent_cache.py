@@ -1,4 +1,4 @@
-"""The benchmark of latent caches times steps of both kinds on a cache as it is made."""
+"""The benchmark of latent caches times steps of all kinds on a cache as it is made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def test_steps_with_and_without_a_cache_are_timed(
     monkeypatch.setitem(dit_latent_rf.NETWORKS, "digits", {"hidden_size": 16, "depth": 1, "num_heads": 2})
     out = tmp_path / "found.json"
     flags = ("--variant=digits", places[0], f"--latents={tmp_path / 'latents'}", f"--out={out}")
-    monkeypatch.setattr(sys, "argv", ["latent_cache", *flags, "--batch_size=8", "--rounds=1", "--steps=1"])
+    monkeypatch.setattr(sys, "argv", ["latent_cache", *flags, "--batch_size=8", "--rounds=1"])
     latent_cache.main()
     found = json.loads(out.read_text())
-    assert found["cached_step_seconds"] > 0 and found["encoded_step_seconds"] > 0 and found["batch_size"] == 8
+    own, archirf = found["autoencoders"]["own"], found["autoencoders"]["archirf"]
+    assert found["cached_step_seconds"] > 0 and found["batch_size"] == 8
+    assert 0 < own["million_parameters"] < archirf["million_parameters"]
+    for each in (own, archirf):
+        assert each["encoded_step_seconds"] / found["cached_step_seconds"] == pytest.approx(each["times_as_fast"])
