@@ -23,7 +23,7 @@ from archirf_jax import sharding
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.pipeline import load
 from archirf_jax.first_stages.autoencoder import RUN
-from archirf_jax.launch import latents, run_directory
+from archirf_jax.launch import host, latents, run_directory
 from archirf_jax.launch import runs as frozen_runs
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.training.state import purpose_key
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
+    host.set_up()  # as the commands do
     config = dit_latent_rf.get_config(args.variant)
     config.batch_size = args.batch_size
     config.frozen.autoencoder = args.autoencoder or config.frozen.autoencoder

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from archirf_jax.contracts import Condition
+from archirf_jax.launch import host
 from archirf_jax.models import binding
 from archirf_jax.models.adm_unet import ADMUNet
 from archirf_jax.models.dit import DiT
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(ROWS), help="some of them")
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
+    host.set_up()  # as the commands do
     found = {}
     for name in given.networks.split(","):
         referenced = given.torch and name != "edm2_unet"  # of which the package index has none

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from archirf_jax.launch import host
 from archirf_jax.tasks.building import make_task, resolve
 from archirf_jax.tasks.diffusion import Diffusion
 from benchmarks.machine import say, write
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--solvers", default=",".join(SOLVERS), help="some of them")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
+    host.set_up()  # as the commands do
     config = dit_rf.get_config()
     resolve(config, 10)
     task: Any = make_task(config)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import gc
 import json
 import os
 import pathlib
@@ -28,7 +27,7 @@ import jax
 import numpy as np
 
 from archirf_jax import sharding
-from archirf_jax.launch.cli import SELDOM
+from archirf_jax.launch import host
 from archirf_jax.models.dit import PRESETS
 from archirf_jax.tasks import communication, footprint
 from archirf_jax.tasks.building import make_task
@@ -163,7 +162,7 @@ def main() -> None:
     parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
-    gc.set_threshold(*SELDOM)  # as the commands do
+    host.set_up()  # as the commands do
     if given.compile:
         say(json.dumps(compiled(given.compile, {"toy": TOY} if given.toy else NETWORKS)))
         return

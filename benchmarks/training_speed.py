@@ -34,6 +34,7 @@ from archirf_jax.contracts import Batch, Feed, Frozen, Metrics, TrainState
 from archirf_jax.data.feeds import make_feed
 from archirf_jax.data.pipeline import load
 from archirf_jax.data.preparation import prepare
+from archirf_jax.launch import host
 from archirf_jax.tasks.building import resolve
 from archirf_jax.tasks.diffusion import Diffusion
 from archirf_jax.training import loop, upkeep
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
+    host.set_up()  # as the commands do
     with tempfile.TemporaryDirectory() as folder:
         found = figures(args.steps, args.rounds, pathlib.Path(folder))
     say(json.dumps(found, indent=2))

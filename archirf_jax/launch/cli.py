@@ -15,7 +15,6 @@ A test or another command calls `main(COMMAND.parse(["--workdir=runs/x"]))` and 
 
 from __future__ import annotations
 
-import gc
 import json
 import logging as std_logging
 import math
@@ -30,13 +29,11 @@ from typing import Any, NoReturn
 
 from archirf_jax.errors import UserError, printable
 from archirf_jax.files import cache
-from archirf_jax.launch import flags, messages
+from archirf_jax.launch import flags, host, messages
 from archirf_jax.launch.flags import Flag
 from archirf_jax.launch.signals import FAILED, leave_at_once
 
 CLOSED_LOOP = "Event loop is closed"
-# Of garbage collection: tracing makes many objects and hardly any garbage, and looking for it took a fifth of its time.
-SELDOM = (100_000, 20, 100)
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull")
 
 
@@ -69,7 +66,7 @@ class Command:
         """Call main(flags) with the arguments of this process and exit: 0, main's own code, or 2 after one line."""
         _set_up_streams()
         leave_at_once(self.resumable)
-        gc.set_threshold(*SELDOM)
+        host.set_up()
         if any(argument in HELP for argument in sys.argv[1:]):
             sys.stdout.write(f"{self.usage.strip()}\n\n{flags.describe(self.flags)}\n")
             sys.exit(0)

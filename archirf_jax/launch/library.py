@@ -17,7 +17,7 @@ from archirf_jax import models
 from archirf_jax.data.dataset import Dataset
 from archirf_jax.errors import UserError
 from archirf_jax.files import expand
-from archirf_jax.launch import fields, messages
+from archirf_jax.launch import fields, host, messages
 from archirf_jax.launch.defaults import defaults
 from archirf_jax.launch.runs import GIVEN, Run, open_run
 from archirf_jax.launch.training import train_run
@@ -78,7 +78,7 @@ def train(
         UserError: something does not fit.
         KeyboardInterrupt: a signal stopped the training, after a save.
     """
-    messages.set_up()
+    _set_up()
     config = defaults()
     name = _name(process)
     with config.unlocked():
@@ -115,7 +115,7 @@ def open(directory: str | pathlib.Path, *, step: int | None = None, average: str
     Raises:
         UserError: there is no run, or it does not build.
     """
-    messages.set_up()
+    _set_up()
     return open_run(expand(str(directory), "workdir"), step, average, model=model)
 
 
@@ -133,6 +133,11 @@ def show(images: np.ndarray, columns: int | None = None) -> Any:
         filled = np.concatenate([images, np.full((missing, *images.shape[1:]), 255, np.uint8)])
         images = filled.reshape(-1, columns, *images.shape[1:])
     return pictures.as_pillow(pictures.grid(images))
+
+
+def _set_up() -> None:
+    messages.set_up()
+    host.keep_memory()
 
 
 def described(model: Any) -> dict[str, Any]:

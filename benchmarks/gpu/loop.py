@@ -24,10 +24,10 @@ from benchmarks.training_speed import loop_seconds
 from configs import dit_rf
 
 START = """
-import gc
 import sys
 import jax
-gc.set_threshold(100_000, 20, 100)  # as the commands do
+from archirf_jax.launch import host
+host.set_up()  # as the commands do
 from benchmarks.gpu.networks import NETWORKS, compiled
 made = compiled(NETWORKS["DiT-XL/2"].config(sys.argv[1] == "toy"), int(sys.argv[2]))
 state, batch = made.begin()

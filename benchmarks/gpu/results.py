@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import pathlib
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 from archirf_jax.errors import UserError
 from archirf_jax.files import atomic_write
-from archirf_jax.launch.cli import SELDOM
+from archirf_jax.launch import host
 
 # Errors with which a row may fail while the others are still measured.
 FAILURES = (
@@ -114,5 +113,5 @@ def started(*others: str) -> tuple[Results, bool, argparse.Namespace]:
     for name in others:
         parser.add_argument(name)
     args = parser.parse_args()
-    gc.set_threshold(*SELDOM)  # as the commands do
+    host.set_up()  # as the commands do
     return Results(args.out, args.seconds, rows=args.rows), args.toy, args

@@ -1,0 +1,70 @@
+"""Memory that a thread gives back stays with a process that computes on a CPU, unless the user chose otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import running
+
+FAULTS = '''"""Print how many pages are mapped anew for the second of two blocks that a thread takes and gives back."""
+import ctypes, resource, sys, threading
+from archirf_jax.errors import UserError
+
+library = ctypes.CDLL(None)
+library.malloc.restype, SIZE = ctypes.c_void_p, 256 << 20
+
+def once():
+    block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(SIZE)))
+    ctypes.memset(block, 1, SIZE)
+    library.free(block)
+
+def twice():
+    once()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    once()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+def main(args=None):
+    thread = threading.Thread(target=twice)
+    thread.start()
+    thread.join()
+
+if sys.argv.pop() == "command":
+    from archirf_jax.launch.cli import Command
+    Command(__doc__, device=False).run(main)
+import archirf_jax
+try:
+    archirf_jax.open("nowhere")
+except UserError:
+    main()
+'''
+PAGES = (256 << 20) // (2 << 20)  # of the block, if they are huge ones
+NOT_GLIBC = not (sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"))
+
+
+def faults(how: str, **chosen: str) -> int:
+    environment = {name: value for name, value in running.environment().items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how],
+        env=environment | {"PYTHONPATH": str(running.REPOSITORY), "JAX_PLATFORMS": "cpu"} | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(NOT_GLIBC, reason="other C libraries have other rules")
+@pytest.mark.parametrize("how", ["command", "library"])
+def test_memory_that_a_thread_gives_back_is_kept(how: str) -> None:
+    assert faults(how) < PAGES / 2
+
+
+@pytest.mark.skipif(NOT_GLIBC, reason="other C libraries have other rules")
+@pytest.mark.parametrize("chosen", [{"MALLOC_ARENA_MAX": "4"}, {"JAX_PLATFORMS": "cuda,cpu"}])
+def test_memory_goes_back_where_the_user_chose_or_an_accelerator_computes(chosen: dict[str, str]) -> None:
+    assert faults("command", **chosen) >= PAGES
