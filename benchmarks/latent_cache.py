@@ -43,6 +43,7 @@ class Timed:
 
     Attributes:
         init: the compiled (key, frozen) -> state.
+        autoencoder: the parameters of the one that the steps are given.
     """
 
     def __init__(self, config: Any, encoder: frozen_runs.Run | None = None, init: Any = None) -> None:
@@ -56,6 +57,7 @@ class Timed:
         dataset = load(config.data)
         resolve(config, dataset.num_classes or 1)
         frozen = {name: run.params for name, run in runs.items()}
+        self.autoencoder = frozen[RUN]
         task = make_task(config, runs)
         self._feed = make_feed(dataset, config)
         mesh = sharding.from_config(config)
@@ -108,11 +110,11 @@ def measure(config: Any, rounds: int, place: pathlib.Path) -> dict[str, Any]:
         "cached_step_seconds": middle["cached"],
         "autoencoders": {
             name: {
-                "million_parameters": parameters(run.params) / 1e6,
+                "million_parameters": parameters(kinds[name].autoencoder) / 1e6,
                 "encoded_step_seconds": middle[name],
                 "times_as_fast": middle[name] / middle["cached"],
             }
-            for name, run in encoders.items()
+            for name in encoders
         },
         "rounds": times,
     }
