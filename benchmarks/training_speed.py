@@ -170,18 +170,18 @@ def figures(steps: int, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
         bare.append(bare_seconds(task, feed, config.seed, steps))
     seconds, idle, cpu = (list(column) for column in zip(*whole, strict=True))
     shares = [1 - (a + b) / 2 / w for a, w, b in zip(bare, seconds, bare[1:], strict=False)]
-    host = [a + b for a, b in zip(idle, cpu, strict=True)]
+    of_host = [a + b for a, b in zip(idle, cpu, strict=True)]
     return {
         "images_per_second": config.batch_size / statistics.median(seconds),
         "bare_images_per_second": config.batch_size / statistics.median(bare),
         "share_by_the_clock": statistics.median(shares),
         "share_by_the_clock_error": standard_error(shares),
-        "share_of_the_host": statistics.median(host),
+        "share_of_the_host": statistics.median(of_host),
         "share_device_idle": statistics.median(idle),
         "share_host_cpu": statistics.median(cpu),
         **cost_of_metrics(config, feed),
         "shares_by_the_clock": shares,
-        "shares_of_the_host": host,
+        "shares_of_the_host": of_host,
     }
 
 

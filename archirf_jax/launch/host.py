@@ -17,13 +17,13 @@ ACCELERATORS = ("jax_plugins", "libtpu")  # packages that bring JAX another devi
 
 
 def set_up() -> None:
-    """Both; before JAX looks for its devices."""
+    """Do both; to be called before JAX looks for its devices."""
     gc.set_threshold(*SELDOM)
     keep_memory()
 
 
-def keep_memory() -> bool:
-    """Keep what a step on a CPU gives back for the next one; returns whether this was asked of the C library.
+def keep_memory() -> None:
+    """Keep what a step on a CPU gives back for the next one.
 
     XLA asks for the whole working memory of a step anew. glibc gives blocks of that size back to the system, which
     clears and maps every page again at the next step: up to a fifth of a training's time. Only threads that begin
@@ -31,9 +31,10 @@ def keep_memory() -> bool:
     accelerator, without glibc, and where the environment has one of CHOSEN.
     """
     if not _on_cpu() or not _has_glibc() or any(name.startswith(CHOSEN) for name in os.environ):
-        return False
+        return
     library = ctypes.CDLL(None)
-    return all([library.mallopt(number, value) for number, value in KEPT.items()])
+    for number, value in KEPT.items():
+        library.mallopt(number, value)
 
 
 def _on_cpu() -> bool:
