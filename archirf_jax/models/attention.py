@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +28,9 @@ Implementation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None, ja
 HALF_PRECISION = (jnp.bfloat16, jnp.float16)
 QK_NORMS = (None, "rms", "layer")
 ROTARY_BASE = 10_000.0
+BLOCK = 256  # queries that XLA computes together on a CPU; jax before 0.11 computes 512 of them where there are 257
+PARTS = 4  # of a batch, in whose gradients XLA keeps both cores of a CPU busier than in those of the whole
+FEWEST = 64  # tokens from which parts gain something
 SAMPLED = np.s_[::16]  # images of a batch whose logits are reported: enough to see them grow, and next to no work
 
 _chosen: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar("attention", default=None)
@@ -102,6 +108,38 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array, key_lengths: jax.Array | Non
     return jnp.where((lengths > 0)[:, None, None, None], out, jnp.zeros((), out.dtype))
 
 
+@jax.custom_jvp
+def in_parts(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, key_lengths: jax.Array | None = None
+) -> jax.Array:
+    """`plain` as one CPU is fastest at it: without derivatives parts of the queries, with them parts of the batch."""
+    parts = 2 if BLOCK < q.shape[1] < 2 * BLOCK else 1
+    masks = [mask] * parts if mask is None or mask.ndim == 2 else _cut(mask, 1, parts)
+    queries = zip(_cut(q, 1, parts), masks, strict=True)
+    return jnp.concatenate([plain(some, k, v, each, key_lengths) for some, each in queries], axis=1)
+
+
+@in_parts.defjvp
+def _derivatives(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(_by_images, primals, tangents)
+
+
+def _by_images(*arrays: Any) -> jax.Array:
+    """`plain` of parts of the batch."""
+    q, k = arrays[:2]
+    parts = math.gcd(len(q), PARTS) if min(q.shape[1], k.shape[1]) >= FEWEST else 1
+    images = zip(*(_cut(each, 0, parts) for each in arrays), strict=True)
+    return jnp.concatenate([plain(*some) for some in images])
+
+
+def _cut(x: Any, axis: int, parts: int) -> Sequence[Any]:
+    """Parts of x along an axis, as equal as they can be; x itself for each where it is None or broadcasts there."""
+    if x is None or x.shape[axis] == 1:
+        return [x] * parts
+    ends = [i * x.shape[axis] // parts for i in range(parts + 1)]
+    return jax.lax.split(x, [end - start for start, end in itertools.pairwise(ends)], axis)
+
+
 def sow_logit(module: nn.Module, q: jax.Array, k: jax.Array) -> None:
     """Sow the largest logit of the images SAMPLED into DIAGNOSTICS, if the module is asked for diagnostics."""
     if not module.is_mutable_collection(DIAGNOSTICS) or module.is_initializing():
@@ -124,6 +162,8 @@ def _by_platform(
     # jax never chooses cuDNN by itself, and with a mask cuDNN is slow: it reads one of (B, heads, N, M).
     if mask is None and jax.default_backend() == "gpu" and flash_fits(q):
         return flash(q, k, v, key_lengths)
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:  # parts of a batch that devices share would move
+        return in_parts(q, k, v, mask, key_lengths)
     return plain(q, k, v, mask, key_lengths)
 
 
