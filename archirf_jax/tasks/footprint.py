@@ -189,7 +189,7 @@ def _as_on(device: Device | None, config: Any) -> Iterator[Any]:
         return
     half = config.model.get("dtype") in ("bfloat16", "float16")
     seen = changed(config, {"model.scan": True} | ({"model.dtype": "float16"} if half else {}))
-    with attention.using(_as_on_gpu) if half and device.platform == "gpu" else contextlib.nullcontext():
+    with attention.using(_as_on_gpu if half and device.platform == "gpu" else attention.plain):
         yield seen
 
 
