@@ -9,9 +9,9 @@ import os
 
 # Of garbage collection: tracing makes many objects and hardly any garbage, and looking for it took a fifth of its time.
 SELDOM = (100_000, 20, 100)
-# Numbers of mallopt(3) and their values: every block from the one heap, and none of it back to the system.
+# Numbers of mallopt(3) and their values: every block from the one heap, and none of it (-1) back to the system.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-KEPT = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0, ARENA_MAX: 1}
+KEPT = {TRIM_THRESHOLD: -1, MMAP_MAX: 0, ARENA_MAX: 1}
 CHOSEN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # the user's own choices, and how they begin
 ACCELERATORS = ("jax_plugins", "libtpu")  # packages that bring JAX another device than the CPU
 

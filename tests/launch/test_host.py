@@ -15,11 +15,11 @@ import ctypes, resource, sys, threading
 from archirf_jax.errors import UserError
 
 library = ctypes.CDLL(None)
-library.malloc.restype, SIZE = ctypes.c_void_p, 256 << 20
+library.malloc.restype = ctypes.c_void_p
 
 def once():
-    block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(SIZE)))
-    ctypes.memset(block, 1, SIZE)
+    block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(3 << 30)))  # more than glibc can be told to keep at most
+    ctypes.memset(block, 1, 256 << 20)
     library.free(block)
 
 def twice():
@@ -42,7 +42,7 @@ try:
 except UserError:
     main()
 '''
-PAGES = (256 << 20) // (2 << 20)  # of the block, if they are huge ones
+PAGES = (256 << 20) // (2 << 20)  # that are written, if they are huge ones
 NOT_GLIBC = not (sys.platform == "linux" and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"))
 
 
