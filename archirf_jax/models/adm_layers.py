@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from archirf_jax.models import initializers, layers
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
+from archirf_jax.models.group_norm import GroupNorm, silu
 from archirf_jax.models.linear import Dense
 
 GROUPS = 32  # of every norm of ADM
@@ -27,9 +28,9 @@ def conv(width: int, dtype: Any, name: str, stride: int = 1, size: int = 3, init
     return Conv(width, size, stride, dtype, init, name=name)
 
 
-def group_norm(name: str | None = None, groups: int = GROUPS, eps: float = 1e-5) -> nn.GroupNorm:
+def group_norm(name: str | None = None, groups: int = GROUPS, eps: float = 1e-5) -> GroupNorm:
     """A norm over groups of channels, in float32."""
-    return nn.GroupNorm(groups, epsilon=eps, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return GroupNorm(groups, eps, name=name)
 
 
 def doubled(x: jax.Array) -> jax.Array:
@@ -79,7 +80,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         """Map x (B, H, W, D) and embedding (B, E) -> (B, H', W', width)."""
         resize = {"": lambda a: a, "down": halved, "up": doubled}[self.direction]
-        h = resize(nn.silu(group_norm("norm_in", self.groups)(x)).astype(self.dtype))
+        h = resize(silu(group_norm("norm_in", self.groups)(x), self.dtype))
         h = conv(self.width, self.dtype, "conv_in")(h)
         vectors = 2 if self.scale_shift else 1
         dense = nn.Dense(
@@ -92,7 +93,7 @@ class ResBlock(nn.Module):
             h = norm(h) * (1 + scale) + shift
         else:
             h = norm(h + modulation)
-        h = nn.silu(h).astype(self.dtype)
+        h = silu(h, self.dtype)
         h = nn.Dropout(self.dropout)(h, deterministic=not self.has_rng("dropout"))
         h = conv(self.width, self.dtype, "conv_out", init=initializers.zeros)(h)
         x = resize(x)

@@ -15,6 +15,7 @@ from archirf_jax.models import initializers
 from archirf_jax.models.adm_layers import doubled
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
+from archirf_jax.models.group_norm import group_normalized, silu
 from archirf_jax.models.linear import Dense
 
 EPS = 1e-6  # of every norm
@@ -40,18 +41,12 @@ class Norm(nn.Module):
         """x (B, H, W, D), code (B, h, w, C) or none -> (B, H, W, D) float32 (Zheng et al. 2022, MoVQ, Eq. 5)."""
         groups = self.groups if code is None else CODE_GROUPS
         ones, zeros = initializers.ones, initializers.zeros
-        h = grouped(x, groups) * self.param("scale", ones, x.shape[-1:]) + self.param("bias", zeros, x.shape[-1:])
+        affine = self.param("scale", ones, x.shape[-1:]), self.param("bias", zeros, x.shape[-1:])
+        h = group_normalized(x, *affine, groups, EPS)
         if code is None:
             return h
         code = enlarged(code.astype(jnp.float32), *x.shape[1:3])
         return h * conv(x.shape[-1], "code_scale", size=1)(code) + conv(x.shape[-1], "code_shift", size=1)(code)
-
-
-def grouped(x: jax.Array, groups: int) -> jax.Array:
-    """x (B, H, W, D) with mean 0 and variance 1 in each group of channels, float32."""
-    h = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
-    h = h - jnp.mean(h, axis=(1, 2, 4), keepdims=True)
-    return (h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=(1, 2, 4), keepdims=True) + EPS)).reshape(x.shape)
 
 
 def enlarged(code: jax.Array, height: int, width: int) -> jax.Array:
@@ -77,7 +72,7 @@ class ResidualBlock(nn.Module):
         """x (B, H, W, D) and the code of the norms, if they have one -> (B, H, W, width)."""
         h = x
         for side in ("in", "out"):
-            h = nn.silu(Norm(self.groups, name=f"norm_{side}")(h, code)).astype(self.dtype)
+            h = silu(Norm(self.groups, name=f"norm_{side}")(h, code), self.dtype)
             h = conv(self.width, f"conv_{side}", self.dtype)(h)
         return h + (x if x.shape[-1] == self.width else conv(self.width, "skip", self.dtype, size=1)(x))
 

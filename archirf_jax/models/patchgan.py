@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from archirf_jax.errors import UserError
 from archirf_jax.models import initializers, layers
 from archirf_jax.models.convolution import Conv
+from archirf_jax.models.group_norm import GroupNorm
 
 NORMS = ("group", "batch", "none")
 STATISTICS = "batch_stats"  # the collection of running means and variances
@@ -69,7 +70,7 @@ class PatchGAN(nn.Module):
         if self.norm == "batch":
             return BatchNorm(name=name)(h, running)
         groups = min(self.norm_num_groups, h.shape[-1])
-        return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)(h)
+        return GroupNorm(groups, name=name)(h)
 
     def _sized(self, h: jax.Array, images: jax.Array) -> jax.Array:
         if min(h.shape[1:3]) < 2:
