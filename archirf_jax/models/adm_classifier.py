@@ -15,7 +15,7 @@ from archirf_jax.contracts import Condition
 from archirf_jax.errors import UserError
 from archirf_jax.models import initializers, layers
 from archirf_jax.models.adm_halves import Encoder, Plan
-from archirf_jax.models.adm_layers import TimeEmbedding, group_norm, split_heads
+from archirf_jax.models.adm_layers import TimeEmbedding, group_norm, projected
 from archirf_jax.models.attention import attend, sow_logit
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -154,8 +154,7 @@ class AttentionPool(nn.Module):
         x = x.reshape(b, height * width, d)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.param("positions", nn.initializers.normal(d**-0.5), (height * width + 1, d))
-        qkv = nn.Dense(3 * d, kernel_init=initializers.uniform, name="qkv")(x)
-        q, k, v = split_heads(qkv, self.plan.heads(d), "new")
+        q, k, v = projected(x, 3, d, self.plan.heads(d), "new", jnp.float32, "qkv")
         q = q[:, :1]  # the mean alone attends
         sow_logit(self, q, k)
         h = attend(q, k, v).reshape(b, d)

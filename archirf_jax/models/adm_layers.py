@@ -16,7 +16,7 @@ from archirf_jax.models import initializers, layers
 from archirf_jax.models.attention import attend, sow_logit
 from archirf_jax.models.convolution import Conv
 from archirf_jax.models.group_norm import GroupNorm, silu
-from archirf_jax.models.linear import Dense
+from archirf_jax.models.linear import Dense, Split
 
 GROUPS = 32  # of every norm of ADM
 ORDERS = ("legacy", "new")  # of attention
@@ -119,14 +119,12 @@ class Attention(nn.Module):
         """x (B, H, W, D) -> (B, H, W, D), under one softmax over pixels and tokens (Nichol et al. 2021, Sec. 4)."""
         b, height, width, d = x.shape
         h = group_norm("norm")(x).reshape(b, height * width, d)
-        h = Dense(3 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="qkv")(h)
-        q, k, v = split_heads(h, self.num_heads, self.order)
+        q, k, v = projected(h, 3, d, self.num_heads, self.order, self.dtype, "qkv")
         lengths = None
         if text is not None:
             tokens, lengths = text
-            of_text = Dense(2 * d, dtype=self.dtype, kernel_init=initializers.uniform, name="text_key_value")(tokens)
-            joined = zip((k, v), split_heads(of_text, self.num_heads, self.order, parts=2), strict=True)
-            k, v = (jnp.concatenate(pair, axis=1) for pair in joined)
+            of_text = projected(tokens, 2, d, self.num_heads, self.order, self.dtype, "text_key_value")
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip((k, v), of_text, strict=True))
             lengths = None if lengths is None else height * width + lengths
         sow_logit(self, q, k)
         h = attend(q, k, v, key_lengths=lengths).reshape(b, height * width, d)
@@ -134,12 +132,13 @@ class Attention(nn.Module):
         return x + h.reshape(x.shape)
 
 
-def split_heads(projected: jax.Array, num_heads: int, order: str, parts: int = 3) -> tuple[jax.Array, ...]:
-    """(B, N, parts D) -> queries, keys and values (B, N, heads, D / heads), or of two parts the last two.
+def projected(
+    x: jax.Array, parts: int, width: int, num_heads: int, order: str, dtype: Any, name: str
+) -> list[jax.Array]:
+    """x (B, N, D) -> such as queries, keys and values, `parts` of (B, N, heads, width / heads), by one linear layer.
 
-    `order` as in `Attention`.
+    Only inside a compact module. `order` as in `Attention`.
     """
-    b, n, d = projected.shape
-    shape = (num_heads, parts) if order == "legacy" else (parts, num_heads)
-    apart = projected.reshape(b, n, *shape, d // parts // num_heads)
-    return tuple(jnp.moveaxis(apart, 3 if order == "legacy" else 2, 0))
+    together = num_heads if order == "legacy" else 1
+    dense = Split(parts * width, parts, together, dtype=dtype, kernel_init=initializers.uniform, name=name)
+    return [part.reshape(*x.shape[:-1], num_heads, -1) for part in dense(x)]

@@ -35,23 +35,29 @@ class Split(nn.Module):
     Attributes:
         features: of all parts.
         parts: how many arrays.
+        heads: the features of each head lie together, and fall apart into parts; 1 = all parts are whole.
         use_bias, dtype, kernel_init: as in `nn.Dense`.
     """
 
     features: int
     parts: int
+    heads: int = 1
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = initializers.lecun
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """x (..., D) -> `parts` arrays (..., features / parts)."""
+        """x (..., D) -> `parts` arrays (..., features / parts), heads one after the other."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(())
+        bias = self.param("bias", initializers.zeros, (self.features,)) if self.use_bias else jnp.zeros(self.features)
         x, kernel, bias = (each.astype(self.dtype) for each in (x, kernel, bias))
         if jax.default_backend() != "gpu":
-            return jnp.split(product(x, kernel) + bias, self.parts, axis=-1)
+            return self._apart(product(x, kernel) + bias)
         # cuDNN's attention takes whole arrays: parts of one product would be copied.
-        biases = jnp.split(bias, self.parts) if self.use_bias else [bias] * self.parts
-        return [product(x, one) + b for one, b in zip(jnp.split(kernel, self.parts, axis=-1), biases, strict=True)]
+        return [product(x, one) + b for one, b in zip(self._apart(kernel), self._apart(bias), strict=True)]
+
+    def _apart(self, features: jax.Array) -> list[jax.Array]:
+        """(..., features) -> parts of the last axis."""
+        heads = features.reshape(*features.shape[:-1], self.heads, self.parts, -1)
+        return [part.reshape(*features.shape[:-1], -1) for part in jnp.split(heads, self.parts, axis=-2)]

@@ -154,14 +154,19 @@ def test_what_is_read_from_memory_changes_no_derivative(ours: Any, formula: Any)
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
-def test_parts_of_a_linear_layer_are_the_same_on_a_gpu(use_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense, x = Split(12, 3, use_bias=use_bias), jax.random.normal(jax.random.key(0), (2, 5, 8))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, dense.init(jax.random.key(1), x))
+@pytest.mark.parametrize(("use_bias", "heads"), [(False, 1), (True, 1), (True, 2)])
+def test_parts_of_a_linear_layer_are_the_same_on_a_gpu(
+    use_bias: bool, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, x = Split(12, 3, heads, use_bias), jax.random.normal(jax.random.key(0), (2, 5, 8))
+    params = jax.tree.map(lambda leaf: leaf + jnp.arange(12) / 10, dense.init(jax.random.key(1), x))
     here = dense.apply(params, x)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     whole = nn.Dense(12, use_bias=use_bias).apply(params, x)
     assert isinstance(whole, jax.Array)
-    for ours, there, part in zip(here, dense.apply(params, x), jnp.split(whole, 3, axis=-1), strict=True):
+    width = 4 // heads
+    for i, (ours, there) in enumerate(zip(here, dense.apply(params, x), strict=True)):
+        starts = [(head * 3 + i) * width for head in range(heads)]
+        part = np.concatenate([whole[..., start : start + width] for start in starts], axis=-1)
         np.testing.assert_allclose(ours, part, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(there, part, rtol=1e-5, atol=1e-6)
