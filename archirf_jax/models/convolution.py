@@ -12,7 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from archirf_jax import sharding
 from archirf_jax.models import initializers
 from archirf_jax.models.linear import product
 
@@ -67,7 +69,18 @@ class Conv(nn.Module):
         return x + self.param("bias", initializers.zeros, (self.features,)).astype(self.dtype)
 
 
+@jax.custom_jvp
+def _laid_out(kernel: jax.Array) -> jax.Array:
+    return kernel
+
+
+# cuDNN's gradient of a kernel has its axes in another order. Turned by itself it is small; left to the updates of the
+# optimizer and the averages, these do not work in place, and the state is copied.
+_laid_out.defjvps(lambda slope, _, kernel: with_layout_constraint(slope, Layout((0, 1, 2, 3))))
+
+
 def _native(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    kernel = kernel if sharding.gathers() else _laid_out(kernel)  # jax 0.10 would gather it once more
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [padding] * 2, dimension_numbers=LAYOUT)
 
 
