@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from archirf_jax.contracts import Condition
@@ -35,8 +36,9 @@ from tests.golden.cases import compare, load
 GOLDEN = pathlib.Path(__file__).parents[1] / "tests/golden"
 SMALL: dict[str, Any] = dict(num_classes=10, model_channels=64, channel_mult=(1, 2, 2))
 KINDS = ("forward", "step")
-LABEL: Condition = {"label": jnp.zeros(1, jnp.int32)}
-TEXT: Condition = {"tokens": jnp.zeros((1, 77, 768)), "pooled": jnp.zeros((1, 768))}
+# Of numpy: an array of JAX's would start its threads before the process is set up.
+LABEL: Any = {"label": np.zeros(1, np.int32)}
+TEXT: Any = {"tokens": np.zeros((1, 77, 768), np.float32), "pooled": np.zeros((1, 768), np.float32)}
 
 
 class Row(NamedTuple):

@@ -68,3 +68,18 @@ def test_memory_that_a_thread_gives_back_is_kept(how: str) -> None:
 @pytest.mark.parametrize("chosen", [{"MALLOC_ARENA_MAX": "4"}, {"JAX_PLATFORMS": "cuda,cpu"}])
 def test_memory_goes_back_where_the_user_chose_or_an_accelerator_computes(chosen: dict[str, str]) -> None:
     assert faults("command", **chosen) >= PAGES
+
+
+def test_no_import_starts_the_threads_of_jax_before_a_process_is_set_up() -> None:
+    setting_up = [path for path in running.REPOSITORY.glob("benchmarks/*.py") if "host.set_up()" in path.read_text()]
+    modules = ["archirf_jax.launch.library", "archirf_jax.main", *(f"benchmarks.{path.stem}" for path in setting_up)]
+    assert len(modules) > 4
+    code = f"import {', '.join(modules)}; from jax._src import xla_bridge"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(xla_bridge.backends_are_initialized())"],
+        env=running.environment() | {"PYTHONPATH": str(running.REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False"]
