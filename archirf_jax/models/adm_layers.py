@@ -141,4 +141,4 @@ def projected(
     """
     together = num_heads if order == "legacy" else 1
     dense = Split(parts * width, parts, together, dtype=dtype, kernel_init=initializers.uniform, name=name)
-    return [part.reshape(*x.shape[:-1], num_heads, -1) for part in dense(x)]
+    return [part.reshape(*x.shape[:-1], num_heads, width // num_heads) for part in dense(x)]

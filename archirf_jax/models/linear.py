@@ -59,5 +59,6 @@ class Split(nn.Module):
 
     def _apart(self, features: jax.Array) -> list[jax.Array]:
         """(..., features) -> parts of the last axis."""
-        heads = features.reshape(*features.shape[:-1], self.heads, self.parts, -1)
-        return [part.reshape(*features.shape[:-1], -1) for part in jnp.split(heads, self.parts, axis=-2)]
+        *leading, width = features.shape
+        heads = features.reshape(*leading, self.heads, self.parts, width // self.parts // self.heads)
+        return [part.reshape(*leading, width // self.parts) for part in jnp.split(heads, self.parts, axis=-2)]
