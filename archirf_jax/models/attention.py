@@ -29,7 +29,7 @@ HALF_PRECISION = (jnp.bfloat16, jnp.float16)
 QK_NORMS = (None, "rms", "layer")
 ROTARY_BASE = 10_000.0
 BLOCK = 256  # queries that XLA computes together on a CPU; jax before 0.11 computes 512 of them where there are 257
-PARTS = 4  # of a batch, in whose gradients XLA keeps both cores of a CPU busier than in those of the whole
+PARTS = 4  # of a batch, whose gradients took two cores four fifths of the time of the whole's
 FEWEST = 64  # tokens from which parts gain something
 SAMPLED = np.s_[::16]  # images of a batch whose logits are reported: enough to see them grow, and next to no work
 

@@ -80,7 +80,8 @@ _laid_out.defjvps(lambda slope, _, kernel: with_layout_constraint(slope, Layout(
 
 
 def _native(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    kernel = kernel if sharding.gathers() else _laid_out(kernel)  # jax 0.10 would gather it once more
+    if jax.default_backend() == "gpu" and not sharding.gathers():  # jax 0.10 would gather the gradient once more
+        kernel = _laid_out(kernel)
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [padding] * 2, dimension_numbers=LAYOUT)
 
 

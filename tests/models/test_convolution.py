@@ -238,16 +238,17 @@ def test_on_the_cpu_gradients_are_made_of_products_and_elsewhere_of_convolutions
     assert program.count("conv_general_dilated[") == (1 if backend == "cpu" else 3)
 
 
-def test_on_accelerators_a_kernels_gradient_is_laid_out_as_the_kernel_but_not_where_devices_share_it(
+def test_on_a_gpu_a_kernels_gradient_is_laid_out_as_the_kernel_but_not_where_devices_share_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(convolution.jax, "default_backend", lambda: "gpu")
     x, kernel = given(3, (5, 6))
 
     def laid_out() -> bool:
         gradient = jax.make_jaxpr(jax.grad(lambda kernel: convolve(x, kernel).sum()))(kernel)
         return "layout_constraint" in str(gradient)
 
-    assert laid_out()
+    for backend in ("cpu", "tpu", "gpu"):
+        monkeypatch.setattr(convolution.jax, "default_backend", lambda name=backend: name)
+        assert laid_out() == (backend == "gpu")
     monkeypatch.setattr(convolution.sharding, "gathers", lambda: True)
     assert not laid_out()
