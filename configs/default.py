@@ -172,6 +172,7 @@ def get_config(data_set: str = "") -> ConfigDict:
     guidance.scale = 1.5  # 1 = off
     guidance.interval = None  # two times between which guidance acts, such as (0.2, 0.8); None = always
     sample.threshold = None  # of predicted images: static (cut to [-1, 1]) or dynamic (Imagen)
+    sample.hoist = True  # compute what is the same at every step, such as weights in bfloat16, once: takes more memory
 
     if data_set:
         config.update_from_flattened_dict(DATA[data_set])

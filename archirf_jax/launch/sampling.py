@@ -212,7 +212,7 @@ def _program(task: Diffusion, request: Request, weak: Diffusion | None, classifi
         weaker = None if weak is None else weak.network_denoiser(guiding["weak"])
         denoise = task.denoiser(config, params, frozen, null, weaker, log_p)
         condition = task.conditioner(frozen, batch, keys)
-        how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(log_p))
+        how: dict[str, Any] = dict(grid=grid, solver=config.make_solver(log_p), hoist=config.hoist)
         x0 = _draw(task, request, keys, denoise, condition, how, arrays | shared)
         return x0 if request.latents else task.decode(frozen, x0)
 

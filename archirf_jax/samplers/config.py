@@ -83,6 +83,7 @@ class SamplerConfig:
         threshold: None, "static" (x0 is clipped to [-1, 1]) or "dynamic" (Imagen's).
         classifier_scale: of the gradient of a classifier, where one guides.
         strength: the time from which sampling starts, where it starts from an image.
+        hoist: compute what is the same at every step, such as weights in bfloat16, once; it stays in memory.
 
     Raises:
         UserError: a value out of its range, an unknown name, or fields that a choice does not have.
@@ -95,6 +96,7 @@ class SamplerConfig:
     threshold: str | None = None
     classifier_scale: float = 1.0
     strength: float = 1.0
+    hoist: bool = True
 
     def __post_init__(self) -> None:
         if self.threshold not in THRESHOLDS:
@@ -104,6 +106,8 @@ class SamplerConfig:
         _check_steps(self.steps)
         check_range("sample.classifier_scale", self.classifier_scale, 0)
         check_range("sample.strength", self.strength, 0, 1, above=True)
+        if not isinstance(self.hoist, bool):
+            raise UserError("sample.hoist", self.hoist, "must be True or False")
         if self._grid.count not in (None, self.steps):
             raise UserError("sample.steps", self.steps, f"must be {self._grid.count} with this grid, or left out")
         self.make_solver()

@@ -29,11 +29,12 @@ def between_noises(
     *,
     grid: np.ndarray,
     solver: Solver,
+    hoist: bool = True,
 ) -> jax.Array:
     """(B, *shape) from the arc between two noises, at weights (B,): 0 = that of `keys`, 1 = that of `other_keys`."""
     sigma = denoise.process.sigma(jnp.asarray(grid[0, 0]))
     start = slerp(sigma * noise(keys, shape), sigma * noise(other_keys, shape), weights)
-    return sample(keys, denoise, condition, shape, grid=grid, solver=solver, start=start)
+    return sample(keys, denoise, condition, shape, grid=grid, solver=solver, start=start, hoist=hoist)
 
 
 def between_images(
@@ -45,15 +46,17 @@ def between_images(
     *,
     grid: np.ndarray,
     solver: Solver,
+    hoist: bool = True,
 ) -> jax.Array:
     """(B, ...) from the arc between the noises that two images (2, ...) come from, at weights (B,).
 
     The two are encoded with the first row of the condition; see `check_encodes` for what can be encoded.
     """
     both = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 2, axis=0), condition)
-    first, second = (jnp.broadcast_to(end, (len(keys), *end.shape)) for end in encode(denoise, images, both, grid=grid))
+    ends = encode(denoise, images, both, grid=grid, hoist=hoist)
+    first, second = (jnp.broadcast_to(end, (len(keys), *end.shape)) for end in ends)
     start = slerp(first, second, weights)
-    return sample(keys, denoise, condition, images.shape[1:], grid=grid, solver=solver, start=start)
+    return sample(keys, denoise, condition, images.shape[1:], grid=grid, solver=solver, start=start, hoist=hoist)
 
 
 def from_image(
@@ -66,13 +69,15 @@ def from_image(
     grid: np.ndarray,
     solver: Solver,
     stride: int = 0,
+    hoist: bool = True,
 ) -> jax.Array:
     """(B, *shape) that start from an image (*shape) or (B, *shape), noised to the grid's first time.
 
     Meng et al. 2021, "SDEdit"; `SamplerConfig.strength` is that time.
     """
     start = denoise.process.noised(image, noise(keys, shape), jnp.asarray(grid[0, 0]))
-    return sample(keys, denoise, condition, shape, grid=grid, solver=solver, start=start, stride=stride)
+    how: dict[str, Any] = dict(grid=grid, solver=solver, stride=stride, hoist=hoist)
+    return sample(keys, denoise, condition, shape, start=start, **how)
 
 
 def fill(

@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.contracts import Condition, Denoiser
+from archirf_jax.samplers import invariants
 from archirf_jax.samplers.flow import velocity
 
 
 def encode(
-    denoise: Denoiser, x0: jax.Array, condition: Condition, *, grid: np.ndarray, iterations: int = 4
+    denoise: Denoiser,
+    x0: jax.Array,
+    condition: Condition,
+    *,
+    grid: np.ndarray,
+    iterations: int = 4,
+    hoist: bool = True,
 ) -> jax.Array:
     """x at the first time of the grid from which Euler's steps (DDIM's with eta = 0) lead to x0.
 
@@ -25,6 +32,7 @@ def encode(
         condition: its leaves have leading axis B.
         grid: (N, 2) steps as for sampling.
         iterations: evaluations a step, 1 or more.
+        hoist: as for `sample`.
     """
     process = denoise.process
     state = denoise.init(x0)
@@ -41,4 +49,5 @@ def encode(
         return jax.lax.fori_loop(0, iterations, closer, x_next * (scale / scale_next)), None
 
     times = jnp.asarray(grid[::-1], x0.dtype)
-    return jax.lax.scan(back, x0, (times[:, 0], times[:, 1]))[0]
+    scan = invariants.scan if hoist else jax.lax.scan
+    return scan(back, x0, (times[:, 0], times[:, 1]))[0]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from archirf_jax.contracts import Condition, Denoiser, Solver
+from archirf_jax.samplers import invariants
 
 
 def sample(
@@ -21,6 +22,7 @@ def sample(
     solver: Solver,
     start: jax.Array | None = None,
     stride: int = 0,
+    hoist: bool = True,
 ) -> jax.Array:
     """Samples for the conditions.
 
@@ -33,6 +35,7 @@ def sample(
         solver: see `samplers.solvers`.
         start: (B, *shape) x at the first time of the grid; None = the process's noise.
         stride: 0, or return also the start, every stride-th state and the last one.
+        hoist: compute what is the same at every step, such as weights in bfloat16, once; it stays in memory.
 
     Returns:
         (B, *shape) around [-1, 1]; with a stride (1 + ceil(N / stride), B, *shape), the start first.
@@ -59,7 +62,8 @@ def sample(
         return (x, solver_state, kept), None
 
     carry = (x, solver.init(denoise, grid, x), kept)
-    (x_end, _, kept), _ = jax.lax.scan(body, carry, (jnp.arange(len(grid)), times[:, 0], times[:, 1]))
+    scan = invariants.scan if hoist else jax.lax.scan
+    (x_end, _, kept), _ = scan(body, carry, (jnp.arange(len(grid)), times[:, 0], times[:, 1]))
     return x_end if kept is None else jnp.concatenate([x[None], kept])
 
 

@@ -165,7 +165,8 @@ class Drawing:
         def run(params: Params, frozen: Frozen, batch: Batch, keys: jax.Array) -> jax.Array:
             denoise = self.denoiser(config, params, frozen)
             condition = self.conditioner(frozen, batch, keys)
-            return sample(keys, denoise, condition, self.shape, grid=grid, solver=solver, stride=stride)
+            how: dict[str, Any] = dict(grid=grid, solver=solver, stride=stride, hoist=config.hoist)
+            return sample(keys, denoise, condition, self.shape, **how)
 
         return jax.jit(run)
 
