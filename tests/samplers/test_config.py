@@ -225,6 +225,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *[({name: 0.5}, f"guidance.{name.removeprefix('apg_')}") for name in ("apg_eta", "apg_norm_threshold")],
     ({"guidance.inner": None, "guidance.null": 1}, "guidance.null"),
     *[({"strength": value}, "strength") for value in (0.0, -0.1, 1.1, NAN)],
+    *[({"hoist": value}, "hoist") for value in (None, 1, "no")],
     *[({"classifier_scale": value}, "classifier_scale") for value in (-0.1, NAN)],
     *[({"steps": value}, "steps") for value in (0, -1, 2.5, True)],
     *[({"grid": "shifted", "shift": value}, "grid.shift") for value in (0.0, -1.0, INF, NAN)],
