@@ -14,15 +14,13 @@ from optax import contrib
 
 from archirf_jax.errors import UserError, nearest
 from archirf_jax.sharding import STACKED
+from archirf_jax.training.muon import muon
 
 Mask = Callable[[Any], Any]  # parameters -> a tree like them of what is chosen
 
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "geometric")
 OPTIMIZERS = ("adamw", "adam", "lion", "muon", "schedule_free_adamw")
 MOMENT_DTYPES = ("float32", "bfloat16")
-MUON_SIZE = (
-    0.2  # root mean square of Muon's updates, about AdamW's, so that learning rates mean the same (Liu et al. 2025)
-)
 # Parts of a module whose matrices lead in or out of it, which Muon is not for (Jordan et al. 2024). `context` is one
 # at the top alone: blocks of an MMDiT have a stream of that name. With a head of uncertainty the top is `network`.
 EDGES = re.compile(
@@ -121,15 +119,14 @@ def _rule(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformat
 
 
 def _muon(optimizer: Any, schedule: optax.Schedule, moment: Any, mask: Mask) -> optax.GradientTransformation:
-    hidden = contrib.muon(
+    hidden = muon(
         schedule,
-        beta=optimizer.muon_momentum,
+        _matrices,
+        momentum=optimizer.muon_momentum,
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
-        weight_decay_mask=mask,
-        mu_dtype=moment,
-        muon_weight_dimension_numbers=_matrices,
-        consistent_rms=MUON_SIZE,
+        decay_mask=mask,
+        moment_dtype=moment,
     )
     # Its own rule for the rest looks ahead as Muon does, and decays nothing.
     b1, b2, eps, decay = optimizer.b1, optimizer.b2, optimizer.eps, optimizer.weight_decay

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax import contrib
 
 from archirf_jax import models, registry
 from archirf_jax.models.binding import init
+from archirf_jax.training.muon import COEFFICIENTS, orthogonal
 from archirf_jax.training.optimizers import make_optimizer, make_schedule
 from tests.training.toys import config
 
@@ -58,6 +60,23 @@ def test_a_hidden_matrix_takes_nearly_orthogonal_steps_of_two_tenths_the_rate(
         assert 0.5 < sizes.min() < sizes.max() < 1.25
         assert np.sqrt(np.mean(found**2)) == pytest.approx(RATE * 0.2, rel=0.15)
         assert -np.vdot(found, polar(ahead)) > 0.97 * np.linalg.norm(found) * np.linalg.norm(polar(ahead))
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-7])
+@pytest.mark.parametrize("shape", [(64, 64), (32, 128), (96, 16), (2, 24, 48)])
+def test_products_of_rows_give_what_iterations_on_the_matrix_give(shape: tuple[int, ...], smallest: float) -> None:
+    """Against optax's five iterations, in float64, on matrices of singular values from 1 down to the smallest."""
+    random, rank = np.random.default_rng(0), min(shape[-2:])
+    u, _ = np.linalg.qr(random.normal(size=(*shape[:-1], rank)))
+    v, _ = np.linalg.qr(random.normal(size=(*shape[:-2], shape[-1], rank)))
+    x = (u * np.geomspace(1, smallest, rank)) @ v.swapaxes(-2, -1)
+    x /= np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    axes = contrib.MuonDimensionNumbers((len(shape) - 2,), (len(shape) - 1,))
+    with jax.enable_x64(True):
+        rule = contrib.scale_by_muon(COEFFICIENTS, eps=0.0, weight_dimension_numbers=axes)
+        exact, _ = rule.update(jnp.asarray(x), rule.init(jnp.asarray(x)))  # the first mean is the gradient
+    found = jax.jit(orthogonal)(np.float32(x))
+    np.testing.assert_allclose(found, exact, atol=1e-4 * np.max(np.abs(exact)))
 
 
 EDGES = {
