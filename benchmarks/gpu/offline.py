@@ -23,6 +23,7 @@ from jax._src.lib import xla_client
 from jax.experimental import topologies
 
 from archirf_jax.data.fields import shapes
+from archirf_jax.launch import host
 from archirf_jax.tasks.building import make_task
 from benchmarks.gpu.networks import NETWORKS
 
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images")
     parser.add_argument("--text", type=pathlib.Path, help="where to write the program")
     args = parser.parse_args()
+    host.set_gpu_flags()  # as the commands do
     network = NETWORKS[args.network]
     config = network.config(False)
     with config.unlocked():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from archirf_jax.launch import host
 from tests import running
 
 FAULTS = '''"""Print how many pages are mapped anew for the second of two blocks that a thread takes and gives back."""
@@ -83,3 +84,27 @@ def test_no_import_starts_the_threads_of_jax_before_a_process_is_set_up() -> Non
         check=True,
     )
     assert done.stdout.split() == ["False"]
+
+
+def flags(monkeypatch: pytest.MonkeyPatch, platforms: str, given: str) -> str:
+    """XLA's, where JAX's packages for a GPU are installed."""
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    host.set_gpu_flags()
+    return os.environ["XLA_FLAGS"]
+
+
+def test_flags_for_a_gpu_stand_before_those_of_the_user_which_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = host.GPU_FLAGS.replace("=0", "=8")
+    assert flags(monkeypatch, "cuda,cpu", chosen) == f"{host.GPU_FLAGS} {chosen}"
+    assert flags(monkeypatch, "", "") == host.GPU_FLAGS
+    assert flags(monkeypatch, "cpu", chosen) == chosen
+
+
+def test_jaxlib_knows_the_flags_for_a_gpu() -> None:
+    """It ends a process that has others."""
+    code = "import jax; print(jax.devices()[0].platform)"
+    environment = running.environment(XLA_FLAGS=host.GPU_FLAGS, JAX_PLATFORMS="cpu")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cpu"]
