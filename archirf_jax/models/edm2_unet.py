@@ -21,6 +21,7 @@ from archirf_jax.models.magnitude import (
     MPConv,
     MPDense,
     MPFourier,
+    MPSplit,
     double,
     halve,
     mp_concat,
@@ -87,8 +88,8 @@ class Block(nn.Module):
 
     def _attention(self, x: jax.Array) -> jax.Array:
         b, rows, columns, d = x.shape
-        qkv = MPDense(3 * d, self.dtype, name="qkv")(x).reshape(b, rows * columns, self.heads, d // self.heads, 3)
-        q, k, v = jnp.moveaxis(normalized(qkv, axis=-2).astype(self.dtype), -1, 0)  # (B, N, heads, width)
+        parts, shape = MPSplit(3 * d, 3, self.dtype, name="qkv")(x), (b, rows * columns, self.heads, d // self.heads)
+        q, k, v = (normalized(part.reshape(shape)).astype(self.dtype) for part in parts)
         sow_logit(self, q, k)
         return MPDense(d, self.dtype, name="out")(attend(q, k, v).reshape(x.shape))
 

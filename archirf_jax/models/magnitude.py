@@ -151,6 +151,22 @@ class MPDense(nn.Module):
         return product(x.astype(self.dtype), _scaled(kernel, gain).astype(self.dtype))
 
 
+class MPSplit(nn.Module):
+    """`MPDense` whose features come as arrays of equal width: the first, the second, ... of every `parts` in a row."""
+
+    features: int
+    parts: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """x (..., D) -> `parts` arrays (..., features / parts)."""
+        kernel = self.param("kernel", initializers.unit_normal, (x.shape[-1], self.features))
+        kernel = _scaled(kernel, 1.0).astype(self.dtype)
+        # Each is a product of its own: cut out of one, they would be copied, in float32 where they are normalized.
+        return [product(x.astype(self.dtype), kernel[:, i :: self.parts]) for i in range(self.parts)]
+
+
 class MPConv(nn.Module):
     """A convolution without bias, of odd size; outside the image is 0 (Eq. 47)."""
 
