@@ -20,7 +20,7 @@ from archirf_jax.tasks.diffusion import Diffusion
 # Fields of process and data in which a run that guides may differ from the guided one.
 DIFFERING = {"weak_workdir": (), "classifier": ("process.variance",)}
 SAME_DATA = ("num_classes", "channels", "image_size")
-SHARED = ("solver", "grid", "steps", "threshold")  # what is asked of a run in these holds for its refiner, too
+SHARED = ("solver", "grid", "steps", "threshold", "hoist")  # what is asked of a run in these holds for its refiner, too
 HANDOVER = 0.2  # the share of noise levels that is left to a refiner (Podell et al. 2023, Sec. 2.5)
 PROBE = 64  # pixels a side of the image by which latents are compared
 ALIKE = 0.1  # latents of one space differ less: half precision, and decoders that were mended, move them by 0.01

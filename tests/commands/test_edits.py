@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from archirf_jax.data.images import decode
 from archirf_jax.data.sources import open_source
+from archirf_jax.samplers import invariants
 from tests.commands.drawing import PLAIN, arrays, refused, sample
 
 STOCHASTIC = ("--solver=ddpm", "--steps=4", "--guidance_scale=1")
@@ -65,6 +68,21 @@ def test_a_way_between_two_images_begins_and_ends_with_them_and_next_to_them_the
     np.testing.assert_array_equal(columns[0], three[..., 0])
     assert len(columns) == 6 and np.max(np.abs(columns[4] - columns[5])) <= 2
     np.testing.assert_array_equal(way, arrays(whole_run, tmp_path, *PLAIN, f"--image={three_as_a_file}", *more)[0])
+
+
+@pytest.mark.parametrize("way", [(), ("--to_seed=6",), ("--image=3",), ("--image=3", "--image_to=17")])
+def test_what_is_the_same_at_every_step_is_computed_once_unless_the_user_says_no(
+    whole_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, way: tuple[str, ...]
+) -> None:
+    """With as many steps as no other test has, so that its program is traced here."""
+    loops: list[Any] = []
+    plain = jax.lax.scan
+    monkeypatch.setattr(invariants, "scan", lambda *args: loops.append(args) or plain(*args))
+    how = (*PLAIN, *way, "--steps=5", "--per_class=4", *(() if "--image_to=17" in way else ("--labels=2",)))
+    sample(whole_run, f"--out={tmp_path / 'x.npz'}", *how, "--sample.hoist=False")
+    assert not loops
+    sample(whole_run, f"--out={tmp_path / 'y.npz'}", *how)
+    assert len(loops) == (2 if "--image_to=17" in way else 1)
 
 
 def test_the_more_of_a_image_becomes_noise_the_less_is_left_of_it(
