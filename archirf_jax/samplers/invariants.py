@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 from archirf_jax.samplers.programs import Function, Program, Step, Value, moved
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # which are moved however large their answer is
+GATHERING = "sharding_constraint"  # is not moved: weights that devices share would lie whole on each until the end
 
 
 def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, slices: Any) -> tuple[Any, Any]:
@@ -151,7 +152,7 @@ class Reader:
         name, params = eqn.primitive.name, eqn.params
         grows = name not in PRODUCTS and _bytes(eqn.outvars) > _bytes(takes)
         common: dict[str, Any] = dict(takes=takes, gives=eqn.outvars, run=run, grows=grows)
-        common |= dict(text=lambda: f"{name} {params}", movable=not eqn.effects)
+        common |= dict(text=lambda: f"{name} {params}", movable=not eqn.effects and name != GATHERING)
         if name in ("jit", "pjit"):
             return Call(**common, program=self.program(params["jaxpr"]), wrap=lambda program: program.jitted)
         if name in ("checkpoint", "remat2"):

@@ -156,6 +156,19 @@ def test_other_effects_are_left_at_their_steps() -> None:
     assert seen == [float(W[0, 0])] * STEPS
 
 
+def test_weights_that_are_gathered_are_so_at_every_step() -> None:
+    """Devices that share weights have not the memory for all of them."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("fsdp",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def body(x: jax.Array, t: jax.Array, w: jax.Array, layers: jax.Array) -> jax.Array:
+        return x @ jnp.exp(jax.lax.with_sharding_constraint(w, whole)) + t
+
+    _, found = loop(run(body, invariants.scan), X, W, LAYERS)
+    inside = found.params["jaxpr"].jaxpr
+    assert exponentials(inside) == 1 and any(eqn.primitive.name == invariants.GATHERING for eqn in equations(inside))
+
+
 def test_it_needs_no_jit_around_it() -> None:
     plain, moved = (run(layered, scan)(X, W, LAYERS) for scan in (jax.lax.scan, invariants.scan))
     for one, other in zip(plain, moved, strict=True):
