@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from archirf_jax.samplers.programs import Function, Program, Step, Value, moved
+from archirf_jax.samplers.programs import Function, Operation, Program, Value, moved
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # which are moved however large their answer is
 GATHERING = "sharding_constraint"  # is not moved: weights that devices share would lie whole on each until the end
@@ -43,7 +43,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, slices: Any) -
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Call(Step):
+class Call(Operation):
     """A function in a program.
 
     Attributes:
@@ -54,16 +54,16 @@ class Call(Step):
     program: Program
     wrap: Callable[[Program], Function]
 
-    def apart(self, fixed: Sequence[bool]) -> tuple[list[Step], Step]:
-        """As in `Step`."""
-        steps, given, rest = moved(self.program, fixed, self.takes)
-        if not steps:
+    def apart(self, fixed: Sequence[bool]) -> tuple[list[Operation], Operation]:
+        """As in `Operation`."""
+        early, given, rest = moved(self.program, fixed, self.takes)
+        if not early:
             return [], self
-        return steps, dataclasses.replace(self, takes=[*self.takes, *given], program=rest, run=self.wrap(rest))
+        return early, dataclasses.replace(self, takes=[*self.takes, *given], program=rest, run=self.wrap(rest))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Branches(Step):
+class Branches(Operation):
     """One of several functions, chosen by the number that comes first.
 
     Attributes:
@@ -72,22 +72,22 @@ class Branches(Step):
 
     programs: Sequence[Program]
 
-    def apart(self, fixed: Sequence[bool]) -> tuple[list[Step], Step]:
-        """As in `Step`."""
-        steps: list[Step] = []
+    def apart(self, fixed: Sequence[bool]) -> tuple[list[Operation], Operation]:
+        """As in `Operation`."""
+        early: list[Operation] = []
         takes, chosen = list(self.takes), []
         for program in self.programs:
             more, given, rest = moved(program, fixed[1:], self.takes[1:])
             own = slice(len(takes) - 1, len(takes) - 1 + len(given))
             chosen.append(functools.partial(_branch, rest, len(fixed) - 1, own))
-            steps, takes = [*steps, *more], [*takes, *given]
-        if not steps:
+            early, takes = [*early, *more], [*takes, *given]
+        if not early:
             return [], self
-        return steps, Step(takes, self.gives, lambda index, *arrays: jax.lax.switch(index, chosen, *arrays), self.text)
+        return early, Operation(takes, self.gives, lambda i, *arrays: jax.lax.switch(i, chosen, *arrays), self.text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Loop(Step):
+class Loop(Operation):
     """A scan.
 
     Attributes:
@@ -102,30 +102,31 @@ class Loop(Step):
     carried: int
     how: dict[str, Any]
 
-    def apart(self, fixed: Sequence[bool]) -> tuple[list[Step], Step]:
-        """As in `Step`: what depends on constants is computed once, and what depends on slices for all of them."""
+    def apart(self, fixed: Sequence[bool]) -> tuple[list[Operation], Operation]:
+        """As in `Operation`: what depends on constants is computed once, and what depends on slices for all of them."""
         n, width = self.constants, len(self.takes)
-        steps, given, rest = moved(self.program, [*fixed[:n], *[False] * (width - n)], self.takes)
+        early, given, rest = moved(self.program, [*fixed[:n], *[False] * (width - n)], self.takes)
         takes = [*self.takes[:n], *given, *self.takes[n:]]
-        body = Program([*rest.takes[:n], *rest.takes[width:], *rest.takes[n:width]], rest.steps, rest.gives)
+        body = Program([*rest.takes[:n], *rest.takes[width:], *rest.takes[n:width]], rest.operations, rest.gives)
         known = [*fixed[:n], *[True] * len(given), *[False] * self.carried, *fixed[n + self.carried :]]
         n += len(given)
         ahead, last = body.apart(known)
-        if ahead.steps:
+        if ahead.operations:
             used = [each for each, is_known in zip(takes, known, strict=True) if is_known]
-            step = self._ahead(ahead, used, sum(known[:n]))
-            steps, takes = [*steps, step], [*takes, *step.gives]
-        if not steps:
+            for_all = self._ahead(ahead, used, sum(known[:n]))
+            early, takes = [*early, for_all], [*takes, *for_all.gives]
+        if not early:
             return [], self
         run = functools.partial(_scan, last, n, self.carried, self.how)
-        return steps, dataclasses.replace(self, takes=takes, program=last, constants=n, run=run)
+        return early, dataclasses.replace(self, takes=takes, program=last, constants=n, run=run)
 
-    def _ahead(self, program: Program, takes: Sequence[Any], constants: int) -> Step:
-        """The step that does for all slices what a program does for one."""
+    def _ahead(self, program: Program, takes: Sequence[Any], constants: int) -> Operation:
+        """The operation that does for all slices what a program does for one."""
         length = self.how["length"]
         shapes = (jax.ShapeDtypeStruct((length, *each.aval.shape), each.aval.dtype) for each in program.gives)
+        gives = [Value(each) for each in shapes]
         run = functools.partial(_scan, program, constants, 0, {"length": length})
-        return Step(takes, [Value(each) for each in shapes], run, lambda: f"scan {length} {constants} {program.text()}")
+        return Operation(takes, gives, run, lambda: f"scan {length} {constants} {program.text()}")
 
 
 class Reader:
@@ -144,11 +145,11 @@ class Reader:
             def named(variables: Iterable[Any]) -> list[Any]:
                 return [each if isinstance(each, Literal) else values.get(each, each) for each in variables]
 
-            steps = [self._step(eqn, named(eqn.invars), _alone(eqn, jaxpr)) for eqn in jaxpr.eqns]
-            self._programs[id(closed)] = closed, Program(jaxpr.invars, steps, named(jaxpr.outvars))
+            done = [self._operation(eqn, named(eqn.invars), _alone(eqn, jaxpr)) for eqn in jaxpr.eqns]
+            self._programs[id(closed)] = closed, Program(jaxpr.invars, done, named(jaxpr.outvars))
         return self._programs[id(closed)][1]
 
-    def _step(self, eqn: JaxprEqn, takes: Sequence[Any], run: Function) -> Step:
+    def _operation(self, eqn: JaxprEqn, takes: Sequence[Any], run: Function) -> Operation:
         name, params = eqn.primitive.name, eqn.params
         grows = name not in PRODUCTS and _bytes(eqn.outvars) > _bytes(takes)
         common: dict[str, Any] = dict(takes=takes, gives=eqn.outvars, run=run, grows=grows)
@@ -166,7 +167,7 @@ class Reader:
             program = self.program(params["jaxpr"])
             whole, carried = _whole(takes, program.takes), _whole(eqn.outvars, program.gives)
             return Loop(**common, program=program, constants=whole - carried, carried=carried, how=how)
-        return Step(**common)
+        return Operation(**common)
 
 
 def _alone(eqn: JaxprEqn, jaxpr: Jaxpr) -> Function:

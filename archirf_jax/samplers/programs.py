@@ -32,15 +32,15 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
-    """What a program does at once.
+class Operation:
+    """What a program does at one place.
 
     Attributes:
         takes: variables, literals or values.
         gives: variables or values.
         run: arrays that it takes -> arrays that it gives.
         text: what it computes; where it is equal, equal arrays give equal ones.
-        movable: False = it has another effect than its answer.
+        movable: False = it is done where it stands.
         grows: it makes something large of something small.
     """
 
@@ -51,24 +51,24 @@ class Step:
     movable: bool = True
     grows: bool = False
 
-    def apart(self, fixed: Sequence[bool]) -> tuple[list[Step], Step]:
-        """Steps that need only what is fixed of what this one takes, and a step that does the rest."""
+    def apart(self, fixed: Sequence[bool]) -> tuple[list[Operation], Operation]:
+        """Operations that need only what is fixed of what this one takes, and one that does the rest."""
         del fixed
         return [], self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Steps, in an order in which they can be done.
+    """Operations, in an order in which they can be done.
 
     Attributes:
         takes: variables or values that it is given.
-        steps: what it does.
+        operations: what it does.
         gives: variables, literals or values that are its answer.
     """
 
     takes: Sequence[Any]
-    steps: Sequence[Step]
+    operations: Sequence[Operation]
     gives: Sequence[Any]
     _parts: dict[tuple[bool, ...], tuple[Program, Program]] = dataclasses.field(default_factory=dict)
 
@@ -79,8 +79,8 @@ class Program:
         def read(values: Iterable[Any]) -> list[Any]:
             return [each.val if is_constant(each) else found[each] for each in values]
 
-        for step in self.steps:
-            found |= zip(step.gives, step.run(*read(step.takes)), strict=True)
+        for operation in self.operations:
+            found |= zip(operation.gives, operation.run(*read(operation.takes)), strict=True)
         return read(self.gives)
 
     @functools.cached_property
@@ -100,68 +100,68 @@ class Program:
     def _apart(self, fixed: Sequence[bool]) -> tuple[Program, Program]:
         takes = [each for each, is_fixed in zip(self.takes, fixed, strict=True) if is_fixed]
         known = set(takes)
-        early: list[Step] = []
-        late: list[Step] = []
-        for step in self.steps:
-            are = [is_constant(each) or each in known for each in step.takes]
-            if step.movable and all(are):
-                moved = [step]
+        early: list[Operation] = []
+        late: list[Operation] = []
+        for operation in self.operations:
+            are = [is_constant(each) or each in known for each in operation.takes]
+            if operation.movable and all(are):
+                moved = [operation]
             else:
-                moved, rest = step.apart(are)
+                moved, rest = operation.apart(are)
                 late.append(rest)
             early += moved
             known.update(each for one in moved for each in one.gives)
-        needed = {*_names(self.gives), *(each for step in late for each in _names(step.takes))}
+        needed = {*_names(self.gives), *(each for operation in late for each in _names(operation.takes))}
         needed_early: set[Any] = set()
-        kept: list[Step] = []
-        again: list[Step] = []
-        for step in reversed(early):
-            gives = set(step.gives)
-            if step.grows and needed & gives:
-                again.append(step)
-                needed = (needed - gives) | set(_names(step.takes))
+        kept: list[Operation] = []
+        again: list[Operation] = []
+        for operation in reversed(early):
+            gives = set(operation.gives)
+            if operation.grows and needed & gives:
+                again.append(operation)
+                needed = (needed - gives) | set(_names(operation.takes))
             if (needed | needed_early) & gives:
-                kept.append(step)
-                needed_early.update(_names(step.takes))
-        held = [each for step in reversed(kept) for each in step.gives if each in needed]
+                kept.append(operation)
+                needed_early.update(_names(operation.takes))
+        held = [each for operation in reversed(kept) for each in operation.gives if each in needed]
         return Program(takes, kept[::-1], held), Program([*self.takes, *held], [*again[::-1], *late], self.gives)
 
     def distinct(self) -> Program:
-        """The same, in which equal steps are one."""
+        """The same, in which equal operations are one."""
         names: dict[Any, Any] = {}
         same: dict[tuple[Any, ...], Sequence[Any]] = {}
-        steps = []
-        for step in self.steps:
-            takes = renamed(step.takes, names)
-            key = step.text(), *(repr(each.val) if isinstance(each, Literal) else id(each) for each in takes)
+        operations = []
+        for operation in self.operations:
+            takes = renamed(operation.takes, names)
+            key = operation.text(), *(repr(each.val) if isinstance(each, Literal) else id(each) for each in takes)
             if key in same:
-                names |= zip(step.gives, same[key], strict=True)
+                names |= zip(operation.gives, same[key], strict=True)
             else:
-                same[key] = step.gives
-                steps.append(dataclasses.replace(step, takes=takes))
-        return Program(self.takes, steps, renamed(self.gives, names))
+                same[key] = operation.gives
+                operations.append(dataclasses.replace(operation, takes=takes))
+        return Program(self.takes, operations, renamed(self.gives, names))
 
     def text(self) -> str:
         """What it computes, whatever its variables are called."""
         numbers = {each: i for i, each in enumerate(self.takes)}
         lines = []
-        for step in self.steps:
-            takes = (each.val if isinstance(each, Literal) else numbers.get(each, id(each)) for each in step.takes)
-            lines.append(f"{step.text()} {list(takes)}")
-            numbers |= {each: len(numbers) + i for i, each in enumerate(step.gives)}
+        for operation in self.operations:
+            takes = (each.val if isinstance(each, Literal) else numbers.get(each, id(each)) for each in operation.takes)
+            lines.append(f"{operation.text()} {list(takes)}")
+            numbers |= {each: len(numbers) + i for i, each in enumerate(operation.gives)}
         return "\n".join([*lines, str([numbers.get(each) for each in self.gives])])
 
 
-def moved(program: Program, fixed: Sequence[bool], takes: Sequence[Any]) -> tuple[list[Step], list[Any], Program]:
-    """Of a program that is given `takes`: steps that can be done before it, what they give, and the rest."""
+def moved(program: Program, fixed: Sequence[bool], takes: Sequence[Any]) -> tuple[list[Operation], list[Any], Program]:
+    """Of a program that is given `takes`: operations that can be done before it, what they give, and the rest."""
     early, rest = program.apart(fixed)
     names = dict(zip(program.takes, takes, strict=True))
-    steps = []
-    for step in early.steps:
-        own = renamed(step.takes, names)
-        names |= {each: Value(each.aval) for each in step.gives}
-        steps.append(Step(own, renamed(step.gives, names), step.run, step.text))
-    return steps, renamed(early.gives, names), rest
+    operations = []
+    for operation in early.operations:
+        own = renamed(operation.takes, names)
+        names |= {each: Value(each.aval) for each in operation.gives}
+        operations.append(Operation(own, renamed(operation.gives, names), operation.run, operation.text))
+    return operations, renamed(early.gives, names), rest
 
 
 def renamed(values: Iterable[Any], names: dict[Any, Any]) -> list[Any]:
