@@ -1,4 +1,4 @@
-"""What a process is given before it computes: garbage is collected seldom, memory kept on a CPU, XLA told of a GPU."""
+"""What a process is given before it computes: garbage collected seldom, memory kept on a CPU, flags for a GPU."""
 
 from __future__ import annotations
 
