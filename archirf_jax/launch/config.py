@@ -27,7 +27,7 @@ DIGEST = f"{IDENTITY}.data_digest"
 # are copied into the run directory, and their digests are part of the identity.
 FREE = (
     *("mesh.", "accumulation", "log.", "checkpoint.", "guard.", "data.dir", "data.device_cache_mib"),
-    *("steps_per_dispatch", "frozen."),
+    *("steps_per_dispatch", "frozen.", "sample.hoist"),
 )
 ENDLESS = ("constant", "inverse_sqrt", "geometric")  # schedules that do not depend on where the run ends
 ABSENT = "(absent)"

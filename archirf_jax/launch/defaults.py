@@ -68,6 +68,7 @@ DEFAULTS: dict[str, Any] = {
         "per_class": 8,
         "steps": 20,
         "threshold": None,
+        "hoist": True,
         "solver": {"name": "dpmpp_2m"},
         "grid": {"name": "uniform"},
         "guidance": {"name": "classifier_free", "scale": 1.5, "interval": None},

@@ -99,6 +99,7 @@ FIELDS: dict[str, Field] = {
     "sample.per_class": Field(int, 1, 10_000),
     "sample.steps": Field(int, 1, 1_000_000),
     "sample.threshold": Field(str, optional=True),
+    "sample.hoist": Field(bool, later=True),
 }
 # An imported run has no data set and no training; these it has.
 ALWAYS = ("task", "data.image_size", "data.channels", "data.num_classes")

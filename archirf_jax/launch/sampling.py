@@ -160,7 +160,7 @@ def sample_run(
         latents: give what is diffused, and not the images that it is decoded to.
         refiner: another run, which draws what is left at the time `handover`, of the same labels or prompts.
         handover: in (0, 1); see `companions.Refiner`.
-        refine: changes of how the refiner is sampled; solver, grid, steps and threshold of `how` hold for it as well.
+        refine: changes of how the refiner is sampled; solver, grid, steps, threshold, hoist of `how` hold for it, too.
         size: height and width of the images in pixels, where the network knows others; None = as it was trained.
         image, mask: uint8 (H, W, C), and (H, W), not 0 where pixels are to be made, for a network that fills holes.
         how: changes of how the run is sampled, such as solver="heun", steps=10, guidance_scale=2.0; see

@@ -46,13 +46,16 @@ def muon(
         del params
         return jax.tree.map(lambda x, own: _step(x, len(own.reduction_axis)), updates, axes(updates))
 
-    return optax.chain(
+    rule = optax.chain(
         # Without iterations it leaves the mean, divided by its length.
         contrib.scale_by_muon(ns_steps=0, beta=momentum, eps=eps, mu_dtype=moment_dtype, weight_dimension_numbers=axes),
         optax.stateless(orthogonalized),
         optax.add_decayed_weights(weight_decay, decay_mask),
         optax.scale_by_learning_rate(schedule),
     )
+    # The state is nested as that of optax's own Muon, which has a rule for other parameters: either can go on with it.
+    others = optax.adamw(schedule)
+    return optax.partition({"muon": rule, "adam": others}, lambda params: jax.tree.map(lambda _: "muon", params))
 
 
 def _step(x: jax.Array, rows: int) -> jax.Array:

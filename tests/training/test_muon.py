@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from optax import contrib
 
 from archirf_jax import models, registry
 from archirf_jax.models.binding import init
+from archirf_jax.training import muon as rule
 from archirf_jax.training.muon import COEFFICIENTS, orthogonal
 from archirf_jax.training.optimizers import make_optimizer, make_schedule
 from tests.training.toys import config
@@ -77,6 +79,28 @@ def test_products_of_rows_give_what_iterations_on_the_matrix_give(shape: tuple[i
         exact, _ = rule.update(jnp.asarray(x), rule.init(jnp.asarray(x)))  # the first mean is the gradient
     found = jax.jit(orthogonal)(np.float32(x))
     np.testing.assert_allclose(found, exact, atol=1e-4 * np.max(np.abs(exact)))
+
+
+def test_it_goes_on_with_the_state_of_optax_s_own_muon() -> None:
+    params = {"hidden": {"kernel": jnp.ones((4, 6))}, "more": {"kernel": jnp.ones((3, 3, 2, 4))}}
+
+    def axes(params: Any) -> Any:
+        return jax.tree.map(lambda p: contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,)), params)
+
+    usual: dict[str, Any] = dict(momentum=0.95, eps=1e-8, weight_decay=0.1, decay_mask=None, moment_dtype=jnp.float32)
+    ours = rule.muon(optax.constant_schedule(0.1), axes, **usual)
+    theirs = contrib.muon(
+        optax.constant_schedule(0.1), weight_decay=0.1, muon_weight_dimension_numbers=axes, consistent_rms=0.2
+    )
+    random = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape), jnp.float32), params)
+    expected, state = theirs.update(gradients, theirs.init(params), params)
+    found, own = ours.update(gradients, ours.init(params), params)
+    assert jax.tree.structure(state) == jax.tree.structure(own)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (expected, state), (found, own))
+    expected, _ = theirs.update(gradients, state, params)
+    found, _ = ours.update(gradients, state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, found)
 
 
 EDGES = {
