@@ -28,8 +28,9 @@ def set_up() -> None:
 
 def set_gpu_flags() -> None:
     """Put GPU_FLAGS before those of the user, which count, where JAX may compute on a GPU."""
-    if not _on_cpu() and importlib.util.find_spec("jax_plugins"):
-        os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    if not _on_cpu() and importlib.util.find_spec("jax_plugins") and not given.startswith(GPU_FLAGS):
+        os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {given}".strip()
 
 
 def keep_memory() -> None:

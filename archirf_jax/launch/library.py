@@ -138,6 +138,7 @@ def show(images: np.ndarray, columns: int | None = None) -> Any:
 def _set_up() -> None:
     messages.set_up()
     host.keep_memory()
+    host.set_gpu_flags()
 
 
 def described(model: Any) -> dict[str, Any]:

@@ -155,7 +155,9 @@ class Reader:
         common: dict[str, Any] = dict(takes=takes, gives=eqn.outvars, run=run, grows=grows)
         common |= dict(text=lambda: f"{name} {params}", movable=not eqn.effects and name != GATHERING)
         if name in ("jit", "pjit"):
-            return Call(**common, program=self.program(params["jaxpr"]), wrap=lambda program: program.jitted)
+            program = self.program(params["jaxpr"])
+            common["movable"] = all(operation.movable for operation in program.operations)
+            return Call(**common, program=program, wrap=lambda program: program.jitted)
         if name in ("checkpoint", "remat2"):
             how = dict(policy=params["policy"], prevent_cse=params["prevent_cse"])
             program = self.program(ClosedJaxpr(params["jaxpr"], ()))

@@ -99,6 +99,7 @@ def test_flags_for_a_gpu_stand_before_those_of_the_user_which_count(monkeypatch:
     chosen = host.GPU_FLAGS.replace("=0", "=8")
     assert flags(monkeypatch, "cuda,cpu", chosen) == f"{host.GPU_FLAGS} {chosen}"
     assert flags(monkeypatch, "", "") == host.GPU_FLAGS
+    assert flags(monkeypatch, "", f"{host.GPU_FLAGS} {chosen}") == f"{host.GPU_FLAGS} {chosen}"  # set up before
     assert flags(monkeypatch, "cpu", chosen) == chosen
 
 

@@ -162,7 +162,8 @@ def test_weights_that_are_gathered_are_so_at_every_step() -> None:
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def body(x: jax.Array, t: jax.Array, w: jax.Array, layers: jax.Array) -> jax.Array:
-        return x @ jnp.exp(jax.lax.with_sharding_constraint(w, whole)) + t
+        gathered = jax.jit(lambda w: jax.lax.with_sharding_constraint(w, whole))
+        return x @ jnp.exp(gathered(w)) + t
 
     _, found = loop(run(body, invariants.scan), X, W, LAYERS)
     inside = found.params["jaxpr"].jaxpr
