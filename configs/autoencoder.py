@@ -29,7 +29,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.task = "autoencoder"
         config.model = model = ConfigDict({"name": "bounded_autoencoder"})
         model.block_out_channels = (16, 32)  # width of each level, the finest first; each level but the last halves
-        model.layers_per_block = 1  # residual blocks of a level
+        model.layers_per_block = 1  # residual blocks of a level; the decoder has one more
+        model.encoder_layers = None  # those of the encoder, if it has another number
         model.norm_num_groups = 8  # groups of channels that are normalized together
         model.attention_levels = ()  # levels whose blocks are followed by attention
         model.mid_block_add_attention = True  # attention at the coarsest level
@@ -83,9 +84,10 @@ def _small(config: ConfigDict) -> None:
 
 
 def _openmoji(config: ConfigDict) -> None:
-    config.update(steps=2200, batch_size=16)
+    config.update(steps=1900, batch_size=16)
     config.data.update(split="train", flip=True)
     config.model.update(patch_size=2, block_out_channels=(48, 96, 192), latent_channels=16, bound="none")
+    config.model.encoder_layers = 5  # deep, as the latents of a set are made once
     config.objective.l2_weight = 3.0
     config.optimizer.update(name="muon", learning_rate=2e-3)  # which Adam needs several times the steps for
     config.schedule.name = "cosine"

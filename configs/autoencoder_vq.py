@@ -32,7 +32,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.task = "autoencoder"
         config.model = model = ConfigDict({"name": "vq_model"})
         model.block_out_channels = WIDTHS[variant]  # of each level, the finest first; each level but the last halves
-        model.layers_per_block = 2 if large else 1  # residual blocks of a level
+        model.layers_per_block = 2 if large else 1  # residual blocks of a level; the decoder has one more
+        model.encoder_layers = None  # those of the encoder, if it has another number
         model.norm_num_groups = 32 if large else 8  # groups of channels that are normalized together
         model.attention_levels = ()  # levels whose blocks are followed by attention
         model.mid_block_add_attention = True  # attention at the coarsest level

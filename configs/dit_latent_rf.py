@@ -32,7 +32,7 @@ NETWORKS = {
     "digits": SIZES["tiny"] | {"patch_size": 1},
     "mnist": SIZES["tiny"] | {"patch_size": 1},
     "cifar10": SIZES["S"] | {"patch_size": 1},
-    "openmoji": {"hidden_size": 256, "depth": 8, "num_heads": 4, "patch_size": 2},
+    "openmoji": {"hidden_size": 192, "depth": 6, "num_heads": 3, "patch_size": 2},
     "imagenet64": SIZES["B"] | {"patch_size": 1},
     "imagenet256": SIZES["XL"] | {"patch_size": 2},
 }
@@ -48,7 +48,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.data.image_size = 256 if variant == "imagenet256" else config.data.image_size
         config.model = model = ConfigDict({"name": "dit"} | NETWORKS[variant])
         model.conditioning = "adaln_zero"  # by time and label: adaln_zero, adaln, cross_attention or in_context
-        model.registers = 4  # learned tokens in addition to the latents'
+        model.registers = 0 if variant == "openmoji" else 4  # learned tokens in addition to the latents'
         model.qk_norm = "rms"  # norm of queries and keys: None, rms or layer
         model.positions = "sincos"  # sincos, learned or rotary
         model.position_size = None  # side of a learned table of positions, in patches
@@ -71,12 +71,12 @@ def get_config(variant: str = "digits") -> ConfigDict:
         config.objective.update(name="regression", time_distribution="logit_normal", condition_dropout=0.1)
         config.optimizer.update(name="adamw", learning_rate=LEARNING_RATES.get(variant, 1e-4), clip_norm=1.0)
         if variant == "openmoji":
-            config.update(steps=1400, batch_size=64)
+            config.update(steps=4000, batch_size=128)
             config.data.flip = True
             config.optimizer.update(name="muon", learning_rate=2e-3)
-            config.checkpoint.every_steps = config.sample.every_steps = 200
+            config.checkpoint.every_steps = config.sample.every_steps = 500
         if variant in ("digits", "openmoji"):
             config.schedule.update(name="cosine", warmup_steps=100)
-            config.ema.decay = 0.995 if variant == "openmoji" else 0.998
+            config.ema.decay = 0.998
         config.sample.update(solver={"name": "dpmpp_2m"}, grid={"name": "uniform"}, steps=20)
     return config

@@ -257,6 +257,8 @@ def _autoencoder(describe: autoencoders.Describe, spelling: Spelling) -> Source:
     def names(model: Any, size: int) -> Rename:
         if model.patch_size != 1:
             raise UserError("model.patch_size", model.patch_size, "is not published; networks with 1 are")
+        if model.encoder_layers not in (None, model.layers_per_block):
+            raise UserError("model.encoder_layers", model.encoder_layers, "is not published; networks with None are")
         return rename_autoencoder(model, spelling)
 
     return Source(describe, names, tensor_name=autoencoders.tensor_name, task="autoencoder", half=True)

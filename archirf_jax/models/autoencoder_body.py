@@ -29,6 +29,7 @@ class Body:
     Attributes:
         block_out_channels: width of each level, the finest first.
         layers_per_block: residual blocks of a level (the decoder has one more).
+        encoder_layers: those of the encoder, if it has another number; a set that is encoded once can have a deep one.
         norm_num_groups: groups of channels that are normalized together; must divide every width.
         attention_levels: levels whose residual blocks are each followed by attention.
         mid_block_add_attention: whether there is attention between the two blocks of the coarsest map.
@@ -39,6 +40,7 @@ class Body:
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int
+    encoder_layers: int | None
     norm_num_groups: int
     attention_levels: tuple[int, ...]
     mid_block_add_attention: bool
@@ -86,12 +88,10 @@ class Body:
     def _check(self, norm_type: str) -> None:
         rule = f"must name 1 to {MOST_LEVELS} levels"
         layers.require(self, lambda widths: 0 < len(widths) <= MOST_LEVELS, rule, "block_out_channels")
-        fields = ("layers_per_block", "norm_num_groups", "patch_size")
-        layers.require(self, lambda value: value > 0, "must be above 0", *fields)
+        depths = ("layers_per_block", "encoder_layers")
+        layers.require(self, lambda value: value > 0, "must be above 0", *depths, "norm_num_groups", "patch_size")
         layers.require(self, lambda value: value <= WIDEST_PATCH, f"must be at most {WIDEST_PATCH}", "patch_size")
-        layers.require(
-            self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", "layers_per_block"
-        )
+        layers.require(self, lambda value: value <= layers.DEEPEST, f"must be at most {layers.DEEPEST}", *depths)
         groups, field = self.norm_num_groups, "norm_num_groups"
         if norm_type == "spatial" and any(width % CODE_GROUPS for width in self.block_out_channels):
             groups, field = CODE_GROUPS, "block_out_channels"
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         h = _conv(body.block_out_channels[0], "conv_in", body.dtype)(images)
         maps = []
         for level, width in enumerate(body.block_out_channels):
-            for i in range(body.layers_per_block):
+            for i in range(body.encoder_layers or body.layers_per_block):
                 h = body.block(width, f"down_{level}_block_{i}")(h)
                 if level in body.attention_levels:
                     h = body.attention(f"down_{level}_attention_{i}")(h)

@@ -102,12 +102,13 @@ class ConvolutionalAutoencoder(Autoencoder):
     """An autoencoder with the body of `autoencoder_body`.
 
     Attributes:
-        block_out_channels, layers_per_block, norm_num_groups, attention_levels, mid_block_add_attention, patch_size,
-            remat: as in `Body`.
+        block_out_channels, layers_per_block, encoder_layers, norm_num_groups, attention_levels,
+            mid_block_add_attention, patch_size, remat: as in `Body`.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
+    encoder_layers: int | None = None
     norm_num_groups: int = 32
     attention_levels: tuple[int, ...] = ()
     mid_block_add_attention: bool = True

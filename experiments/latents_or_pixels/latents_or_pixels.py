@@ -48,7 +48,7 @@ from configs import autoencoder, dit_latent_rf, dit_rf
 
 # The whole experiment by default; smaller by environment variables.
 SET = os.environ.get("SET", "openmoji")
-STEPS = {"latents": int(os.environ.get("LATENT_STEPS", "1400")), "pixels": int(os.environ.get("PIXEL_STEPS", "690"))}
+STEPS = {"latents": int(os.environ.get("LATENT_STEPS", "4000")), "pixels": int(os.environ.get("PIXEL_STEPS", "950"))}
 SCALES = [float(scale) for scale in os.environ.get("SCALES", "1,2,4").split(",")]
 DATA = os.environ.get("DATA", "data")
 AUTOENCODER = pathlib.Path(os.environ.get("AUTOENCODER", f"runs/ae_{SET}"))
@@ -98,7 +98,7 @@ flows = {
         {
             "data.dir": DATA,
             "steps": steps,
-            "checkpoint.every_steps": min(steps, 200),
+            "checkpoint.every_steps": min(steps, 500),
             "sample.every_steps": -(-steps // 3),
         }
         | ({"data.name": f"latents:{CACHE}", "frozen.autoencoder": str(AUTOENCODER)} if kind == "latents" else {}),

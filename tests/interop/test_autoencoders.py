@@ -93,12 +93,13 @@ def test_what_is_imported_is_exported_bit_for_bit_and_under_its_names(name: str)
     )
 
 
-def test_squares_of_pixels_are_not_published() -> None:
+@pytest.mark.parametrize("field", ["patch_size", "encoder_layers"])
+def test_what_no_published_autoencoder_has_is_not_exported(field: str) -> None:
     config, params = load("vae", tensors("vae_sd"), CASES["vae_sd"][1])
-    config["model"]["patch_size"] = 2
+    config["model"][field] = 3
     with pytest.raises(UserError) as caught:
         exported(config, params)
-    assert caught.value.field == "model.patch_size"
+    assert caught.value.field == f"model.{field}"
 
 
 SPELLED = [(name, DIFFUSERS) for name in ("plain", "without the second", "many levels", "codes", "spatial")]

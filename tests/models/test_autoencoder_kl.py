@@ -107,6 +107,19 @@ def test_a_pixel_of_the_finest_level_is_a_square_of_pixels_row_by_row() -> None:
     )
 
 
+def test_only_the_encoder_has_further_layers(params: Any) -> None:
+    deep = MODEL.clone(encoder_layers=3)
+    own = drawn(deep)
+    more = {f"down_{level}_block_{i}" for level in (0, 1) for i in (1, 2)}
+    more |= {f"down_0_attention_{i}" for i in (1, 2)}
+    assert own["encoder"].keys() - params["encoder"].keys() == more
+    assert own["decoder"].keys() == params["decoder"].keys()
+    zeros = {name: jax.tree.map(np.zeros_like, own["encoder"][name]) for name in more}  # which add nothing
+    same = params | {"encoder": params["encoder"] | zeros}
+    np.testing.assert_allclose(apply(deep, same, X), apply(MODEL, params, X), rtol=1e-6, atol=1e-6)
+    assert np.max(np.abs(apply(deep, own, X) - apply(MODEL, params, X))) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -115,6 +128,8 @@ def test_a_pixel_of_the_finest_level_is_a_square_of_pixels_row_by_row() -> None:
         (dict(block_out_channels=(8, 0)), "model.block_out_channels"),
         (dict(norm_num_groups=5), "model.norm_num_groups"),
         (dict(layers_per_block=0), "model.layers_per_block"),
+        (dict(encoder_layers=0), "model.encoder_layers"),
+        (dict(encoder_layers=1001), "model.encoder_layers"),
         (dict(patch_size=0), "model.patch_size"),
         (dict(patch_size=4), "model.block_out_channels"),  # 6 columns
         (dict(latent_channels=0), "model.latent_channels"),
