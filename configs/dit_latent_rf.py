@@ -9,7 +9,7 @@
 | digits      | 1,797 grey 8x8           | 4x4x4   | tiny/1                   |
 | mnist       | 60,000 grey 28x28        | 7x7x4   | tiny/1                   |
 | cifar10     | 50,000 colour 32x32      | 8x8x4   | S/1                      |
-| openmoji    | 3,402 colour 64x64       | 8x8x16  | 8 blocks of width 256, /2 |
+| openmoji    | 3,402 colour 64x64       | 8x8x16  | 6 blocks of width 192, /2 |
 | imagenet64  | 1,281,167 colour 64x64   | 8x8x16  | B/1                      |
 | imagenet256 | 1,281,167 colour 256x256 | 32x32x4 | XL/2                     |
 
@@ -18,8 +18,8 @@ import_weights --source=vae --workdir=runs/ae_imagenet256, and name your images 
 
 For openmoji add --flip to prepare_data.
 
-Cost: digits 2 minutes on 2 CPU cores, with 2 more for the autoencoder; openmoji 1,400 steps of 0.7 seconds, with 33
-minutes more; the others are not measured.
+Cost: digits 2 minutes on 2 CPU cores, with 2 more for the autoencoder; openmoji 12 minutes (4,000 steps), with 27
+more, each up to 1.7 times as long in a slow hour; the others are not measured.
 Expect: openmoji, smileys, people and flags that can be recognised (experiments/latents_or_pixels).
 """
 

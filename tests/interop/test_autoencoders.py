@@ -93,10 +93,10 @@ def test_what_is_imported_is_exported_bit_for_bit_and_under_its_names(name: str)
     )
 
 
-@pytest.mark.parametrize("field", ["patch_size", "encoder_layers"])
-def test_what_no_published_autoencoder_has_is_not_exported(field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("patch_size", 2), ("encoder_layers", 3)])
+def test_what_no_published_autoencoder_has_is_not_exported(field: str, value: int) -> None:
     config, params = load("vae", tensors("vae_sd"), CASES["vae_sd"][1])
-    config["model"][field] = 3
+    config["model"][field] = value
     with pytest.raises(UserError) as caught:
         exported(config, params)
     assert caught.value.field == f"model.{field}"
