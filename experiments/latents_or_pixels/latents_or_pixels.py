@@ -85,7 +85,6 @@ def config_of(kind: str) -> Any:
             found[group] = shared[group]
         found.data.flip, found.batch_size = shared.data.flip, shared.batch_size
         found.model.patch_size = PATCHES[SET]
-        found.ema.decay = 1 - (1 - shared.ema.decay) * STEPS["latents"] / STEPS["pixels"]  # as long a part of the steps
     found.data.split = SPLITS[SET][0]
     return found
 

@@ -47,10 +47,8 @@ def test_the_script_trains_measures_and_draws(
     assert min(results["seconds_of_training"].values()) > 0
     written = {kind: json.loads((tmp_path / f"runs/{kind}/config.json").read_text()) for kind in ("latents", "pixels")}
     latents, pixels = written["latents"], written["pixels"]
-    for group in ("process", "objective", "optimizer", "schedule"):
+    for group in ("process", "objective", "optimizer", "schedule", "ema"):
         assert latents[group] == pixels[group]
-    windows = [(1 - run["ema"]["decay"]) * run["steps"] for run in (latents, pixels)]
-    assert windows[0] == pytest.approx(windows[1])  # averages reach over as large a part of the training
     side = 4  # of the latents, one token each
     assert pixels["data"]["image_size"] == side * pixels["model"].pop("patch_size")
     assert latents["model"].pop("patch_size") == 1
